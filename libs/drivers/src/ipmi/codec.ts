@@ -1,0 +1,11 @@
+/**
+ * The IPMI codec: pure functions between bytes and facts, for a console and for a BMC, without sockets, clocks or randomness.
+ * In the order a session meets them: framing, Open Session and RAKP, keys, sealed packets, messages, chassis data.
+ */
+export * from './chassis.ts'
+export * from './codes.ts'
+export * from './crypto.ts'
+export * from './framing.ts'
+export * from './message.ts'
+export * from './rakp.ts'
+export * from './suites.ts'
