@@ -38,7 +38,11 @@ export interface Bus {
    * One question, every answer as it comes, until `isComplete` says so, `timeoutMs` passes, or `signal` aborts.
    * Yields nothing (and ends) where nobody listens. Never rejects for silence; rejects with BusError 'disconnected' when the link is down.
    */
-  gather(subject: string, data: Uint8Array, options: { timeoutMs: number; signal?: AbortSignal; onAnswer: (data: Uint8Array) => 'more' | 'enough' }): Promise<void>
+  gather(
+    subject: string,
+    data: Uint8Array,
+    options: { timeoutMs: number; signal?: AbortSignal; onAnswer: (data: Uint8Array) => 'more' | 'enough' },
+  ): Promise<void>
   /** True while the link to the broker is up. */
   isConnected(): boolean
   /** What carries the messages, for logs and /healthz: e.g. `nats 2.9.10 at 127.0.0.1:4222` or `embedded (single host, core NATS only)`. */

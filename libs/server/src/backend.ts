@@ -1,0 +1,33 @@
+// What stands behind the doors of a server. Two backends pass one suite: the local one of a partition, and the federated one of a front.
+import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
+import type { Caller } from '@muster/shared/contract/call'
+
+/** What travels with every call. */
+export interface CallContext {
+  readonly caller: Caller
+  /** Appears in logs, events and answers (`x-request-id`). */
+  readonly requestId: string
+  /** Epoch milliseconds after which nobody waits for the answer. */
+  readonly deadline: number
+  /** Aborts when the caller has gone or the deadline has passed. */
+  readonly signal: AbortSignal
+  readonly idempotencyKey?: string
+}
+
+/** One thing a server needs to be of use, as /readyz shows it. */
+export interface ReadinessCheck {
+  readonly name: string
+  readonly status: 'ok' | 'failed'
+  readonly detail: string
+}
+
+export interface Backend {
+  readonly kind: 'front' | 'partition'
+  readonly name: string
+  /** Runs a call whose input has passed its schema; answers the whole output, coverage included. Throws Refusal. */
+  call<Name extends CallName>(name: Name, input: CallInput<Name>, context: CallContext): Promise<CallOutput<Name>>
+  /** Tells when the event log may have grown, so that streams look at once. Returns the way to stop listening. */
+  onLogGrowth(listener: () => void): () => void
+  /** The checks of /readyz, cheap enough to be asked every second. */
+  readiness(): ReadinessCheck[]
+}

@@ -1,0 +1,67 @@
+// What a booting machine and its partition say to each other over HTTP. The agent (and the virtual rack, which plays it) is the client,
+// apps/partition's boot and metadata doors are the server. All answers are JSON unless noted; errors are problem documents.
+//
+//   GET  /boot/ipxe/<mac>            anonymous; iPXE text. An unknown MAC gets the enlistment script.
+//   POST /agent/enlist               anonymous; {@link enlistment} → {@link enlisted}
+//   GET  /agent/job                  Bearer agent token; {@link job}
+//   POST /agent/inventory            Bearer agent token; {@link inventoryReport} → 204
+//   POST /agent/signal               Bearer agent token; {@link signal} → 204; repeats are harmless
+//   GET  /metadata/<token>/meta-data | user-data | vendor-data | network-config      cloud-init's NoCloud seed
+//   POST /metadata/<token>/phone-home                                                cloud-init's phone_home form
+//
+// Tokens are per machine and per run (one commissioning, one deployment); they die with the run. A GET changes nothing.
+import { z } from 'zod'
+import { architecture, disk, hostname, machineId, networkInterface, osName } from './machine.ts'
+
+/** Kernel arguments of the scripts that start the agent. `muster.token` is absent when enlisting. */
+export const kernelArguments = { url: 'muster.url', token: 'muster.token', mode: 'muster.mode' } as const
+export const agentModes = ['enlist', 'commission', 'install', 'rescue'] as const
+export type AgentMode = (typeof agentModes)[number]
+
+/** Facts the agent reads off the machine. */
+export const inventory = z.strictObject({
+  arch: architecture,
+  cpus: z.number().int().min(1).max(100_000),
+  memoryMib: z.number().int().min(1).max(1_000_000_000),
+  interfaces: z.array(networkInterface).min(1).max(64),
+  disks: z.array(disk).max(256),
+  /** Everything else, as found: DMI, CPU model, firmware … kept whole and shown to operators. */
+  facts: z.record(z.string().max(64), z.unknown()).default({}),
+})
+export type Inventory = z.output<typeof inventory>
+
+/** Where the machine's own BMC is, as found in band. */
+export const bmcReport = z.strictObject({ driver: z.string().max(32), settings: z.record(z.string().max(64), z.unknown()) })
+
+export const enlistment = z.strictObject({ ...inventory.shape, hostname: hostname.optional(), bmc: bmcReport.optional() })
+export const enlisted = z.strictObject({ id: machineId, outcome: z.enum(['created', 'known']) })
+
+export const inventoryReport = inventory
+
+export const job = z.discriminatedUnion('kind', [
+  z.object({ kind: z.literal('commission'), machine: machineId, heartbeatMs: z.number().int() }),
+  z.object({
+    kind: z.literal('install'),
+    machine: machineId,
+    hostname,
+    heartbeatMs: z.number().int(),
+    os: osName,
+    image: z.object({ url: z.url(), sha256: z.string().regex(/^[0-9a-f]{64}$/), sizeBytes: z.number().int() }),
+    /** Directory of the NoCloud seed, to be written into the image (`seedfrom`). Ends with a slash. */
+    seedUrl: z.url(),
+  }),
+  z.object({ kind: z.literal('rescue'), machine: machineId, heartbeatMs: z.number().int() }),
+])
+export type Job = z.infer<typeof job>
+
+/**
+ * What the agent says on its way. `working` is a heartbeat with step and percent; `done` and `failed` end the job:
+ * commission done → ready; install done → the next boot is from disk; failed → failed_*, with `message` as the fault.
+ */
+export const signal = z.strictObject({
+  status: z.enum(['working', 'done', 'failed']),
+  step: z.string().max(64),
+  message: z.string().max(4000).default(''),
+  progress: z.number().min(0).max(100).optional(),
+})
+export type Signal = z.output<typeof signal>

@@ -1,0 +1,130 @@
+// What fronts and partitions say to each other on the bus: subjects, envelopes, and the calls that only the bus has. Every message carries
+// the protocol's version; no message carries the only copy of a fact.
+import { z } from 'zod'
+import { constraints, strategies } from '../allocation/constraints.ts'
+import { constraintNames } from '../allocation/matcher.ts'
+import { allocation } from '../contract/allocations.ts'
+import { caller } from '../contract/call.ts'
+import { problemDocument } from '../errors.ts'
+import { allocationId, machine, machineId, partitionName, timestamp } from '../machine.ts'
+
+export const protocolVersion = 1
+const v = z.literal(protocolVersion)
+
+export const subjects = {
+  /** Notice, every {@link presenceEveryMs} and on change: {@link presence}. */
+  presence: 'muster.v1.presence',
+  /** Notice of a starting front: partitions answer with their presence at once. */
+  presenceAsk: 'muster.v1.presence.ask',
+  /** Question to all: {@link offerRequest} → {@link offer}. One replica of each partition answers (queue group = partition). */
+  offer: 'muster.v1.offer',
+  /** Question to one partition: {@link callRequest} → {@link callReply}. */
+  call: (partition: string) => `muster.v1.call.${partition}`,
+  /** Notice: the caller of these requests has gone. */
+  cancel: 'muster.v1.cancel',
+  /** Notice: the log of this partition has grown. */
+  log: (partition: string) => `muster.v1.log.${partition}`,
+} as const
+
+export const presenceEveryMs = 1000
+/** A replica not heard of for so long is held absent: three missed notices and some delay. */
+export const presenceLimitMs = 3500
+
+export const presence = z.object({
+  v,
+  partition: partitionName,
+  replica: z.string(),
+  /** Rises with every start of a replica of this partition; offers of a replica's older epoch are dropped. */
+  epoch: z.number().int(),
+  version: z.string(),
+  url: z.string(),
+  /** `leaving`: the replica stops and wants no more work. */
+  status: z.enum(['ready', 'leaving']),
+  capacity: z.object({ ready: z.number().int(), total: z.number().int() }),
+})
+export type Presence = z.infer<typeof presence>
+
+/** Every question: who asks, for which request, and until when (epoch milliseconds) an answer is of use. */
+const envelope = { v, id: z.string().max(64), deadline: z.number(), caller }
+
+export const offerRequest = z.object({
+  ...envelope,
+  strategy: z.enum(strategies),
+  count: z.number().int(),
+  constraints,
+  /** `look`: a dry run; the machine may be offered to others too. */
+  purpose: z.enum(['take', 'look']),
+})
+export type OfferRequest = z.infer<typeof offerRequest>
+
+const constraintName = z.enum(constraintNames as [string, ...string[]])
+export const offer = z.object({
+  v,
+  partition: partitionName,
+  replica: z.string(),
+  epoch: z.number().int(),
+  /** At most `count` machines, best first. Nothing is held. */
+  machines: z.array(z.object({ id: machineId, score: z.number(), rack: z.string(), zone: z.string() })),
+  /** How many ready machines match in all. */
+  matching: z.number().int(),
+  /** Present when fewer than `count` match. */
+  why: z
+    .object({
+      considered: z.number().int(),
+      removed: z.partialRecord(constraintName, z.number().int()),
+      nearest: z.array(z.object({ machine: machineId, misses: z.array(constraintName) })),
+    })
+    .optional(),
+})
+export type Offer = z.infer<typeof offer>
+
+export const callRequest = z.object({ ...envelope, call: z.string(), input: z.unknown() })
+export type CallRequestMessage = z.infer<typeof callRequest>
+
+export const callReply = z.union([z.object({ v, ok: z.unknown() }), z.object({ v, problem: problemDocument })])
+export type CallReply = z.infer<typeof callReply>
+
+export const cancelNotice = z.object({ v, ids: z.array(z.string()) })
+export const logNotice = z.object({ v, partition: partitionName, lastSeq: z.number().int() })
+
+/** What the home partition of an Idempotency-Key remembers: which attempt won. */
+export const keyRecord = z.object({
+  /** `<caller>:<key>` */
+  key: z.string().max(300),
+  /** SHA-256 of the request: the same key with another request is refused. */
+  requestHash: z.string(),
+  allocation: allocationId,
+  createdAt: timestamp,
+  parts: z.array(z.object({ partition: partitionName, machines: z.array(machineId) })),
+})
+export type KeyRecord = z.infer<typeof keyRecord>
+
+/**
+ * Calls that only fronts make, over the bus, and a partition's own API makes of itself. Names share the space of the contract's.
+ * - `hold`: `ready → reserved` for `wanted` machines, the named ones first, else the next matches; none or all of `wanted`. Refuses with no-match.
+ * - `confirm`: `reserved → allocated`, all or nothing; idempotent; refuses with nothing-allocated when the hold is gone, and that is final.
+ * - `drop`: gives a hold back before its time; a confirmed part is released. Idempotent.
+ * - `recall`: the record of a key, or null. `remember`: insert if absent, or replace the record of allocation `replaces`; answers with what stands.
+ */
+export const busCalls = {
+  'allocation.hold': {
+    input: z.strictObject({
+      allocation: allocationId,
+      createdAt: timestamp,
+      strategy: z.enum(strategies),
+      count: z.number().int(),
+      note: z.string(),
+      constraints,
+      wanted: z.number().int().min(1),
+      machines: z.array(machineId),
+    }),
+    answer: z.object({ machines: z.array(machine) }),
+  },
+  'allocation.confirm': { input: z.strictObject({ allocation: allocationId }), answer: allocation },
+  'allocation.drop': { input: z.strictObject({ allocation: allocationId }), answer: z.object({ dropped: z.number().int() }) },
+  'key.recall': { input: z.strictObject({ key: z.string() }), answer: keyRecord.nullable() },
+  'key.remember': { input: z.strictObject({ record: keyRecord, replaces: allocationId.nullable() }), answer: keyRecord },
+} as const
+export type BusCallName = keyof typeof busCalls
+export type BusCallInput<Name extends BusCallName> = z.output<(typeof busCalls)[Name]['input']>
+export type BusCallAnswer<Name extends BusCallName> = z.output<(typeof busCalls)[Name]['answer']>

@@ -1,0 +1,210 @@
+// Calls about machines.
+import { z } from 'zod'
+import { partitionOf } from '../ids.ts'
+import {
+  allocationId,
+  architecture,
+  disk,
+  duration,
+  explanation,
+  hostname,
+  label,
+  mac,
+  machine,
+  machineDetail,
+  machineId,
+  networkInterface,
+  osName,
+  partitionName,
+  powerStates,
+  state,
+} from '../machine.ts'
+import { declareCall } from './call.ts'
+import { type Key, mergePages, pageInput, pageOf } from './page.ts'
+
+const id = { id: machineId }
+const ofMachine = { kind: 'owner', of: (input: unknown) => partitionOf((input as { id: string }).id) } as const
+
+export const machineSorts = ['id', 'hostname', 'state', 'pool', 'zone', 'rack', 'cpus', 'memoryMib', 'createdAt'] as const
+export type MachineSort = (typeof machineSorts)[number]
+
+const machineFilter = {
+  state: z.array(state).max(20).optional().describe('any of'),
+  tag: z.array(label).max(20).optional().describe('all of'),
+  notTag: z.array(label).max(20).optional().describe('none of'),
+  pool: z.array(label).max(20).optional(),
+  zone: z.array(label).max(20).optional(),
+  rack: z.array(label).max(20).optional(),
+  arch: z.array(architecture).max(5).optional(),
+  partition: z.array(partitionName).max(100).optional(),
+  owner: z.string().max(100).optional(),
+  allocation: allocationId.optional(),
+  power: z.enum(powerStates).optional(),
+  locked: z.boolean().optional(),
+  fault: z.boolean().optional().describe('true: only machines with a fault'),
+  hostname: z.string().max(63).optional().describe('contains this text'),
+  mac: mac.optional(),
+}
+
+const machinesList = z.strictObject({
+  ...machineFilter,
+  sort: z
+    .enum([...machineSorts, ...machineSorts.map(name => `-${name}` as const)])
+    .default('id')
+    .describe('a leading dash sorts downwards'),
+  ...pageInput,
+})
+export type MachinesListInput = z.output<typeof machinesList>
+
+/** Where a machine stands in a list sorted by `sort`. */
+export function machineKey(item: z.infer<typeof machine>, sort: string): Key {
+  return [item[sort.replace(/^-/, '') as MachineSort], item.id]
+}
+
+/** What a person may set on a machine. */
+const settable = {
+  hostname,
+  arch: architecture,
+  pool: label,
+  zone: label,
+  rack: label,
+  tags: z.array(label).max(100),
+  note: z.string().max(4000),
+  powerDriver: z.string().max(32).nullable().describe('ipmi, manual … ; null: none'),
+  powerSettings: z.record(z.string().max(64), z.unknown()).describe("the driver's settings; secrets are sealed and never shown again"),
+}
+
+export const machines = {
+  list: declareCall({
+    summary: 'List machines',
+    rest: { method: 'GET', path: '/machines' },
+    status: 200,
+    role: 'read-only',
+    input: machinesList,
+    answer: pageOf(machine),
+    spread: {
+      kind: 'gather',
+      merge: (gathered, input) =>
+        mergePages(gathered, { sort: input.sort, limit: input.limit, cursor: input.cursor, keyOf: item => machineKey(item, input.sort) }),
+    },
+    errors: [],
+  }),
+  get: declareCall({
+    summary: 'One machine, with its inventory; operators see its power settings too',
+    rest: { method: 'GET', path: '/machines/{id}' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject(id),
+    answer: machineDetail,
+    spread: ofMachine,
+    errors: ['not-found'],
+  }),
+  explain: declareCall({
+    summary: 'Why is it as it is: state, since, waiting for, deadline, last fault, next step',
+    rest: { method: 'GET', path: '/machines/{id}/explain' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject(id),
+    answer: explanation,
+    spread: ofMachine,
+    errors: ['not-found'],
+  }),
+  create: declareCall({
+    summary: 'Add a machine by hand',
+    rest: { method: 'POST', path: '/machines' },
+    status: 201,
+    role: 'operator',
+    input: z.strictObject({
+      partition: partitionName.optional().describe('needed at a front'),
+      hostname: hostname.optional().describe('the id where left out'),
+      arch: architecture.default('amd64'),
+      interfaces: z.array(networkInterface).min(1).max(64),
+      disks: z.array(disk).max(256).default([]),
+      cpus: z.number().int().min(0).max(100_000).default(0),
+      memoryMib: z.number().int().min(0).max(1_000_000_000).default(0),
+      pool: label.default('default'),
+      zone: label.default('default'),
+      rack: label.default('default'),
+      tags: settable.tags.default([]),
+      note: settable.note.default(''),
+      powerDriver: z.string().max(32).optional(),
+      powerSettings: settable.powerSettings.optional(),
+    }),
+    answer: machine,
+    spread: { kind: 'owner', of: input => input.partition },
+    errors: ['already-exists'],
+  }),
+  update: declareCall({
+    summary: 'Change what a person may set on a machine',
+    rest: { method: 'PATCH', path: '/machines/{id}' },
+    status: 200,
+    role: 'operator',
+    input: z.strictObject({
+      ...id,
+      version: z.number().int().optional().describe('refuse when it changed since'),
+      ...z.object(settable).partial().shape,
+    }),
+    answer: machine,
+    spread: ofMachine,
+    errors: ['not-found', 'already-exists', 'stale-version', 'locked'],
+  }),
+  delete: declareCall({
+    summary: 'Forget a machine that nobody uses',
+    rest: { method: 'DELETE', path: '/machines/{id}' },
+    status: 204,
+    role: 'operator',
+    input: z.strictObject(id),
+    answer: z.null(),
+    spread: ofMachine,
+    errors: ['not-found', 'wrong-state', 'machine-owned', 'locked'],
+  }),
+  commission: move('commission', 'Look inside and test a machine', 'operator', {}, ['no-power-driver']),
+  abort: move('abort', 'Stop commissioning or deploying', 'user', {}),
+  deploy: move(
+    'deploy',
+    'Put an operating system on an allocated machine',
+    'user',
+    {
+      os: osName,
+      userData: z.string().max(1_000_000).optional().describe("cloud-init's user-data"),
+      sshKeys: z.array(z.string().max(8192)).max(50).default([]),
+    },
+    ['not-installable', 'no-power-driver'],
+  ),
+  release: move('release', 'Give a machine back', 'user', {}),
+  markBroken: move('mark-broken', 'Take a machine out of service', 'operator', { reason: z.string().max(1000).default('') }),
+  fix: move('fix', 'Return a broken machine to service', 'operator', {}, ['machine-owned']),
+  rescue: move('rescue', 'Boot the rescue system', 'user', {}, ['no-power-driver']),
+  exitRescue: move('exit-rescue', 'Leave the rescue system, back to the state before', 'user', {}),
+  retire: move('retire', 'Take a machine out for good; its row stays', 'operator', {}),
+  restore: move('restore', 'Bring a retired machine back as new', 'operator', {}),
+  lock: move('lock', 'Protect a machine from every change', 'user', { reason: z.string().max(1000).default('') }),
+  unlock: move('unlock', 'Lift the lock', 'user', {}),
+  power: move(
+    'power',
+    'Switch the power, where the life cycle leaves it to people',
+    'user',
+    { action: z.enum(['on', 'off', 'cycle']), wait: duration.optional().describe('answer when the order has ended, or after this time') },
+    ['no-power-driver'],
+  ),
+}
+
+/** A call that asks something of one machine: intent is recorded and answered with 202 at once; the engine does the work. */
+function move<const Shape extends z.core.$ZodShape>(
+  verb: string,
+  summary: string,
+  role: 'user' | 'operator',
+  shape: Shape,
+  errors: readonly ('no-power-driver' | 'not-installable' | 'machine-owned')[] = [],
+) {
+  return declareCall({
+    summary,
+    rest: { method: 'POST', path: `/machines/{id}/${verb}` },
+    status: 202,
+    role,
+    input: z.strictObject({ ...id, ...shape }),
+    answer: machine,
+    spread: ofMachine,
+    errors: ['not-found', 'wrong-state', 'locked', ...errors],
+  })
+}

@@ -1,0 +1,125 @@
+// What a machine looks like to the outside: the shapes that lists, events and pages share.
+import { z } from 'zod'
+import { durationPattern } from './duration.ts'
+import { allocationIdPattern, hostnamePattern, labelPattern, machineIdPattern, normalMac, partitionNamePattern } from './ids.ts'
+import { moveNames, states } from './life-cycle.ts'
+
+export const machineId = z.string().regex(machineIdPattern, 'is not a machine id such as lon1-4y3h7n')
+export const allocationId = z.string().regex(allocationIdPattern, 'is not an allocation id such as a-4y3h7nqk2c5d8f6g')
+export const partitionName = z
+  .string()
+  .regex(partitionNamePattern, 'is not a partition name (a lower-case DNS label of at most 20 characters)')
+export const label = z.string().regex(labelPattern, 'must be 1 to 64 letters, digits, dots, dashes or underscores')
+export const hostname = z.string().regex(hostnamePattern, 'is not a host name (one lower-case DNS label)')
+export const duration = z.string().regex(durationPattern, 'is not a duration such as 15s, 30m or 2h')
+export const mac = z.string().transform((text, context) => {
+  const normal = normalMac(text)
+  if (normal === undefined) context.addIssue({ code: 'custom', message: 'is not a MAC address such as 52:54:00:12:34:56' })
+  return normal ?? z.NEVER
+})
+export const timestamp = z.iso.datetime()
+
+export const architectures = ['amd64', 'arm64'] as const
+export const architecture = z.enum(architectures)
+export const diskKinds = ['hdd', 'ssd', 'nvme'] as const
+export const diskKind = z.enum(diskKinds)
+export const powerStates = ['on', 'off', 'unknown'] as const
+export const state = z.enum(states)
+
+/** Why a machine failed or is late. `code` is stable; `hint` says what a person can do. */
+export const fault = z.object({ code: z.string(), message: z.string(), since: timestamp, hint: z.string().optional() })
+export type Fault = z.infer<typeof fault>
+
+export const networkInterface = z.strictObject({
+  mac,
+  name: z.string().max(64).default(''),
+  speedMbps: z.number().int().min(0).max(10_000_000).default(0),
+  /** CIDR of the subnet it is plugged into, where known. */
+  subnet: z.string().max(64).nullable().default(null),
+  ip: z.string().max(64).nullable().default(null),
+})
+export type NetworkInterface = z.output<typeof networkInterface>
+
+export const disk = z.strictObject({
+  name: z.string().max(64),
+  serial: z.string().max(128).default(''),
+  model: z.string().max(128).default(''),
+  sizeBytes: z.number().int().min(0),
+  kind: diskKind,
+})
+export type Disk = z.output<typeof disk>
+
+/** `debian/12`: an operating system and its release. */
+export const osName = z.string().regex(/^[a-z0-9-]{1,32}\/[a-z0-9.-]{1,32}$/, 'is not an operating system such as debian/12')
+
+export const deployment = z.object({
+  os: osName,
+  startedAt: timestamp,
+  installedAt: timestamp.nullable(),
+  deployedAt: timestamp.nullable(),
+})
+
+export const machine = z.object({
+  id: machineId,
+  partition: partitionName,
+  hostname,
+  state,
+  stateSince: timestamp,
+  power: z.enum(powerStates),
+  /** When the BMC last told us; null where it never did. */
+  powerSeenAt: timestamp.nullable(),
+  arch: architecture,
+  cpus: z.number().int(),
+  memoryMib: z.number().int(),
+  pool: z.string(),
+  zone: z.string(),
+  rack: z.string(),
+  tags: z.array(z.string()),
+  interfaces: z.array(networkInterface),
+  disks: z.array(disk),
+  owner: z.string().nullable(),
+  allocation: allocationId.nullable(),
+  locked: z.boolean(),
+  /** What the server is doing or waiting for, in words. */
+  waitingFor: z.string().nullable(),
+  /** 0 to 100 where the agent reports it. */
+  progress: z.number().nullable(),
+  deadline: timestamp.nullable(),
+  fault: fault.nullable(),
+  deployment: deployment.nullable(),
+  powerDriver: z.string().nullable(),
+  note: z.string(),
+  /** Rises with each change; send it back with an update to be sure nothing came in between. */
+  version: z.number().int(),
+  createdAt: timestamp,
+  updatedAt: timestamp,
+})
+export type Machine = z.infer<typeof machine>
+
+/** Operators see the BMC and the raw inventory too; tenants never do. Secret settings read `***` or are absent. */
+export const machineDetail = machine.extend({
+  powerSettings: z.record(z.string(), z.unknown()).nullable(),
+  inventory: z.record(z.string(), z.unknown()).nullable(),
+})
+export type MachineDetail = z.infer<typeof machineDetail>
+
+/** The answer to "why is it stuck?". */
+export const explanation = z.object({
+  id: machineId,
+  state,
+  since: timestamp,
+  does: z.string(),
+  wantedPower: z.enum(['on', 'off', 'user']),
+  power: z.enum(powerStates),
+  powerSeenAt: timestamp.nullable(),
+  waitingFor: z.string().nullable(),
+  deadline: timestamp.nullable(),
+  lastFault: fault.nullable(),
+  nextStep: z.string(),
+  allowed: z.array(z.enum(moveNames)),
+  /** The power orders under way or waiting, oldest first. */
+  powerOrders: z.array(
+    z.object({ action: z.enum(['on', 'off', 'cycle']), state: z.enum(['queued', 'running']), askedBy: z.string(), askedAt: timestamp }),
+  ),
+})
+export type Explanation = z.infer<typeof explanation>
