@@ -3,7 +3,7 @@
 // Outgrown by one setting, DATABASE_URL; nothing here is needed then.
 
 import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process'
-import { createHash } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import {
   chmodSync,
   chownSync,
@@ -86,7 +86,7 @@ export async function startPostgres(options: StartPostgresOptions): Promise<Post
   const log = options.log ?? (() => {})
   const account = serverAccount()
   const dir = reachableDir(path.resolve(options.dir), account, log)
-  mkdirSync(dir, { recursive: true })
+  makePassable(dir)
   if (account) chmodSync(dir, 0o755)
   const place: Place = {
     dir,
@@ -182,6 +182,13 @@ function canTraverse(dir: string, account: Account): boolean {
   return (stat.mode & 0o001) !== 0
 }
 
+/** Creates `dir`; what it had to create may be walked through by all, whatever the umask: the server is not always our user. */
+function makePassable(dir: string): void {
+  const first = mkdirSync(dir, { recursive: true })
+  if (!first) return
+  for (const each of [...ancestors(dir), dir]) if (each.startsWith(first)) chmodSync(each, 0o755)
+}
+
 function ancestors(dir: string): string[] {
   const parent = path.dirname(dir)
   return parent === dir ? [] : [...ancestors(parent), parent]
@@ -192,6 +199,7 @@ function socketDir(dir: string, account: Account | undefined): string {
   const own = path.join(dir, 'socket')
   const fits = Buffer.byteLength(path.join(`${own},`, `.s.PGSQL.${port}`)) <= socketPathLimitBytes
   const sockets = fits ? own : path.join(shortRuntimeDir(), `pg-${digest(dir)}`)
+  makePassable(path.dirname(sockets))
   mkdirSync(sockets, { recursive: true, mode: 0o750 })
   const found = lstatSync(sockets)
   // In a shared /tmp somebody else may have made this name first and could then pose as our database.
@@ -266,8 +274,7 @@ function packagedTree(): { name: string; native: string; version: string } | und
  */
 function linkTree(packaged: { native: string }, target: string): string {
   if (existsSync(target)) return target
-  const fresh = `${target}.${process.pid}`
-  rmSync(fresh, { recursive: true, force: true })
+  const fresh = beside(target)
   linkFolder(packaged.native, fresh)
   const listed = JSON.parse(readFileSync(path.join(packaged.native, 'pg-symlinks.json'), 'utf8')) as { source: string; target: string }[]
   for (const link of listed) {
@@ -305,6 +312,10 @@ function linkFile(source: string, target: string): void {
   }
   copyFileSync(source, target)
   chmodSync(target, wanted)
+}
+
+function beside(target: string): string {
+  return `${target}.${process.pid}.${randomBytes(4).toString('hex')}`
 }
 
 /** Renames a finished folder into place; when another starter was faster, its result stays and ours goes. */
@@ -347,8 +358,7 @@ async function initialise(options: { place: Place; binaries: Binaries; sync: 'on
     }
     return
   }
-  const fresh = `${place.data}.${process.pid}`
-  rmSync(fresh, { recursive: true, force: true })
+  const fresh = beside(place.data)
   mkdirSync(fresh, { mode: 0o700 })
   if (place.account) chownSync(fresh, place.account.uid, place.account.gid)
   // Sorting by code point, everywhere the same: a sort that follows the system's C library changes with its upgrades and
@@ -567,6 +577,12 @@ function handle(options: { place: Place; pid: number; sockets: string; origin: P
     if (isPostmaster(pid, place.data)) process.kill(pid, 'SIGINT')
   }
   if (origin !== 'shared') process.once('exit', endWithUs)
+  const tidy = () => {
+    process.off('exit', endWithUs)
+    if (sockets.startsWith(place.dir)) return
+    rmSync(sockets, { recursive: true, force: true })
+    rmSync(`${sockets},`, { force: true })
+  }
   let stopping: Promise<void> | undefined
 
   const server: Postgres = {
@@ -586,7 +602,7 @@ function handle(options: { place: Place; pid: number; sockets: string; origin: P
       }
     },
     stop: ({ how } = { how: 'fast' }) => {
-      stopping ??= origin === 'shared' ? Promise.resolve() : endServer({ place, pid, how }).finally(() => process.off('exit', endWithUs))
+      stopping ??= origin === 'shared' ? Promise.resolve() : endServer({ place, pid, how }).then(tidy)
       return stopping
     },
     [Symbol.asyncDispose]: () => server.stop(),
