@@ -12,11 +12,11 @@ export const partitionName = z
 export const label = z.string().regex(labelPattern, 'must be 1 to 64 letters, digits, dots, dashes or underscores')
 export const hostname = z.string().regex(hostnamePattern, 'is not a host name (one lower-case DNS label)')
 export const duration = z.string().regex(durationPattern, 'is not a duration such as 15s, 30m or 2h')
-export const mac = z.string().transform((text, context) => {
-  const normal = normalMac(text)
-  if (normal === undefined) context.addIssue({ code: 'custom', message: 'is not a MAC address such as 52:54:00:12:34:56' })
-  return normal ?? z.NEVER
-})
+/** Any usual way of writing a MAC; becomes the lower-case, colon-separated form. `overwrite` keeps it printable as JSON Schema, unlike `transform`. */
+export const mac = z
+  .string()
+  .regex(/^[0-9A-Fa-f]{2}(?:[:.-]?[0-9A-Fa-f]{2}){5}$/, 'is not a MAC address such as 52:54:00:12:34:56')
+  .overwrite(text => normalMac(text) ?? text)
 export const timestamp = z.iso.datetime()
 
 export const architectures = ['amd64', 'arm64'] as const

@@ -73,15 +73,33 @@ export interface Call<Input extends z.ZodType = z.ZodType, Answer extends z.ZodT
   readonly kind?: 'stream'
 }
 
-/** A declared call; `Kind` keeps how it spreads in the type, so that the client's output knows whether there is a coverage. */
-export type Declared<Input extends z.ZodType, Answer extends z.ZodType, Kind extends Spread<never, never>['kind']> = Call<Input, Answer> & {
-  readonly spread: { readonly kind: Kind }
+export type RestMethod = Call['rest']['method']
+
+/**
+ * A declared call. `Kind` keeps how it spreads in the type, so that the client's output knows whether there is a coverage; `Method`, so that
+ * tRPC knows a query from a mutation.
+ */
+export type Declared<
+  Input extends z.ZodType,
+  Answer extends z.ZodType,
+  Kind extends Spread<never, never>['kind'],
+  Method extends RestMethod = RestMethod,
+> = Call<Input, Answer> & { readonly spread: { readonly kind: Kind }; readonly rest: { readonly method: Method } }
+
+export function declareCall<
+  const Input extends z.ZodType,
+  const Answer extends z.ZodType,
+  const Kind extends Spread<never, never>['kind'],
+  const Method extends RestMethod,
+>(call: Declared<Input, Answer, Kind, Method>): Declared<Input, Answer, Kind, Method> {
+  return call
 }
 
-export function declareCall<const Input extends z.ZodType, const Answer extends z.ZodType, const Kind extends Spread<never, never>['kind']>(
-  call: Declared<Input, Answer, Kind>,
-): Declared<Input, Answer, Kind> {
-  return call
+/** Declares server-sent events: `answer` is one event. The type keeps that it is a stream. */
+export function declareStream<const Input extends z.ZodType, const Answer extends z.ZodType>(
+  call: Omit<Declared<Input, Answer, 'here', 'GET'>, 'kind'>,
+): Declared<Input, Answer, 'here', 'GET'> & { readonly kind: 'stream' } {
+  return { ...call, kind: 'stream' }
 }
 
 export type InputOf<C> = C extends Call<infer Input, z.ZodType> ? z.output<Input> : never

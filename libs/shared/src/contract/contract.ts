@@ -22,6 +22,8 @@ type At<Name extends CallName> = Name extends `${infer Group}.${infer Verb}`
   : never
 
 export type CallOf<Name extends CallName> = At<Name>
+/** The calls that answer with a stream of events. */
+export type StreamName = { [Name in CallName]: At<Name> extends { kind: 'stream' } ? Name : never }[CallName]
 export type CallInput<Name extends CallName> = InputOf<At<Name>>
 export type CallRequest<Name extends CallName> = RequestOf<At<Name>>
 /** What one partition answers. */

@@ -1,7 +1,7 @@
 // Calls about events: immutable rows with a sequence number per partition, without gaps.
 import { z } from 'zod'
 import { machineId, partitionName, timestamp } from '../machine.ts'
-import { declareCall } from './call.ts'
+import { declareCall, declareStream } from './call.ts'
 import { mergeLogs } from './log.ts'
 
 export const event = z.object({
@@ -18,7 +18,7 @@ export const event = z.object({
 export type Event = z.infer<typeof event>
 
 const filter = {
-  after: z.string().max(4000).optional().describe('a position: 42, or lon1:42,par2:7'),
+  after: z.string().max(4000).optional().describe('a position: 42, or lon1:42,par2:7; end: behind all there is'),
   machine: machineId.optional(),
   kind: z.string().max(64).optional(),
 }
@@ -34,7 +34,7 @@ export const events = {
     spread: { kind: 'gather', merge: mergeLogs },
     errors: [],
   }),
-  stream: declareCall({
+  stream: declareStream({
     summary: 'Events as they happen (server-sent events)',
     description:
       'Each event has its position as id; a client that reconnects with Last-Event-ID goes on exactly there. Without a position it starts now. A comment line is sent every 15 s.',
@@ -45,6 +45,5 @@ export const events = {
     answer: event,
     spread: { kind: 'here' },
     errors: [],
-    kind: 'stream',
   }),
 }

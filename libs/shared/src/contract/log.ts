@@ -1,5 +1,6 @@
 // The event log of a federation: each partition numbers its events 1, 2, 3 … without gaps; a position says how far each was read
-// (`lon1:42,par2:7`). A bare number means the same place in every partition. Positions are what Last-Event-ID carries.
+// (`lon1:42,par2:7`). A bare number means the same place in every partition not named, and `end` the end of the log of each of them, as it
+// is when it is first asked. Positions are what Last-Event-ID carries.
 import { Refusal } from '../errors.ts'
 import { partitionNamePattern } from '../ids.ts'
 import type { Gathered } from './call.ts'
@@ -7,14 +8,21 @@ import type { Gathered } from './call.ts'
 /** Partition name → last sequence number read; `*` stands for every partition not named. */
 export type Position = ReadonlyMap<string, number>
 
-/** Reads `lon1:42,par2:7` or `42`. Throws `invalid-input` for anything else. */
+/** A place behind everything: what {@link readUpTo} answers for `end`. */
+export const endOfLog = Number.POSITIVE_INFINITY
+
+/** Reads `lon1:42,par2:7`, `42`, `end` or `lon1:42,end`. Throws `invalid-input` for anything else. */
 export function parsePosition(text: string | undefined): Position {
   const position = new Map<string, number>()
   if (text === undefined || text === '') return position
   for (const part of text.split(',')) {
+    if (part === 'end') {
+      position.set('*', endOfLog)
+      continue
+    }
     const [name, digits] = part.includes(':') ? part.split(':', 2) : ['*', part]
     if (name === undefined || digits === undefined || !/^\d{1,15}$/.test(digits) || !(name === '*' || partitionNamePattern.test(name))) {
-      const message = `"${part}" is not a position such as 42 or lon1:42,par2:7`
+      const message = `"${part}" is not a position such as 42, lon1:42,par2:7 or end`
       throw new Refusal('invalid-input', `after: ${message}`, { errors: [{ field: 'after', message }] })
     }
     position.set(name, Number(digits))
@@ -23,10 +31,10 @@ export function parsePosition(text: string | undefined): Position {
 }
 
 export function positionText(position: Position): string {
-  return [...position].map(([name, seq]) => (name === '*' ? `${seq}` : `${name}:${seq}`)).join(',')
+  return [...position].map(([name, seq]) => (name !== '*' ? `${name}:${seq}` : seq === endOfLog ? 'end' : `${seq}`)).join(',')
 }
 
-/** The last sequence number of `partition` that was read; 0 means from the start. */
+/** The last sequence number of `partition` that was read; 0 means from the start, {@link endOfLog} that {@link endPage} is the answer. */
 export function readUpTo(position: Position, partition: string): number {
   return position.get(partition) ?? position.get('*') ?? 0
 }
@@ -40,6 +48,11 @@ export interface LogItem {
 export interface LogPage<Item> {
   items: Item[]
   nextCursor: string
+}
+
+/** What a partition answers to a reader who starts at the end: nothing, and where that is. */
+export function endPage(partition: string, lastSeq: number): LogPage<never> {
+  return { items: [], nextCursor: `${partition}:${lastSeq}` }
 }
 
 /** Merges logs by time while keeping each partition's own order, and moves only the positions of what is given out. */
@@ -64,7 +77,10 @@ export function mergeLogs<Item extends LogItem>(
   }
   // A partition that gave nothing away (filtered to nothing, say) may still have read further than it was asked from.
   for (const { partition, answer } of gathered.answers)
-    if (answer.items.length === 0)
-      position.set(partition, Math.max(readUpTo(position, partition), readUpTo(parsePosition(answer.nextCursor), partition)))
+    if (answer.items.length === 0) {
+      const before = readUpTo(position, partition)
+      const after = readUpTo(parsePosition(answer.nextCursor), partition)
+      position.set(partition, before === endOfLog ? after : Math.max(before, after))
+    }
   return { items, nextCursor: positionText(position) }
 }
