@@ -20,14 +20,22 @@ export interface Crowd {
 }
 
 /**
- * The score of a machine for a strategy. `first` and `best` look at cost; `spread` and `pack` at the crowd: the rack weighs most, then
- * the zone, then the partition, and cost decides between equals (it stays below one unit of crowd for machines up to 10^6 "cores").
+ * What a crowd adds to a score: the rack weighs most, then the zone, then the partition. Linear, so that whoever picks several machines
+ * may add the crowd of its own picks to a score it was given.
+ */
+export function crowdScore(crowd: Crowd, strategy: Strategy): number {
+  if (strategy === 'first' || strategy === 'best') return 0
+  const weight = crowd.rack * 1e4 + crowd.zone * 1e2 + crowd.partition
+  return strategy === 'spread' ? weight : -weight
+}
+
+/**
+ * The score of a machine for a strategy. `first` and `best` look at cost; `spread` and `pack` at the crowd, and cost decides between
+ * equals (it stays below one unit of crowd for machines up to 10^6 "cores").
  */
 export function scoreOf(machine: Pick<Candidate, 'cpus' | 'memoryMib' | 'disks'>, strategy: Strategy, crowd: Crowd): number {
   const cost = costOf(machine)
-  if (strategy === 'first' || strategy === 'best') return cost
-  const weight = crowd.rack * 1e4 + crowd.zone * 1e2 + crowd.partition
-  return (strategy === 'spread' ? weight : -weight) + cost / 1e6
+  return strategy === 'first' || strategy === 'best' ? cost : crowdScore(crowd, strategy) + cost / 1e6
 }
 
 /** A stable 32-bit hash (FNV-1a with a final mix) of a request and a machine: breaks ties so that two requests do not chase one machine. */

@@ -81,7 +81,8 @@ export type Offer = z.infer<typeof offer>
 export const callRequest = z.object({ ...envelope, call: z.string(), input: z.unknown() })
 export type CallRequestMessage = z.infer<typeof callRequest>
 
-export const callReply = z.union([z.object({ v, ok: z.unknown() }), z.object({ v, problem: problemDocument })])
+/** The problem comes first: an unknown `ok` may be absent, so the other order would take every problem for an answer. */
+export const callReply = z.union([z.object({ v, problem: problemDocument }), z.object({ v, ok: z.unknown() })])
 export type CallReply = z.infer<typeof callReply>
 
 export const cancelNotice = z.object({ v, ids: z.array(z.string()) })
@@ -102,8 +103,11 @@ export type KeyRecord = z.infer<typeof keyRecord>
 /**
  * Calls that only fronts make, over the bus, and a partition's own API makes of itself. Names share the space of the contract's.
  * - `hold`: `ready → reserved` for `wanted` machines, the named ones first, else the next matches; none or all of `wanted`. Refuses with no-match.
+ *   At most one per allocation id and partition: a front takes a new id where it does not know what became of a hold.
  * - `confirm`: `reserved → allocated`, all or nothing; idempotent; refuses with nothing-allocated when the hold is gone, and that is final.
- * - `drop`: gives a hold back before its time; a confirmed part is released. Idempotent.
+ *   A part that was confirmed once is answered as it stands, also after its release: a late retry must not start anew.
+ * - `drop`: gives a hold back before its time. What is confirmed already is released (the allocation is given up for good) or kept: a
+ *   front that does not know whether its key record stands must not take away what a retry has confirmed meanwhile. Idempotent.
  * - `recall`: the record of a key, or null. `remember`: insert if absent, or replace the record of allocation `replaces`; answers with what stands.
  */
 export const busCalls = {
@@ -121,7 +125,10 @@ export const busCalls = {
     answer: z.object({ machines: z.array(machine) }),
   },
   'allocation.confirm': { input: z.strictObject({ allocation: allocationId }), answer: allocation },
-  'allocation.drop': { input: z.strictObject({ allocation: allocationId }), answer: z.object({ dropped: z.number().int() }) },
+  'allocation.drop': {
+    input: z.strictObject({ allocation: allocationId, confirmed: z.enum(['release', 'keep']) }),
+    answer: z.object({ dropped: z.number().int() }),
+  },
   'key.recall': { input: z.strictObject({ key: z.string() }), answer: keyRecord.nullable() },
   'key.remember': { input: z.strictObject({ record: keyRecord, replaces: allocationId.nullable() }), answer: keyRecord },
 } as const

@@ -61,26 +61,23 @@ export function mergeLogs<Item extends LogItem>(
   input: { after?: string | undefined; limit: number },
 ): LogPage<Item> {
   const position = new Map(parsePosition(input.after))
-  const queues = gathered.answers.map(({ answer }) => ({ items: answer.items, next: 0 }))
+  const queues = gathered.answers.map(({ partition, answer }) => ({ partition, answer, next: 0 }))
   const items: Item[] = []
   while (items.length < input.limit) {
-    let oldest: (typeof queues)[number] | undefined
+    let oldest: { queue: (typeof queues)[number]; head: Item } | undefined
     for (const queue of queues) {
-      const head = queue.items[queue.next]
-      const best = oldest?.items[oldest.next]
-      if (head && (!best || head.at < best.at || (head.at === best.at && head.partition < best.partition))) oldest = queue
+      const head = queue.answer.items[queue.next]
+      if (head && (!oldest || head.at < oldest.head.at || (head.at === oldest.head.at && queue.partition < oldest.queue.partition)))
+        oldest = { queue, head }
     }
     if (!oldest) break
-    const item = oldest.items[oldest.next++] as Item
-    items.push(item)
-    position.set(item.partition, item.seq)
+    oldest.queue.next++
+    items.push(oldest.head)
+    position.set(oldest.queue.partition, oldest.head.seq)
   }
-  // A partition that gave nothing away (filtered to nothing, say) may still have read further than it was asked from.
-  for (const { partition, answer } of gathered.answers)
-    if (answer.items.length === 0) {
-      const before = readUpTo(position, partition)
-      const after = readUpTo(parsePosition(answer.nextCursor), partition)
-      position.set(partition, before === endOfLog ? after : Math.max(before, after))
-    }
+  // A partition all of whose items were given out may have read further, past events that a filter hides: they need no second look.
+  for (const { partition, answer, next } of queues)
+    if (next === answer.items.length)
+      position.set(partition, Math.max(readUpTo(position, partition), readUpTo(parsePosition(answer.nextCursor), partition)))
   return { items, nextCursor: positionText(position) }
 }

@@ -91,7 +91,9 @@ export function pageFrom<Item>(itemsAndOneMore: Item[], order: Omit<PageOrder<It
 
 /**
  * Merges the pages of several partitions into one page in the same order. Every partition was given the same cursor and read from its own
- * position in it. The result's cursor continues exactly behind the last item given out.
+ * position in it. The result's cursor continues exactly behind the last item given out. A partition may answer fewer items than the limit
+ * and still have more (a message has a size limit): nothing behind its last item is given out. A listing ends when all that answered are
+ * at their end; who was silent then is told by the coverage, not by a cursor, or a dead partition would keep readers asking for ever.
  */
 export function mergePages<Item>(gathered: Gathered<Page<Item>>, order: PageOrder<Item>): Page<Item> {
   const direction = directionOf(order.sort)
@@ -105,19 +107,28 @@ export function mergePages<Item>(gathered: Gathered<Page<Item>>, order: PageOrde
     if (order.join && before && compareKeys(before.key, entry.key, direction) === 0) before.item = order.join(before.item, entry.item)
     else joined.push({ ...entry })
   }
-  const page = joined.slice(0, order.limit)
-  const hasMore = joined.length > order.limit || gathered.answers.some(({ answer }) => answer.nextCursor !== null)
+  const end = gathered.answers.reduce<Key | null>((earliest, { answer }) => {
+    const last = answer.nextCursor === null ? undefined : answer.items.at(-1)
+    if (last === undefined) return earliest
+    const key = order.keyOf(last)
+    return earliest === null || compareKeys(key, earliest, direction) < 0 ? key : earliest
+  }, null)
+  const page = joined.filter(({ key }) => end === null || compareKeys(key, end, direction) <= 0).slice(0, order.limit)
+  const hasMore = joined.length > page.length || gathered.answers.some(({ answer }) => answer.nextCursor !== null)
   const last = page.at(-1)
   if (!hasMore || last === undefined) return { items: page.map(({ item }) => item), nextCursor: null }
 
   const before = decodeCursor(order.cursor, order.sort)
   const after = later(before.after, last.key)
   const behind: Record<string, Key | null> = {}
+  const heard = new Set([...gathered.answers.map(({ partition }) => partition), ...gathered.silent])
   const note = (partition: string, position: Key | null) => {
     if (position === null || after === null || compareKeys(position, after, direction) !== 0) behind[partition] = position
   }
   // All an answering partition holds up to the last key was given out just now or before.
   for (const { partition } of gathered.answers) note(partition, later(positionOf(before, partition), last.key))
   for (const partition of gathered.silent) note(partition, positionOf(before, partition))
+  // Another front may know partitions that this one does not.
+  for (const [partition, position] of Object.entries(before.behind)) if (!heard.has(partition)) note(partition, position)
   return { items: page.map(({ item }) => item), nextCursor: encodeCursor({ sort: order.sort, after, behind }) }
 }
