@@ -77,7 +77,10 @@ export function mergeLogs<Item extends LogItem>(
   }
   // A partition all of whose items were given out may have read further, past events that a filter hides: they need no second look.
   for (const { partition, answer, next } of queues)
-    if (next === answer.items.length)
-      position.set(partition, Math.max(readUpTo(position, partition), readUpTo(parsePosition(answer.nextCursor), partition)))
+    if (next === answer.items.length) {
+      const before = readUpTo(position, partition)
+      const after = readUpTo(parsePosition(answer.nextCursor), partition)
+      position.set(partition, before === endOfLog ? after : Math.max(before, after))
+    }
   return { items, nextCursor: positionText(position) }
 }
