@@ -343,8 +343,8 @@ class Client implements FrameSink {
       this.refuse('Authorization Violation')
       return
     }
+    this.#ok() // before the message, which may come back to its sender: nats-server's order
     this.#exchange.route(this, subject, reply, chunk, start, headerEnd, end)
-    this.#ok()
   }
 
   subscribe(subject: string, group: string, sid: string): void {
