@@ -23,7 +23,10 @@ export interface OpenSessionRequest {
   algorithms: Algorithms
 }
 
-/** An answer of the BMC that refuses: `status` is never 0. Boards cut such answers short, so only these two are sure. */
+/**
+ * An answer of the BMC that refuses: `status` is never 0. Boards cut such answers short, so only these two are sure. Tell it from an
+ * acceptance by the field it lacks: `'code' in answer`.
+ */
 export interface Refused {
   tag: number
   status: number
