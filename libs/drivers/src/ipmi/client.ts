@@ -141,13 +141,16 @@ export class IpmiClient {
     for (;;) {
       const reply = await this.#exchange(command, options, signal)
       const { remedy, meaning } = completionCode(reply.completionCode)
-      const repeatable = options.sends !== 'once' || notCarriedOut.includes(reply.completionCode)
-      if (remedy === 'retry' && repeatable) {
+      const inDoubt = options.sends === 'once' && !notCarriedOut.includes(reply.completionCode)
+      if ((remedy === 'retry' || remedy === 'once') && inDoubt) {
+        throw noReply(`sent once, answered ${hexByte(reply.completionCode)} (${meaning}); it may have been carried out`, 'unknown')
+      }
+      if (remedy === 'retry') {
         if (busy === busyRetriesMax) throw stayedBusy(reply.completionCode)
         await pause(this.timers.busyMs * 2 ** busy, signal)
         busy += 1
         this.log('repeating a command', { why: meaning, repeat: busy })
-      } else if (remedy === 'once' && repeatable && unspecified === 0) {
+      } else if (remedy === 'once' && unspecified === 0) {
         unspecified += 1
         await pause(this.timers.busyMs, signal)
       } else if (

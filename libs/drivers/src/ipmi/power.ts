@@ -40,7 +40,7 @@ export async function restart(turn: Turn, how: 'cycle' | 'reset'): Promise<void>
     if (how === 'cycle' && (await wasSeen(turn, 'off'))) return
     throw new Failure({
       ...error.facts,
-      got: `Chassis Control ${how} was sent once and not answered; the machine is on, and whether it was restarted is not known`,
+      got: `Chassis Control ${how}: ${error.facts.got}; the machine is on, and whether it was restarted is not known`,
       hint: 'Not repeated, because that could restart the machine twice. If it did not restart, ask again.',
       cause: error,
     })

@@ -8,8 +8,8 @@ export class ReceiveWindow {
   #seen = 1
 
   /**
-   * Whether this number is new and recent; it then counts as seen. Forward jumps of any size are taken: replies to our repeats may
-   * all be lost, some boards count in twos (ASRock), and what is newer than everything seen cannot be a replay.
+   * Whether this number is new and recent; it then counts as seen. Jumps ahead are taken up to half the number space: replies to
+   * our repeats may all be lost, some boards count in twos (ASRock), and what is newer than everything seen cannot be a replay.
    */
   take(sequence: number): boolean {
     const ahead = (sequence - this.#highest) | 0
