@@ -26,8 +26,8 @@ export function explain(parts: readonly PartialExplanation[]): NoMatchExplanatio
 /** The refusal for a request that asks for more machines than match. */
 export function noMatch(count: number, explanation: NoMatchExplanation): Refusal {
   const { considered, matching, removed } = explanation
+  const wanted = count === 1 ? 'a machine' : `${count} machines`
   const reasons = removed.map(({ constraint, machines }) => `${constraint} removed ${machines}`).join(', ')
-  return new Refusal('no-match', `${count} wanted, ${matching} of ${considered} ready machines match${reasons && `: ${reasons}`}`, {
-    explanation,
-  })
+  const detail = `asked for ${wanted}: ${matching} of ${considered} ready machines match${reasons && `; ${reasons}`}`
+  return new Refusal('no-match', detail, { explanation })
 }

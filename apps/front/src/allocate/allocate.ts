@@ -1,0 +1,305 @@
+// An allocation over the federation: broadcast, choose, hold, remember the key, confirm. Nothing is ever allocated and given back: what is
+// not confirmed expires in its partition, and whatever the answer says is certain.
+import type { Backend, CallContext } from '@muster/server/backend'
+import { explain, noMatch, type PartialExplanation } from '@muster/shared/allocation/explanation'
+import type { Bus } from '@muster/shared/bus/bus'
+import { type Allocation, type AllocationRequest, joinAllocations } from '@muster/shared/contract/allocations'
+import type { Coverage } from '@muster/shared/contract/call'
+import { durationMs } from '@muster/shared/duration'
+import { Refusal } from '@muster/shared/errors'
+import { newAllocationId } from '@muster/shared/ids'
+import { type Machine, machine } from '@muster/shared/machine'
+import { coverageOf } from '../coverage.ts'
+import type { Limits } from '../limits.ts'
+import { type Envelope, failureOf, type PartitionCalls } from '../partition-calls.ts'
+import { jittered, pause } from '../pause.ts'
+import type { Presence } from '../presence.ts'
+import { choose } from './choose.ts'
+import { type Key, keyOf, type Recalled, recall, remember } from './keys.ts'
+import { collectOffers, type Offers } from './offers.ts'
+import { type Attempt, dropHolds, giveUp, holdPart, type Settled, settle } from './parts.ts'
+
+export interface AllocatorOptions {
+  readonly bus: Bus
+  readonly presence: Presence
+  readonly calls: PartitionCalls
+  readonly limits: Limits
+  readonly log: { warn(facts: object, text: string): void }
+  readonly onLogGrowth: Backend['onLogGrowth']
+}
+
+export type AllocationOutput = Allocation & { coverage: Coverage }
+
+/** Others take the offered machines first again and again only where machines are about to run out: then five rounds tell enough. */
+const mostRounds = 5
+const roundPauseMs = 20
+
+/**
+ * Allocates. Refuses with `no-match` (and why), `nothing-allocated` (certainly nothing is), `key-reused`, `bus-away`, `deadline-passed`, or
+ * `partition-silent`: then some part's fate is unknown, and `detail` says which and what to do.
+ */
+export async function allocate(options: AllocatorOptions, request: AllocationRequest, context: CallContext): Promise<AllocationOutput> {
+  const envelope = options.calls.envelope(context)
+  const { bus, presence } = options
+  if (!bus.isConnected()) throw new Refusal('bus-away', `no link to the message bus (${bus.describe()}); nothing was allocated`)
+  if (request.dryRun) return look({ ...options, request, context, envelope })
+  // A request without a key gets none of ours: nobody could ever ask for it again, so the record would be written for nothing.
+  const key = context.idempotencyKey === undefined ? undefined : keyOf(presence, context.caller.name, context.idempotencyKey, request)
+  return run({ ...options, request, context, envelope, key })
+}
+
+interface Looking extends AllocatorOptions {
+  readonly request: AllocationRequest
+  readonly context: CallContext
+  readonly envelope: Envelope
+}
+
+interface Job extends Looking {
+  readonly key: Key | undefined
+}
+
+async function run(job: Job): Promise<AllocationOutput> {
+  const { context, limits, request } = job
+  const waitMs = request.wait === undefined ? 0 : Math.min(durationMs(request.wait), limits.waitMs)
+  const waitUntil = Math.min(Date.now() + waitMs, context.deadline - limits.callMs)
+  // Offers hold nothing, so they may be on their way while the key is looked up.
+  const [recalled, first] = await both(
+    job.key ? recall({ ...job, signal: context.signal }, job.key) : nothingRecalled,
+    collect(job, 'take'),
+  )
+  for (const record of recalled.records) {
+    const settled = await settleRecorded(job, record)
+    if (settled) return settled
+  }
+  let replaces = recalled.atHome
+  let offers = first
+  const unclear = new Map<string, string>()
+  for (let round = 1; ; round++) {
+    const held = await hold(job, offers, unclear)
+    if (held.kind === 'held') {
+      const kept = await keep(job, held.attempt, replaces)
+      if (kept.kind === 'confirmed') return kept.output
+      replaces = kept.replaces
+    }
+    checkTime(job)
+    const isMiss = held.kind === 'too-few' || round === mostRounds
+    if (isMiss && Date.now() >= waitUntil) throw missed(job, offers, { held: held.kind, unclear })
+    if (isMiss) {
+      await nextChance(job, waitUntil)
+      unclear.clear()
+      round = 0
+    } else await pause(jittered(roundPauseMs * round), context.signal)
+    checkTime(job)
+    offers = await collectOnceMore(job, waitUntil)
+  }
+}
+
+const nothingRecalled: Promise<Recalled> = Promise.resolve({ records: [], atHome: null })
+
+/** Both results; where the first fails, its failure, whatever became of the other. */
+async function both<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
+  const [a, b] = await Promise.allSettled([first, second])
+  if (a.status === 'rejected') throw a.reason
+  if (b.status === 'rejected') throw b.reason
+  return [a.value, b.value]
+}
+
+function collect(job: Looking, purpose: 'take' | 'look'): Promise<Offers> {
+  return collectOffers(job, { envelope: job.envelope, request: job.request, purpose, signal: job.context.signal })
+}
+
+/** While there is time to wait, a bus that is away is waited for too. */
+async function collectOnceMore(job: Job, waitUntil: number): Promise<Offers> {
+  for (;;) {
+    try {
+      return await collect(job, 'take')
+    } catch (error) {
+      if (!(error instanceof Refusal) || error.code !== 'bus-away' || Date.now() >= waitUntil) throw error
+    }
+    await pause(jittered(job.limits.lookEveryMs), job.context.signal)
+    checkTime(job)
+  }
+}
+
+function checkTime({ context }: Looking): void {
+  if (context.signal.aborted || Date.now() >= context.deadline)
+    throw new Refusal('deadline-passed', 'the caller has gone, or its time ran out; nothing was allocated')
+}
+
+type Held = { readonly kind: 'held'; readonly attempt: Attempt } | { readonly kind: 'too-few' | 'outrun' | 'unclear' }
+
+/**
+ * Holds the whole or nothing, under an id of its own. A partition that has not what it offered is replaced by the next best offers. One
+ * whose answer is unclear is not asked again by this request (`unclear`), and the id is not used again: a hold that comes to be late must
+ * not become part of what is confirmed.
+ */
+async function hold(job: Job, { offers }: Offers, unclear: Map<string, string>): Promise<Held> {
+  const { request, envelope } = job
+  const allocation = newAllocationId()
+  const createdAt = new Date().toISOString()
+  const parts: Attempt['parts'] = []
+  const holds: string[] = []
+  let left = offers.filter(({ partition }) => !unclear.has(partition))
+  let missing = request.count
+  let kind: Exclude<Held['kind'], 'held'> = 'too-few'
+  while (missing > 0) {
+    const chosen = choose(left, { count: missing, strategy: request.strategy, requestId: envelope.id })
+    if (!chosen) break
+    const outcomes = await Promise.all(chosen.map(part => holdPart(job, { allocation, createdAt, request, part })))
+    for (const outcome of outcomes) {
+      const { partition } = outcome
+      if (outcome.kind !== 'refused') holds.push(partition)
+      if (outcome.kind === 'held') {
+        parts.push({ partition, machines: outcome.machines.map(({ id }) => id) })
+        missing -= outcome.machines.length
+      } else if (outcome.kind === 'unknown') unclear.set(partition, outcome.reason)
+    }
+    left = left.filter(({ partition }) => !chosen.some(part => part.partition === partition))
+    kind = outcomes.some(outcome => outcome.kind === 'unknown') ? 'unclear' : 'outrun'
+    if (kind === 'unclear') break
+  }
+  if (missing === 0 && kind !== 'unclear' && !job.context.signal.aborted) return { kind: 'held', attempt: { allocation, createdAt, parts } }
+  await dropHolds(job, allocation, holds)
+  return { kind }
+}
+
+type Kept = { readonly kind: 'confirmed'; readonly output: AllocationOutput } | { readonly kind: 'gone'; readonly replaces: string | null }
+
+/** Remembers the attempt under the key, where there is one, and confirms it; or confirms the attempt that was remembered before it. */
+async function keep(job: Job, attempt: Attempt, replaces: string | null): Promise<Kept> {
+  const { key, context, limits } = job
+  const { allocation, createdAt, parts } = attempt
+  if (!key) return confirmUnkeyed(job, attempt)
+  const record = { key: key.text, requestHash: key.requestHash, allocation, createdAt, parts }
+  const standing = await remember({ ...job, signal: context.signal }, key, record, replaces)
+  if (standing instanceof Refusal || standing.allocation !== allocation) await dropHolds(job, allocation, parts.map(nameOf))
+  if (standing instanceof Refusal) throw standing
+  const until = standing.allocation === allocation ? holdEnd(job, attempt) : Date.now() + limits.settleMs
+  const settled = await settle(job, standing, Math.min(until, lastMoment(job)))
+  if (settled.kind === 'unknown') throw unknownButKeyed(standing, settled)
+  return settled.kind === 'confirmed' ? { kind: 'confirmed', output: outputOf(settled) } : { kind: 'gone', replaces: standing.allocation }
+}
+
+/** The answer of an attempt on record, or undefined where it is gone and a new one may be made. */
+async function settleRecorded(job: Job, record: Attempt): Promise<AllocationOutput | undefined> {
+  const until = Math.max(holdEnd(job, record), Date.now() + job.limits.settleMs)
+  const settled = await settle(job, record, Math.min(until, lastMoment(job)))
+  if (settled.kind === 'unknown') throw unknownButKeyed(record, settled)
+  return settled.kind === 'confirmed' ? outputOf(settled) : undefined
+}
+
+/** Without a key nobody can ask again, so what cannot be confirmed in full is given up, and so is what nobody waits for any more. */
+async function confirmUnkeyed(job: Job, attempt: Attempt): Promise<Kept> {
+  const settled = await settle(job, attempt, Math.min(holdEnd(job, attempt), lastMoment(job)))
+  const isOrphan = job.context.signal.aborted
+  if (settled.kind === 'confirmed' && !isOrphan) return { kind: 'confirmed', output: outputOf(settled) }
+  if (settled.kind === 'gone') return { kind: 'gone', replaces: null }
+  const silent = await giveUp(job, attempt)
+  if (silent.length > 0) throw unknownAndUnkeyed(attempt, silent)
+  if (isOrphan) throw new Refusal('deadline-passed', 'the caller has gone, or its time ran out; what was allocated was released')
+  const { reasons } = settled as Extract<Settled, { kind: 'unknown' }>
+  throw new Refusal('nothing-allocated', `the allocation could not be confirmed (${reasons.join('; ')}); all of it was given back`)
+}
+
+const nameOf = ({ partition }: { partition: string }) => partition
+
+/** When the holds of an attempt have run out in their partitions, in epoch milliseconds. */
+function holdEnd({ limits }: Job, { createdAt }: Attempt): number {
+  return Date.parse(createdAt) + limits.holdMs
+}
+
+/** There must be time left to give back what cannot be confirmed. */
+function lastMoment({ context, limits }: Job): number {
+  return context.deadline - limits.dropMs
+}
+
+function outputOf({ parts }: Extract<Settled, { kind: 'confirmed' }>): AllocationOutput {
+  const lines = parts.map(({ partition, ms }) => ({ name: partition, outcome: 'answered' as const, ms: Math.round(ms * 10) / 10 }))
+  return { ...parts.map(({ part }) => part).reduce(joinAllocations), coverage: coverageOf(lines) }
+}
+
+function unknownButKeyed({ allocation }: Attempt, { silent, reasons }: Extract<Settled, { kind: 'unknown' }>): Refusal {
+  const detail = `whether ${allocation} stands is known only to ${silent.join(', ')}: ${reasons.join('; ')}. Repeat the request with the same Idempotency-Key`
+  return new Refusal('partition-silent', detail, { allocation, silent })
+}
+
+function unknownAndUnkeyed({ allocation, parts }: Attempt, silent: readonly string[]): Refusal {
+  const machines = parts.filter(({ partition }) => silent.includes(partition)).flatMap(part => part.machines)
+  const detail =
+    `${silent.join(', ')} did not answer after the machines were held. Either ${machines.join(', ')} belong to ${allocation} now, or to nobody ` +
+    `in a few seconds; all else was given back. Look at ${allocation} when they answer again, and release it`
+  return new Refusal('partition-silent', detail, { allocation, silent, machines })
+}
+
+/** Why the request ends without machines. */
+function missed(
+  { request }: Job,
+  { offers, coverage }: Offers,
+  why: { held: Held['kind']; unclear: ReadonlyMap<string, string> },
+): Refusal {
+  if (coverage.answered === 0) return nobodyOffered(coverage)
+  if (why.unclear.size > 0) {
+    const reasons = [...why.unclear].map(([partition, reason]) => `${partition}: ${reason}`).join('; ')
+    return new Refusal('nothing-allocated', `machines were offered, but not held in time (${reasons}); nothing was allocated`, { coverage })
+  }
+  if (why.held !== 'too-few') {
+    const detail = `machines match, but none could be kept in ${mostRounds} rounds: others were faster; nothing was allocated`
+    return new Refusal('nothing-allocated', detail, { coverage })
+  }
+  return noMatchIn({ offers, coverage }, request)
+}
+
+function noMatchIn({ offers, coverage }: Offers, { count }: AllocationRequest): Refusal {
+  const refusal = noMatch(count, explain(offers as readonly PartialExplanation[]))
+  return new Refusal(refusal.code, refusal.message, { ...refusal.facts, coverage })
+}
+
+function nobodyOffered(coverage: Coverage): Refusal {
+  const reasons = coverage.partitions.slice(0, 5).map(({ name, reason }) => `${name}: ${reason}`)
+  const rest = coverage.asked > 5 ? ` and ${coverage.asked - 5} more` : ''
+  const detail = coverage.asked === 0 ? 'no partition is known yet' : `no partition made an offer: ${reasons.join('; ')}${rest}`
+  return new Refusal('partition-silent', `${detail}; nothing was allocated`, { coverage })
+}
+
+/** Returns when machines may have become ready: something changed somewhere, or some time passed. */
+async function nextChance({ presence, onLogGrowth, limits, context }: Job, until: number): Promise<void> {
+  const changed = new AbortController()
+  const stops = [presence.onChange(() => changed.abort()), onLogGrowth(() => changed.abort())]
+  const enough = AbortSignal.any([changed.signal, context.signal])
+  await pause(Math.min(jittered(limits.lookAtMostEveryMs), until - Date.now()), context.signal)
+  await pause(Math.min(jittered(limits.lookEveryMs), until - Date.now()), enough)
+  for (const stop of stops) stop()
+}
+
+/** A dry run: what would be taken at this moment, and why not more. */
+async function look(looking: Looking): Promise<AllocationOutput> {
+  const { request, context, envelope, calls, limits, presence } = looking
+  const { offers, coverage } = await collect(looking, 'look')
+  if (coverage.answered === 0) throw nobodyOffered(coverage)
+  const chosen = choose(offers, { count: request.count, strategy: request.strategy, requestId: envelope.id })
+  if (!chosen) throw noMatchIn({ offers, coverage }, request)
+  const getMachine = async (partition: string, id: string): Promise<Machine> => {
+    const call = 'machines.get'
+    const timeoutMs = Math.min(limits.callMs, context.deadline - Date.now())
+    const question = { partition, envelope, timeoutMs, signal: context.signal }
+    const reply = await calls.ask(question, calls.encode(envelope, call, { id }))
+    if (reply.kind !== 'answered') throw failureOf(partition, call, reply, presence.describe(partition))
+    const parsed = machine.safeParse(reply.answer) // takes away what only a machine's own page shows
+    if (!parsed.success) throw failureOf(partition, call, { kind: 'garbled', reason: 'its answer is malformed' }, '')
+    return parsed.data
+  }
+  const found = await Promise.all(chosen.flatMap(({ partition, machines }) => machines.map(id => getMachine(partition, id))))
+  return {
+    id: null,
+    owner: context.caller.name,
+    state: 'released',
+    strategy: request.strategy,
+    count: request.count,
+    note: request.note,
+    createdAt: new Date().toISOString(),
+    machines: found.sort((a, b) => (a.id < b.id ? -1 : 1)),
+    dryRun: true,
+    explanation: explain(offers as readonly PartialExplanation[]),
+    coverage,
+  }
+}

@@ -1,0 +1,52 @@
+// The settings of a front.
+import { loadConfig, secret, variable, wholeNumber } from '@muster/server/config'
+import { type LogLevel, logLevels } from '@muster/server/log'
+import { partitionNamePattern } from '@muster/shared/ids'
+import type { Secret } from '@muster/shared/secret'
+import { z } from 'zod'
+
+export interface FrontSettings {
+  readonly name: string
+  readonly natsUrl: string
+  readonly natsToken: Secret | undefined
+  /** The text of a NATS credentials file. */
+  readonly natsCredentials: Secret | undefined
+  /** The accepted partitions; undefined: all that make themselves heard. */
+  readonly partitions: readonly string[] | undefined
+  readonly tokensFile: string
+  readonly port: number
+  readonly host: string
+  readonly logLevel: LogLevel
+}
+
+const partitionList = z
+  .string()
+  .transform(text =>
+    text
+      .split(',')
+      .map(name => name.trim())
+      .filter(name => name !== ''),
+  )
+  .refine(names => names.every(name => partitionNamePattern.test(name)), 'must be names of partitions such as lon1,par2')
+  .transform(names => [...new Set(names)])
+
+const variables = {
+  name: variable('MUSTER_NAME', z.string().min(1).max(63).default('front')),
+  natsUrl: variable('NATS_URL', z.string().min(1)),
+  natsToken: secret('NATS_TOKEN', z.string().min(1).optional()),
+  natsCredentials: secret('NATS_CREDENTIALS', z.string().min(1).optional()),
+  partitions: variable('MUSTER_PARTITIONS', partitionList.optional()),
+  tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1)),
+  port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),
+  host: variable('HOST', z.string().min(1).default('127.0.0.1')),
+  logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),
+}
+
+/** Reads a front's settings; `lines` and `unknown` are for its log. Throws ConfigError naming all that are wrong. */
+export function frontConfig(environment: Readonly<Record<string, string | undefined>>): {
+  settings: FrontSettings
+  lines: readonly string[]
+  unknown: readonly string[]
+} {
+  return loadConfig(variables, environment)
+}

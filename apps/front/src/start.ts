@@ -1,0 +1,64 @@
+// Starts the parts of a front in order. Loaded after the compile cache is on.
+import { readFileSync } from 'node:fs'
+import { connectNats } from '@muster/server/bus/nats-bus'
+import { ConfigError } from '@muster/server/config'
+import { startDoor } from '@muster/server/http/door'
+import { createLog } from '@muster/server/log'
+import { runMain } from '@muster/server/process'
+import { openTokens } from '@muster/server/tokens'
+import { frontConfig } from './config.ts'
+import { createFront } from './front.ts'
+
+/** The bus is given little time before the doors open: a front without it says what is wrong, and a new one serves within two seconds. */
+const busWaitMs = 500
+
+/** Runs a front until the process is asked to end. */
+export async function start(environment: Readonly<Record<string, string | undefined>>): Promise<void> {
+  const { settings, lines, unknown } = readConfig(environment)
+  const { name, partitions } = settings
+  const log = createLog({ level: settings.logLevel, name })
+  log.info({ settings: lines }, 'settings in force')
+  if (unknown.length > 0) log.warn({ unknown }, 'settings that a front does not know')
+  const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
+
+  await runMain({
+    log,
+    start: async own => {
+      const tokens = openTokens({ file: settings.tokensFile, log })
+      own('tokens', tokens.close)
+      const bus = await connectNats({
+        url: settings.natsUrl,
+        token: settings.natsToken?.reveal(),
+        credentials: settings.natsCredentials?.reveal(),
+        name: `front ${name}`,
+        log,
+        firstWaitMs: busWaitMs,
+      })
+      own('bus', () => bus.close())
+      const front = createFront({ name, version, bus, accepted: partitions, log })
+      own('front', front.stop)
+      if (!partitions) log.warn({}, 'MUSTER_PARTITIONS is not set: every partition that makes itself heard takes part')
+      const { backend, presence } = front
+      const door = await startDoor({
+        backend,
+        tokens,
+        log,
+        version,
+        port: settings.port,
+        host: settings.host,
+        health: () => ({ bus: bus.describe(), partitions: presence.known().length }),
+      })
+      own('door', door.close)
+    },
+  })
+}
+
+function readConfig(environment: Readonly<Record<string, string | undefined>>) {
+  try {
+    return frontConfig(environment)
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error
+    process.stderr.write(`${error.message}\n`)
+    process.exit(1)
+  }
+}
