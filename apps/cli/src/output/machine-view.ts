@@ -1,0 +1,136 @@
+// How machines look to people: the columns of a list, one machine in full, and the answer to "why is it stuck?".
+import { requestsIn, type State, states } from '@muster/shared/life-cycle'
+import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import type { Cli } from '../cli.ts'
+import type { Shape } from './show.ts'
+import { type Column, fieldsText } from './table.ts'
+import { ageText, diskText, memoryText, type paint, printable, timeText } from './text.ts'
+
+type Style = Parameters<typeof paint>[1]
+
+/** Green: usable or in use. Yellow: on its way. Red: somebody should look. */
+export function styleOf(state: State, fault: unknown): Style | undefined {
+  if (fault || state.startsWith('failed_') || state === 'broken') return 'red'
+  if (state === 'ready' || state === 'deployed') return 'green'
+  return requestsIn(state).includes('abort') || state === 'releasing' || state === 'rescue' ? 'yellow' : undefined
+}
+
+export function machineColumns(now: number): Column<Machine>[] {
+  return [
+    { title: 'ID', text: machine => machine.id },
+    { title: 'HOSTNAME', text: machine => machine.hostname, least: 8, leaves: 2 },
+    {
+      title: 'STATE',
+      text: machine =>
+        `${machine.state}${machine.progress === null ? '' : ` ${Math.round(machine.progress)} %`}${machine.locked ? ' (locked)' : ''}`,
+      style: machine => styleOf(machine.state, machine.fault),
+    },
+    { title: 'POWER', text: machine => machine.power, leaves: 3 },
+    { title: 'ARCH', text: machine => machine.arch, leaves: 7 },
+    { title: 'CPUS', text: machine => String(machine.cpus), align: 'right', leaves: 6 },
+    { title: 'MEMORY', text: machine => memoryText(machine.memoryMib), align: 'right', leaves: 5 },
+    { title: 'DISKS', text: disksText, wide: true },
+    { title: 'POOL', text: machine => machine.pool, least: 6, leaves: 8 },
+    { title: 'ZONE', text: machine => machine.zone, least: 6, leaves: 9 },
+    { title: 'RACK', text: machine => machine.rack, wide: true },
+    { title: 'OWNER', text: machine => machine.owner ?? '', least: 6, leaves: 4 },
+    { title: 'OS', text: machine => machine.deployment?.os ?? '', wide: true },
+    { title: 'TAGS', text: machine => machine.tags.join(','), wide: true },
+    { title: 'IP', text: machine => machine.interfaces.flatMap(({ ip }) => ip ?? []).join(','), wide: true },
+    { title: 'SINCE', text: machine => ageText(machine.stateSince, now), align: 'right', leaves: 10 },
+    { title: 'REMARK', text: machine => machine.fault?.message ?? machine.waitingFor ?? '', least: 10, leaves: 11 },
+  ]
+}
+
+export function machineShape(now: number): Shape<Machine> {
+  return { columns: machineColumns(now), name: machine => machine.id, none: 'No machine matches.' }
+}
+
+/** `2 × 480 GB ssd, 4 TB hdd`: equal disks together. */
+function disksText(machine: Machine): string {
+  const counts = new Map<string, number>()
+  for (const { sizeBytes, kind } of machine.disks) {
+    const text = `${diskText(sizeBytes)} ${kind}`
+    counts.set(text, (counts.get(text) ?? 0) + 1)
+  }
+  return [...counts].map(([text, count]) => (count > 1 ? `${count} × ${text}` : text)).join(', ')
+}
+
+/** One machine in full. */
+export function machineText(cli: Cli, machine: MachineDetail | Machine): string {
+  const now = cli.now()
+  const time = (at: string | null | undefined) => at && timeText(at, now)
+  const detail = machine as Partial<MachineDetail>
+  return fieldsText(cli, [
+    ['Id', machine.id],
+    ['Hostname', machine.hostname],
+    ['Partition', machine.partition],
+    ['State', machine.state],
+    ['Since', time(machine.stateSince)],
+    ['Waiting for', machine.waitingFor],
+    ['Progress', machine.progress === null ? null : `${Math.round(machine.progress)} %`],
+    ['Deadline', time(machine.deadline)],
+    ['Fault', machine.fault && `${machine.fault.message} (${machine.fault.code})`],
+    ['Hint', machine.fault?.hint],
+    ['Locked', machine.locked ? 'yes' : null],
+    ['Power', `${machine.power}${machine.powerSeenAt ? `, seen ${ageText(machine.powerSeenAt, now)} ago` : ''}`],
+    ['Power driver', machine.powerDriver],
+    ['Power settings', detail.powerSettings && JSON.stringify(detail.powerSettings)],
+    ['Owner', machine.owner],
+    ['Allocation', machine.allocation],
+    ['Operating system', machine.deployment?.os],
+    ['Deployed', time(machine.deployment?.deployedAt)],
+    ['Architecture', machine.arch],
+    ['CPUs', machine.cpus],
+    ['Memory', memoryText(machine.memoryMib)],
+    ...machine.disks.map(
+      disk => ['Disk', [disk.name, diskText(disk.sizeBytes), disk.kind, disk.model, disk.serial].filter(Boolean).join('  ')] as const,
+    ),
+    ...machine.interfaces.map(
+      port =>
+        [
+          'Interface',
+          [port.mac, port.name, port.speedMbps ? `${port.speedMbps} Mbit/s` : '', port.subnet, port.ip].filter(Boolean).join('  '),
+        ] as const,
+    ),
+    ['Pool', machine.pool],
+    ['Zone', machine.zone],
+    ['Rack', machine.rack],
+    ['Tags', machine.tags.join(', ')],
+    ['Note', machine.note],
+    ['Version', machine.version],
+    ['Created', time(machine.createdAt)],
+    ['Changed', time(machine.updatedAt)],
+  ])
+}
+
+/** Why a machine is as it is, and what may be asked of it. */
+export function explanationOf(cli: Cli, explanation: Explanation): string {
+  const now = cli.now()
+  return fieldsText(cli, [
+    ['Id', explanation.id],
+    ['State', explanation.state],
+    ['Since', timeText(explanation.since, now)],
+    ['The server', explanation.does || 'waits for a request'],
+    ['Waiting for', explanation.waitingFor],
+    ['Deadline', explanation.deadline && timeText(explanation.deadline, now)],
+    ['Power', `${explanation.power}${explanation.powerSeenAt ? `, seen ${ageText(explanation.powerSeenAt, now)} ago` : ''}`],
+    ['Wanted power', explanation.wantedPower === 'user' ? "its owner's business" : explanation.wantedPower],
+    ...explanation.powerOrders.map(
+      order => ['Power order', `${order.action}, ${order.state}, asked by ${order.askedBy} ${ageText(order.askedAt, now)} ago`] as const,
+    ),
+    [
+      'Last fault',
+      explanation.lastFault &&
+        `${explanation.lastFault.message} (${explanation.lastFault.code}), ${ageText(explanation.lastFault.since, now)} ago`,
+    ],
+    ['Hint', explanation.lastFault?.hint],
+    ['Next step', explanation.nextStep],
+    ['Allowed', explanation.allowed.join(', ')],
+  ])
+}
+
+/** `ready 12, deployed 80`: how many machines are in each state, in the order of the life cycle. */
+export function countsText(counts: Partial<Record<State, number>>): string {
+  return printable(states.flatMap(state => (counts[state] ? [`${state} ${counts[state]}`] : [])).join(', '))
+}

@@ -1,0 +1,155 @@
+// The program's shape: every command by name, and the file that fills it when it is asked for. Loading all of them would cost each call
+// the start of the slowest.
+import { Command, CommanderError, Option } from 'commander'
+import { type Cli, type Fill, formats, type Globals, globalsOf } from './cli.ts'
+import { Exit, type ExitName, exitTable, exitTableText } from './exit-codes.ts'
+
+interface Noun {
+  readonly name: string
+  readonly alias?: string
+  readonly summary: string
+  readonly group: string
+  readonly load: () => Promise<Fill>
+}
+
+const machines = 'Machines:'
+const federation = 'Federation:'
+const session = 'Session:'
+
+/** Every command of `muster`, in the order of its help. */
+export const nouns: readonly Noun[] = [
+  {
+    name: 'machine',
+    summary: 'look at machines and act on them',
+    group: machines,
+    load: async () => (await import('./commands/machine.ts')).fillMachine,
+  },
+  {
+    name: 'allocate',
+    alias: 'acquire',
+    summary: 'ask for machines',
+    group: machines,
+    load: async () => (await import('./commands/allocate.ts')).fillAllocate,
+  },
+  {
+    name: 'allocation',
+    summary: 'what one has, and giving it back',
+    group: machines,
+    load: async () => (await import('./commands/allocation.ts')).fillAllocation,
+  },
+  { name: 'tag', summary: 'words on machines', group: machines, load: async () => (await import('./commands/label.ts')).fillLabel('tag') },
+  {
+    name: 'pool',
+    summary: 'who may use which machines',
+    group: machines,
+    load: async () => (await import('./commands/label.ts')).fillLabel('pool'),
+  },
+  {
+    name: 'zone',
+    summary: 'what fails together',
+    group: machines,
+    load: async () => (await import('./commands/label.ts')).fillLabel('zone'),
+  },
+  { name: 'os', summary: 'what can be deployed, and where', group: machines, load: async () => (await import('./commands/os.ts')).fillOs },
+  {
+    name: 'status',
+    summary: 'the whole federation at a glance',
+    group: federation,
+    load: async () => (await import('./commands/partition.ts')).fillStatus,
+  },
+  {
+    name: 'partition',
+    summary: 'the partitions and how they are',
+    group: federation,
+    load: async () => (await import('./commands/partition.ts')).fillPartition,
+  },
+  {
+    name: 'event',
+    summary: 'what happened, and what happens',
+    group: federation,
+    load: async () => (await import('./commands/event.ts')).fillEvent,
+  },
+  { name: 'login', summary: 'log in to a server', group: session, load: async () => (await import('./commands/session.ts')).fillLogin },
+  { name: 'logout', summary: 'forget a login', group: session, load: async () => (await import('./commands/session.ts')).fillLogout },
+  { name: 'whoami', summary: 'who am I, and where', group: session, load: async () => (await import('./commands/session.ts')).fillWhoami },
+  { name: 'profile', summary: 'several logins', group: session, load: async () => (await import('./commands/session.ts')).fillProfile },
+]
+
+/** The program, with each command filled as soon as the command line names it. */
+export function createProgram(cli: Cli): Command {
+  const program = new Command('muster')
+    .description('Bare metal, run as a federation.')
+    .version(cli.version, '--version', 'show the version')
+    .helpOption('-h, --help', 'show help')
+    // `help machine` would show the empty command before it is filled; run() turns it into `machine --help`.
+    .helpCommand(false)
+    .exitOverride()
+    .showSuggestionAfterError()
+    .showHelpAfterError('(see --help)')
+    .configureHelp({ showGlobalOptions: true, sortSubcommands: false })
+    .configureOutput({
+      writeOut: text => cli.stdout.write(text),
+      writeErr: text => cli.stderr.write(text),
+      outputError: (text, write) => write(text.replace(/^error: /, 'muster: ')),
+      getOutHelpWidth: () => (cli.stdout.isTTY ? cli.stdout.columns : 120),
+      getErrHelpWidth: () => (cli.stderr.isTTY ? cli.stderr.columns : 120),
+      getOutHasColors: () => false,
+      getErrHasColors: () => false,
+    })
+    .option('--url <url>', 'URL of a front or a partition (MUSTER_URL)')
+    .option('--token-file <file>', 'file that holds the token (MUSTER_TOKEN_FILE, or MUSTER_TOKEN for the token itself)')
+    .option('--profile <name>', 'a login of `muster login` (MUSTER_PROFILE)')
+    .addOption(new Option('-o, --output <format>', 'how answers are printed').choices([...formats]))
+    .option('-v, --verbose', 'say which server is used and why; with a failure, where it arose')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  $ muster login https://muster.example.org --token-file ~/muster.token\n  $ muster machine list --state ready' +
+        `\n  $ muster allocate --tag gpu --memory 64GiB --deploy debian/12 --wait 1h\n\nExit codes:\n${exitTableText()}`,
+    )
+  const byCommand = new Map<Command, Noun>()
+  for (const noun of nouns) {
+    const command = program
+      .command(noun.name)
+      .summary(noun.summary)
+      .description(`${sentence(noun.summary)}.`)
+      .helpGroup(noun.group)
+      .helpCommand(false)
+    if (noun.alias) command.alias(noun.alias)
+    byCommand.set(command, noun)
+  }
+  program.hook('preSubcommand', async (_, command) => {
+    const noun = byCommand.get(command)
+    if (!noun) return
+    byCommand.delete(command)
+    const fill = await noun.load()
+    fill(command, cli)
+  })
+  return program
+}
+
+const sentence = (text: string) => text.charAt(0).toUpperCase() + text.slice(1)
+
+/** Runs one command line (without program names); returns its exit code. Everything there is to say is written by then. */
+export async function run(cli: Cli, words: readonly string[]): Promise<number> {
+  const program = createProgram(cli)
+  const [first, ...rest] = words
+  if (first === undefined) {
+    program.outputHelp()
+    return exitTable.usage.code
+  }
+  try {
+    await program.parseAsync(first === 'help' ? [...rest, '--help'] : [...words], { from: 'user' })
+    return exitTable.ok.code
+  } catch (error) {
+    return exitTable[await endingOf(cli, error, globalsOf(program))].code
+  }
+}
+
+async function endingOf(cli: Cli, error: unknown, globals: Globals): Promise<ExitName> {
+  // Commander has told its own errors already. Showing help that was asked for, or the version, is no error at all.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 'ok' : 'usage'
+  if (error instanceof Exit) return error.exit
+  if (cli.signal.aborted) return 'interrupted'
+  const { tellFailure } = await import('./output/problem.ts')
+  return tellFailure(cli, error, { format: globals.output ?? 'table', verbose: globals.verbose === true })
+}
