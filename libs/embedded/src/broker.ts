@@ -6,6 +6,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, type Server, type Socket } from 'node:net'
+import { embeddedBroker } from '@muster/shared/bus/bus'
 import { isSubscribable, SubjectIndex } from '@muster/shared/bus/subject-index'
 import { type FrameSink, NatsParser } from './nats-parser.ts'
 
@@ -46,9 +47,6 @@ export interface BrokerStats {
   outBytes: number
   slowConsumers: number
 }
-
-/** How the broker calls itself to clients (`server_name` of INFO), and how they tell it from a nats-server. */
-export const embeddedBrokerName = 'muster-embedded'
 
 const maxLineBytes = 4096 // nats-server's max_control_line
 const connectLimitMs = 5_000 // a client that says nothing is none
@@ -300,7 +298,7 @@ class Client implements FrameSink {
     const { limits, serverId, port } = this.#exchange
     return {
       server_id: serverId,
-      server_name: embeddedBrokerName,
+      server_name: embeddedBroker.name, // how clients tell it from a nats-server
       version: '2.9.0', // whose core protocol this is; clients choose features by it
       proto: 1,
       host: limits.host,

@@ -5,6 +5,7 @@ import { randomBytes } from 'node:crypto'
 import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { embeddedBroker } from '@muster/shared/bus/bus'
 import { startBroker } from './broker.ts'
 import { findProgram } from './find-program.ts'
 import { deathTie } from './postgres.ts'
@@ -147,7 +148,7 @@ async function chooseBroker(options: Parameters<typeof startAnyBroker>[0]): Prom
   return {
     url: broker.url,
     token: broker.token,
-    describe: () => 'embedded (single host, core NATS only)',
+    describe: () => embeddedBroker.description,
     stop: () => broker.close(),
     [Symbol.asyncDispose]: () => broker.close(),
   }

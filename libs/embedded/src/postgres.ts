@@ -35,6 +35,8 @@ import { findProgram } from './find-program.ts'
 export interface StartPostgresOptions {
   /** Where binaries, data and log live, e.g. `/var/lib/muster/postgres`. Created when missing. */
   dir: string
+  /** Where the data lives when not in `dir`: a memory file system, for tests. Default `<dir>/data`. */
+  dataDir?: string
   /** `on` (default): a committed transaction survives a power cut. `off`: fast and lossy, for tests. */
   sync?: 'on' | 'off'
   /** Backends at most. Default 100; each costs about 2 MB once used. */
@@ -88,12 +90,9 @@ export async function startPostgres(options: StartPostgresOptions): Promise<Post
   const dir = reachableDir(path.resolve(options.dir), account, log)
   makePassable(dir)
   if (account) chmodSync(dir, 0o755)
-  const place: Place = {
-    dir,
-    data: path.join(dir, 'data'),
-    logFile: path.join(dir, 'postgres.log'),
-    account: ownerOf(path.join(dir, 'data')) ?? account,
-  }
+  const data = options.dataDir ?? path.join(dir, 'data')
+  makePassable(path.dirname(data))
+  const place: Place = { dir, data, logFile: path.join(dir, 'postgres.log'), account: ownerOf(data) ?? account }
 
   const running = await adopt(place, log)
   if (running) return running

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import path from 'node:path'
-import { embeddedBrokerName, startBroker } from '@muster/embedded/broker'
+import { startBroker } from '@muster/embedded/broker'
 import { startNatsServer } from '@muster/embedded/nats-server'
 import type { Bus } from '@muster/shared/bus/bus'
 import { describe, expect, test } from 'vitest'
@@ -157,9 +157,5 @@ describe('the bus over NATS', () => {
     await bus.close()
     for (const socket of sockets) socket.destroy()
     mute.close()
-  })
-
-  test('knows the embedded broker by the name it gives itself', () => {
-    expect(embeddedBrokerName).toBe('muster-embedded')
   })
 })

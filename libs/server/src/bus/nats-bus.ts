@@ -8,6 +8,7 @@ import {
   BusError,
   type BusMessage,
   type BusSubscription,
+  embeddedBroker,
   type GatherEnd,
   type GatherOptions,
   type RequestOptions,
@@ -272,7 +273,7 @@ class NatsBus implements Bus, Carrier {
   describe(): string {
     const info = this.#connection?.info
     if (!info) return `nats at ${this.#shownUrl()}`
-    if (info.server_name === 'muster-embedded') return 'embedded (single host, core NATS only)'
+    if (info.server_name === embeddedBroker.name) return embeddedBroker.description
     return `nats ${info.version} at ${this.#connection?.getServer()}`
   }
 

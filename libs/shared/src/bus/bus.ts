@@ -83,3 +83,6 @@ export interface Bus {
   /** Unsubscribes, flushes for at most a second, closes; waiting requests end with 'disconnected'. Idempotent. */
   close(): Promise<void>
 }
+
+/** The broker of libs/embedded: how it names itself to its clients, and how it is shown to people. */
+export const embeddedBroker = { name: 'muster-embedded', description: 'embedded (single host, core NATS only)' } as const
