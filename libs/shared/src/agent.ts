@@ -34,6 +34,7 @@ export type Inventory = z.output<typeof inventory>
 export const bmcReport = z.strictObject({ driver: z.string().max(32), settings: z.record(z.string().max(64), z.unknown()) })
 
 export const enlistment = z.strictObject({ ...inventory.shape, hostname: hostname.optional(), bmc: bmcReport.optional() })
+export type Enlistment = z.output<typeof enlistment>
 export const enlisted = z.strictObject({ id: machineId, outcome: z.enum(['created', 'known']) })
 
 export const inventoryReport = inventory

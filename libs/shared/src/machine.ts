@@ -58,6 +58,7 @@ export const deployment = z.object({
   installedAt: timestamp.nullable(),
   deployedAt: timestamp.nullable(),
 })
+export type Deployment = z.infer<typeof deployment>
 
 export const machine = z.object({
   id: machineId,

@@ -6,7 +6,10 @@ import { allocationId, duration, machine, machineId, partitionName, timestamp } 
 import { declareCall } from './call.ts'
 import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
-/** `confirmed`: all machines are yours. `partial`: a front died between two confirms; repeat the request with its key, or release. */
+/**
+ * `confirmed`: all machines are yours. `partial`: fewer than were asked for, because some were released one by one, another partition has
+ * the rest and does not answer, or a front died between two confirms (repeat the request with its key, or release).
+ */
 export const allocationStates = ['held', 'confirmed', 'partial', 'released'] as const
 
 /** Why nothing, or too little, matched: over all partitions that answered. */

@@ -1,0 +1,156 @@
+// The `best` spread in a federation of one: the partition's own API offers, holds and confirms by itself, without the bus.
+import { createHash } from 'node:crypto'
+import type { CallContext } from '@muster/server/backend'
+import type { Offer } from '@muster/shared/bus/protocol'
+import { protocolVersion } from '@muster/shared/bus/protocol'
+import type { Allocation, AllocationRequest, NoMatchExplanation } from '@muster/shared/contract/allocations'
+import { durationMs } from '@muster/shared/duration'
+import { Refusal } from '@muster/shared/errors'
+import { newAllocationId } from '@muster/shared/ids'
+import { findMachines } from '../db/machines.ts'
+import * as allocation from '../domain/allocation.ts'
+import { Bell } from '../domain/bell.ts'
+import type { Core } from '../domain/core.ts'
+import { viewOf } from '../domain/view.ts'
+
+/** While a request waits for machines to become ready, it asks again so often. */
+const askAgainMs = 500
+const waitLimitMs = 3_600_000
+
+/** Allocates, explains (dry run), or refuses with no-match. */
+export async function allocateHere(
+  core: Core,
+  replica: { name: string; epoch: number },
+  input: AllocationRequest,
+  context: CallContext,
+): Promise<Allocation> {
+  const offer = (purpose: 'take' | 'look') =>
+    allocation.offerFor(core, replica, {
+      v: protocolVersion,
+      id: context.requestId,
+      deadline: context.deadline,
+      caller: context.caller,
+      strategy: input.strategy,
+      count: input.count,
+      constraints: input.constraints,
+      purpose,
+    })
+  if (input.dryRun) return dryRun(core, input, context, offer('look'))
+  const key = context.idempotencyKey === undefined ? undefined : `here:${context.caller.name}:${context.idempotencyKey}`
+  const earlier = key === undefined ? undefined : await earlierAnswer(core, key, input)
+  if (earlier?.kind === 'answer') return earlier.allocation
+
+  const until = input.wait === undefined ? 0 : Date.now() + Math.min(durationMs(input.wait), waitLimitMs)
+  const pause = new Bell()
+  for (;;) {
+    const found = offer('take')
+    if (found.machines.length >= input.count) {
+      const taken = await take(core, found, input, context, key, earlier?.replaces ?? null)
+      if (taken) return taken
+    }
+    if (Date.now() >= until || context.signal.aborted) throw noMatch(found, input)
+    await pause.wait(askAgainMs * (0.75 + Math.random() / 2), context.signal)
+  }
+}
+
+/** Holds, records the key, confirms. Undefined where others were faster. */
+async function take(
+  core: Core,
+  found: Offer,
+  input: AllocationRequest,
+  context: CallContext,
+  key: string | undefined,
+  replaces: string | null,
+): Promise<Allocation | undefined> {
+  const id = newAllocationId()
+  const createdAt = new Date().toISOString()
+  try {
+    const machines = await allocation.hold(core, context.caller.name, {
+      allocation: id,
+      createdAt,
+      strategy: input.strategy,
+      count: input.count,
+      note: input.note,
+      constraints: input.constraints,
+      wanted: input.count,
+      machines: found.machines.map(machine => machine.id),
+    })
+    if (key !== undefined) {
+      const record = {
+        key,
+        requestHash: hashOf(input),
+        allocation: id,
+        createdAt,
+        parts: [{ partition: core.partition, machines: machines.map(machine => machine.id) }],
+      }
+      const standing = await allocation.remember(core, { record, replaces })
+      if (standing.allocation !== id) {
+        await allocation.drop(core, context.caller.name, { allocation: id, confirmed: 'keep' })
+        return await allocation.confirm(core, standing.allocation)
+      }
+    }
+  } catch (error) {
+    if (error instanceof Refusal && error.code === 'no-match') return undefined
+    throw error
+  }
+  return allocation.confirm(core, id)
+}
+
+/** What an earlier request with this key came to. */
+async function earlierAnswer(
+  core: Core,
+  key: string,
+  input: AllocationRequest,
+): Promise<{ kind: 'answer'; allocation: Allocation } | { kind: 'none'; replaces: string | null }> {
+  const record = await allocation.recall(core, key)
+  if (record === null) return { kind: 'none', replaces: null }
+  if (record.requestHash !== hashOf(input))
+    throw new Refusal('key-reused', `this Idempotency-Key made allocation ${record.allocation} from another request`, {
+      allocation: record.allocation,
+    })
+  try {
+    return { kind: 'answer', allocation: await allocation.confirm(core, record.allocation) }
+  } catch (error) {
+    if (error instanceof Refusal && error.code === 'nothing-allocated') return { kind: 'none', replaces: record.allocation }
+    throw error
+  }
+}
+
+/** The input has passed its schema, so its members stand in the schema's order: equal requests have equal texts. */
+const hashOf = (input: AllocationRequest) => createHash('sha256').update(JSON.stringify(input)).digest('hex')
+
+async function dryRun(core: Core, input: AllocationRequest, context: CallContext, found: Offer): Promise<Allocation> {
+  if (found.machines.length < input.count) throw noMatch(found, input)
+  const rows = await findMachines(
+    core.sql,
+    found.machines.map(({ id }) => id),
+  )
+  return {
+    id: null,
+    owner: context.caller.name,
+    state: 'released',
+    strategy: input.strategy,
+    count: input.count,
+    note: input.note,
+    createdAt: new Date().toISOString(),
+    machines: rows.map(row => viewOf(row, core.partition)),
+    dryRun: true,
+    explanation: explanationOf(found),
+  }
+}
+
+function explanationOf(found: Offer): NoMatchExplanation {
+  return {
+    considered: found.why?.considered ?? 0,
+    matching: found.matching,
+    removed: Object.entries(found.why?.removed ?? {}).map(([constraint, machines]) => ({ constraint, machines: machines ?? 0 })),
+    nearest: found.why?.nearest ?? [],
+  }
+}
+
+function noMatch(found: Offer, input: AllocationRequest): Refusal {
+  const explanation = explanationOf(found)
+  const wanted = input.count === 1 ? 'a machine' : `${input.count} machines`
+  const detail = `asked for ${wanted}: ${explanation.matching} of ${explanation.considered} ready machines match`
+  return new Refusal('no-match', detail, { explanation })
+}

@@ -1,0 +1,249 @@
+// What this partition answers to each call of the contract: one short function per call, over the domain. The shapes come from the contract; the
+// compiler refuses a call without a handler.
+import type { CallContext } from '@muster/server/backend'
+import { allocationKey } from '@muster/shared/contract/allocations'
+import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
+import type { LabelKind } from '@muster/shared/contract/labels'
+import { endOfLog, parsePosition, positionText, readUpTo } from '@muster/shared/contract/log'
+import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
+import { decodeCursor, directionOf, pageFrom, positionOf } from '@muster/shared/contract/page'
+import type { PartitionStatus } from '@muster/shared/contract/partitions'
+import { Refusal } from '@muster/shared/errors'
+import * as allocationRows from '../db/allocations.ts'
+import { lastSequenceNumber, listEvents } from '../db/events.ts'
+import * as labelRows from '../db/labels.ts'
+import * as machineRows from '../db/machines.ts'
+import { liveReplicas } from '../db/replicas.ts'
+import { allocationView } from '../domain/allocation.ts'
+import type { Core } from '../domain/core.ts'
+import * as machines from '../domain/machines.ts'
+import { moveMachine, refuseForeign, refuseLocked } from '../domain/move.ts'
+import { viewOf } from '../domain/view.ts'
+import { allocateHere } from './allocate.ts'
+
+/** What handlers know of the process they run in. */
+export interface Self {
+  readonly replica: { readonly name: string; readonly epoch: number }
+  readonly version: string
+  readonly url: string
+  /** What is wrong just now, in words. */
+  problems(): string[]
+}
+
+export type Handlers = { readonly [Name in CallName]: (input: CallInput<Name>, context: CallContext) => Promise<CallAnswer<Name>> }
+
+/** Replicas not seen for so long are not shown. */
+const replicaShownSeconds = 30
+
+export function handlers(core: Core, self: Self): Handlers {
+  const plain =
+    (verb: machines.PlainRequest) =>
+    (input: { id: string; reason?: string }, { caller }: CallContext) =>
+      machines.requestMove(core, caller, verb, input)
+  return {
+    'machines.list': input => listMachines(core, input),
+    'machines.get': ({ id }, { caller }) => machines.machineDetail(core, caller, id),
+    'machines.explain': ({ id }) => machines.explainMachine(core, id),
+    'machines.create': (input, { caller }) => {
+      refuseOtherPartition(core, input.partition)
+      return machines.createMachine(core, caller, input)
+    },
+    'machines.update': (input, { caller }) => machines.updateMachine(core, caller, input),
+    'machines.delete': async ({ id }, { caller }) => {
+      await machines.deleteMachine(core, caller, id)
+      return null
+    },
+    'machines.commission': plain('commission'),
+    'machines.abort': plain('abort'),
+    'machines.deploy': (input, { caller }) => machines.deploy(core, caller, input),
+    'machines.release': plain('release'),
+    'machines.markBroken': plain('markBroken'),
+    'machines.fix': plain('fix'),
+    'machines.rescue': plain('rescue'),
+    'machines.exitRescue': plain('exitRescue'),
+    'machines.retire': plain('retire'),
+    'machines.restore': plain('restore'),
+    'machines.lock': ({ id, reason }, { caller }) => machines.setLock(core, caller, { id, lock: 'locked', reason }),
+    'machines.unlock': ({ id }, { caller }) => machines.setLock(core, caller, { id, lock: 'unlocked', reason: '' }),
+    'machines.power': (input, { caller, signal }) => machines.orderPower(core, caller, input, signal),
+    'allocations.create': (input, context) => allocateHere(core, self.replica, input, context),
+    'allocations.list': (input, context) => listAllocations(core, input, context),
+    'allocations.get': ({ id }, context) => getAllocation(core, id, context),
+    'allocations.release': ({ id }, context) => releaseAllocation(core, id, context),
+    ...labelHandlers(core, 'tag'),
+    ...labelHandlers(core, 'pool'),
+    ...labelHandlers(core, 'zone'),
+    'events.list': input => eventsBehind(core, input),
+    // Streams are served by the door over events.list; nobody calls this one.
+    'events.stream': () => Promise.reject(new Refusal('malformed', 'events.stream is a stream: read it as server-sent events')),
+    'partitions.list': async () => ({ items: [await statusOf(core, self)], nextCursor: null }),
+    'partitions.get': ({ name }) => {
+      refuseOtherPartition(core, name)
+      return statusOf(core, self)
+    },
+    'partitions.status': async () => {
+      const status = await statusOf(core, self)
+      return {
+        machines: status.machines,
+        overdue: status.overdue,
+        faulty: status.faulty,
+        problems: status.problems.map(problem => ({ partition: core.partition, problem })),
+      }
+    },
+    'operatingSystems.list': async () => ({
+      items: core.catalogue.images.map(image => ({
+        name: image.os,
+        title: image.title,
+        arch: image.arch as 'amd64' | 'arm64',
+        supported: image.isSupported,
+        available: true,
+        partitions: [core.partition],
+      })),
+      nextCursor: null,
+    }),
+    'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
+  }
+}
+
+function refuseOtherPartition(core: Core, name: string | undefined): void {
+  if (name !== undefined && name !== core.partition)
+    throw new Refusal('not-found', `this is partition ${core.partition}; it knows no partition ${name}`)
+}
+
+async function listMachines(core: Core, input: CallInput<'machines.list'>): Promise<CallAnswer<'machines.list'>> {
+  const { sort, limit, cursor, partition: _, ...filter } = input
+  const rows = await machineRows.listMachines(core.sql, {
+    filter,
+    sort: sort.replace(/^-/, '') as MachineSort,
+    direction: directionOf(sort),
+    after: positionOf(decodeCursor(cursor, sort), core.partition),
+    limit: limit + 1,
+  })
+  const items = rows.map(row => viewOf(row, core.partition))
+  return pageFrom(items, { sort, limit, keyOf: item => machineKey(item, sort) })
+}
+
+async function listAllocations(
+  core: Core,
+  input: CallInput<'allocations.list'>,
+  { caller }: CallContext,
+): Promise<CallAnswer<'allocations.list'>> {
+  const sort = 'createdAt'
+  const rows = await allocationRows.listAllocations(core.sql, {
+    owner: caller.role === 'user' ? caller.name : input.owner,
+    states: input.state,
+    after: positionOf(decodeCursor(input.cursor, sort), core.partition),
+    limit: input.limit + 1,
+  })
+  const owned = await allocationRows.machinesOfAllocations(
+    core.sql,
+    rows.map(({ id }) => id),
+  )
+  const items = rows.map(row =>
+    allocationView(
+      core,
+      row,
+      owned.filter(machine => machine.allocation_id === row.id),
+    ),
+  )
+  return pageFrom(items, { sort, limit: input.limit, keyOf: allocationKey })
+}
+
+async function existingAllocation(core: Core, id: string, { caller }: CallContext): Promise<allocationRows.AllocationRow> {
+  const row = await allocationRows.findAllocation(core.sql, id)
+  if (!row || row.state === 'dropped') throw new Refusal('not-found', `partition ${core.partition} has nothing of allocation ${id}`)
+  refuseForeign(caller, row)
+  return row
+}
+
+async function getAllocation(core: Core, id: string, context: CallContext): Promise<CallAnswer<'allocations.get'>> {
+  const row = await existingAllocation(core, id, context)
+  return allocationView(core, row, await allocationRows.machinesOfAllocations(core.sql, [id]))
+}
+
+async function releaseAllocation(core: Core, id: string, context: CallContext): Promise<CallAnswer<'allocations.release'>> {
+  await existingAllocation(core, id, context)
+  const owned = await allocationRows.machinesOfAllocations(core.sql, [id])
+  // All or none as far as that can be known: a locked machine stops the release before the first one moves.
+  for (const machine of owned) refuseLocked(machine)
+  for (const machine of owned)
+    if (machine.state !== 'releasing') await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name })
+  return getAllocation(core, id, context)
+}
+
+type LabelName = 'tags' | 'pools' | 'zones'
+type LabelHandlers<Group extends LabelName> = { readonly [Name in Extract<CallName, `${Group}.${string}`>]: Handlers[Name] }
+
+/** The same four calls for tags, pools and zones. */
+function labelHandlers<Kind extends LabelKind>(core: Core, kind: Kind): LabelHandlers<`${Kind}s`> {
+  const existing = async (name: string) => {
+    const [found] = await labelRows.listLabels(core.sql, kind, name)
+    if (!found) throw new Refusal('not-found', `partition ${core.partition} knows no ${kind} ${name}`)
+    return found
+  }
+  return {
+    [`${kind}s.list`]: async () => ({ items: await labelRows.listLabels(core.sql, kind), nextCursor: null }),
+    [`${kind}s.get`]: ({ name }: { name: string }) => existing(name),
+    [`${kind}s.put`]: async (input: { name: string; description: string }) => {
+      await labelRows.putLabel(core.sql, kind, input)
+      return existing(input.name)
+    },
+    [`${kind}s.delete`]: async ({ name }: { name: string }, { caller }: CallContext) => {
+      const found = await existing(name)
+      if (kind === 'tag')
+        for (const id of await labelRows.machinesWithTag(core.sql, name)) await machines.takeOffTag(core, caller, id, name)
+      else if (found.machines > 0)
+        throw new Refusal('wrong-state', `${kind} ${name} still has ${found.machines} machines in partition ${core.partition}`)
+      await labelRows.deleteLabel(core.sql, kind, name)
+      return { ...found, machines: 0, ready: 0 }
+    },
+  } as unknown as LabelHandlers<`${Kind}s`>
+}
+
+async function eventsBehind(core: Core, input: CallInput<'events.list'>): Promise<CallAnswer<'events.list'>> {
+  const asked = readUpTo(parsePosition(input.after), core.partition)
+  const lastSeq = await lastSequenceNumber(core.sql)
+  const position = (seq: number) => positionText(new Map([[core.partition, seq]]))
+  if (asked === endOfLog) return { items: [], nextCursor: position(lastSeq) }
+  const rows = await listEvents(core.sql, { after: asked, limit: input.limit, machine: input.machine, kind: input.kind })
+  const items = rows.map(row => ({
+    partition: core.partition,
+    seq: row.seq,
+    at: row.at.toISOString(),
+    kind: row.kind,
+    machine: row.machine_id,
+    actor: row.actor,
+    data: row.data,
+  }))
+  // A short page was read to the end, whatever the filter hid.
+  const lastItem = items.at(-1)?.seq ?? asked
+  const last = items.length === input.limit ? lastItem : Math.max(lastSeq, lastItem)
+  return { items, nextCursor: position(last) }
+}
+
+/** The partition as it sees itself. */
+async function statusOf(core: Core, self: Self): Promise<PartitionStatus> {
+  const [counts, replicas, lastSeq] = await Promise.all([
+    machineRows.countMachines(core.sql),
+    liveReplicas(core.sql, replicaShownSeconds),
+    lastSequenceNumber(core.sql),
+  ])
+  const problems = self.problems()
+  return {
+    name: core.partition,
+    status: problems.length === 0 ? 'ready' : 'degraded',
+    url: self.url,
+    version: self.version,
+    machines: counts.states,
+    overdue: counts.overdue,
+    faulty: counts.faulty,
+    replicas: replicas.map(replica => ({
+      name: replica.name,
+      epoch: replica.epoch,
+      version: replica.version,
+      seenAt: replica.seen_at.toISOString(),
+    })),
+    lastSeq,
+    problems,
+  }
+}

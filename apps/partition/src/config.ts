@@ -1,0 +1,117 @@
+// The settings of a partition: the only file beside main.ts that knows the environment.
+import { hostname } from 'node:os'
+import path from 'node:path'
+import { loadConfig, secret, variable, wholeNumber } from '@muster/server/config'
+import { logLevels } from '@muster/server/log'
+import { durationMs, durationPattern } from '@muster/shared/duration'
+import { partitionNamePattern } from '@muster/shared/ids'
+import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
+import { z } from 'zod'
+import type { Rules } from './domain/core.ts'
+
+const duration = (fallback: string) =>
+  z
+    .string()
+    .default(fallback)
+    .refine(text => durationPattern.test(text), 'must be a duration such as 500ms, 30s or 2m')
+    .transform(durationMs)
+
+/** `deploying=2m,commissioning=5m`: replaces deadlines of the life-cycle table, for labs and slow hardware. */
+const deadlines = z
+  .string()
+  .default('')
+  .transform((text, context) => {
+    const chosen: Partial<Record<State, number>> = {}
+    for (const part of text.split(',').filter(Boolean)) {
+      const [name, limit] = part.split('=', 2)
+      const state = states.find(known => known === name)
+      if (!state || limit === undefined || !durationPattern.test(limit) || lifeCycle[state].deadline === undefined)
+        context.addIssue({ code: 'custom', message: `"${part}" is not <state>=<duration> of a state that has a deadline` })
+      else chosen[state] = durationMs(limit)
+    }
+    return chosen
+  })
+
+const variables = {
+  partition: variable(
+    'MUSTER_PARTITION',
+    z
+      .string('the name of this partition, e.g. lon1')
+      .regex(partitionNamePattern, 'must be a lower-case DNS label of at most 20 characters'),
+  ),
+  replica: variable('MUSTER_REPLICA', z.string().max(64).optional()),
+  databaseUrl: secret('DATABASE_URL', z.string('the PostgreSQL of this partition, e.g. postgres://muster@db/lon1')),
+  connections: variable('MUSTER_DATABASE_CONNECTIONS', wholeNumber({ min: 2, max: 200 }).optional().default(12)),
+  natsUrl: variable('NATS_URL', z.string().optional()),
+  natsToken: secret('NATS_TOKEN', z.string().optional()),
+  key: secret(
+    'MUSTER_KEY',
+    z
+      .string('32 bytes in hex or base64 that seal secrets at rest: openssl rand -hex 32')
+      .refine(text => keyBytes(text).length === 32, 'must be 32 bytes in hex or base64'),
+  ),
+  tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
+  files: variable(
+    'MUSTER_FILES',
+    z
+      .string()
+      .default('files')
+      .transform(folder => path.resolve(folder)),
+  ),
+  host: variable('HOST', z.string().default('127.0.0.1')),
+  port: variable('PORT', wholeNumber({ min: 0, max: 65535 }).optional().default(5250)),
+  url: variable('MUSTER_URL', z.url({ protocol: /^https?$/ }).optional()),
+  logLevel: variable('MUSTER_LOG', z.enum(logLevels).default('info')),
+  deadlinesMs: variable('MUSTER_DEADLINES', deadlines),
+  agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration('90s')),
+  powerCheckMs: variable('MUSTER_POWER_CHECK', duration('30s')),
+  powerChangeMs: variable('MUSTER_POWER_CHANGE', duration('60s')),
+  enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default('keep as new')),
+} as const
+
+/** A sealing key as bytes, whichever way it is written. */
+function keyBytes(text: string): Buffer {
+  return Buffer.from(text, /^[0-9a-fA-F]{64}$/.test(text) ? 'hex' : 'base64')
+}
+
+export interface PartitionSettings {
+  partition: string
+  replica: string
+  databaseUrl: string
+  connections: number
+  nats: { url: string; token: string | undefined } | undefined
+  key: Buffer
+  tokensFile: string
+  files: string
+  host: string
+  port: number
+  /** How machines and people reach this partition; undefined: where it listens. */
+  url: string | undefined
+  rules: Rules
+}
+
+/** Reads the settings. Throws ConfigError naming every variable that is wrong. */
+export function readSettings(environment: NodeJS.ProcessEnv) {
+  const { settings: given, lines, unknown } = loadConfig(variables, environment)
+  const settings: PartitionSettings = {
+    partition: given.partition,
+    replica: given.replica ?? `${hostname()}-${given.port}`,
+    databaseUrl: given.databaseUrl.reveal(),
+    connections: given.connections,
+    nats: given.natsUrl === undefined ? undefined : { url: given.natsUrl, token: given.natsToken?.reveal() },
+    key: keyBytes(given.key.reveal()),
+    tokensFile: given.tokensFile,
+    files: given.files,
+    host: given.host,
+    port: given.port,
+    url: given.url?.replace(/\/$/, ''),
+    rules: {
+      deadlinesMs: given.deadlinesMs,
+      agentSilenceMs: given.agentSilenceMs,
+      powerCheckMs: given.powerCheckMs,
+      powerChangeMs: given.powerChangeMs,
+      enlisted: given.enlisted,
+    },
+  }
+  return { settings, lines, unknown, logLevel: given.logLevel }
+}

@@ -1,0 +1,150 @@
+// Holds and allocations: the only statements that make a machine somebody's. Each is one statement, so that no crash leaves it half done.
+import type { Strategy } from '@muster/shared/allocation/constraints'
+import type { Key } from '@muster/shared/contract/page'
+import type { Sql } from './connect.ts'
+import type { MachineRow } from './machines.ts'
+
+export interface AllocationRow {
+  id: string
+  owner: string
+  /** `dropped`: a hold that was never confirmed; nobody but a late confirm asks for it. */
+  state: 'held' | 'confirmed' | 'released' | 'dropped'
+  strategy: Strategy
+  count: number
+  note: string
+  machine_ids: string[]
+  created_at: Date
+  expires_at: Date | null
+}
+
+export interface NewHold {
+  allocation: string
+  owner: string
+  strategy: Strategy
+  count: number
+  note: string
+  constraints: Record<string, unknown>
+  createdAt: Date
+  /** In the order of preference; as many as `wanted` of them are taken. */
+  machines: string[]
+  wanted: number
+  holdMs: number
+}
+
+const withPower = (sql: Sql) => sql`p.observed as power, p.seen_at as power_seen_at, p.driver as power_driver`
+
+/**
+ * Holds `wanted` of the machines, or none. Machines that another request is just taking are passed over. Answers the rows held; empty
+ * where there were not enough, or the allocation's id exists.
+ */
+export function holdMachines(sql: Sql, hold: NewHold, moved: { from: string; to: string }): Promise<MachineRow[]> {
+  return sql<MachineRow[]>`
+    with wish as (select id, place from unnest(${hold.machines}::text[]) with ordinality as w (id, place)),
+    free as materialized (
+      select m.id from machines m join wish on wish.id = m.id
+      where m.state = ${moved.from} and not m.locked and m.allocation_id is null
+      order by wish.place limit ${hold.wanted} for update of m skip locked),
+    enough as (select from (select count(*) as free from free) as counted where free = ${hold.wanted}),
+    kept as (
+      insert into allocations (id, owner, state, strategy, count, note, constraints, machine_ids, created_at, expires_at)
+      select ${hold.allocation}, ${hold.owner}, 'held', ${hold.strategy}, ${hold.count}, ${hold.note}, ${sql.json(hold.constraints as never)},
+        (select array_agg(id order by id) from free), ${hold.createdAt}, now() + ${hold.holdMs} * interval '1 millisecond'
+      from enough on conflict (id) do nothing returning id, expires_at),
+    held as (
+      update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
+        owner = ${hold.owner}, allocation_id = kept.id, deadline_at = kept.expires_at, attention_at = kept.expires_at,
+        fault = null, waiting_for = 'the confirmation', progress = null, step = 'start', last_request = 'hold', last_request_by = ${hold.owner}
+      from free, kept where m.id = free.id returning m.*),
+    noted as (
+      insert into events (kind, machine_id, actor, data)
+      select 'machine.moved', id, ${hold.owner}, jsonb_build_object('move', 'hold', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', ${hold.allocation}::text) from held)
+    select m.*, ${withPower(sql)} from held m join machine_power p on p.machine_id = m.id order by m.id`
+}
+
+/** Confirms a hold whole, or not at all. Answers the machines; empty where there is no such hold in time. */
+export function confirmHold(sql: Sql, allocation: string, moved: { from: string; to: string }): Promise<MachineRow[]> {
+  return sql<MachineRow[]>`
+    with kept as (
+      update allocations set state = 'confirmed', expires_at = null
+      where id = ${allocation} and state = 'held' and expires_at > now() returning *),
+    taken as (
+      update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
+        deadline_at = null, attention_at = now(), waiting_for = null, last_request = 'confirm', last_request_by = kept.owner
+      from kept where m.allocation_id = kept.id and m.state = ${moved.from} returning m.*),
+    noted as (
+      insert into events (kind, machine_id, actor, data)
+      select 'machine.moved', id, owner, jsonb_build_object('move', 'confirm', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from taken)
+    select m.*, ${withPower(sql)} from taken m join machine_power p on p.machine_id = m.id order by m.id`
+}
+
+/**
+ * Ends holds: one by its id, or all whose time has passed. Their machines are as before the hold. Answers the machines freed.
+ * `move` is the word for the event: drop or expire.
+ */
+export function endHolds(
+  sql: Sql,
+  which: { allocation: string } | 'expired',
+  moved: { move: string; from: string; to: string },
+): Promise<{ id: string; allocation_id: string }[]> {
+  return sql<{ id: string; allocation_id: string }[]>`
+    with ended as (
+      update allocations set state = 'dropped', expires_at = null
+      where state = 'held' and ${which === 'expired' ? sql`expires_at <= now()` : sql`id = ${which.allocation}`} returning id, owner),
+    freed as (
+      update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
+        owner = null, allocation_id = null, deadline_at = null, attention_at = null, waiting_for = null, last_request = null, last_request_by = null
+      from ended where m.allocation_id = ended.id and m.state = ${moved.from} returning m.id, ended.id as allocation_id, ended.owner),
+    noted as (
+      insert into events (kind, machine_id, actor, data)
+      select 'machine.moved', id, owner, jsonb_build_object('move', ${moved.move}::text, 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from freed)
+    select id, allocation_id from freed`
+}
+
+/** Marks the allocation released when none of its machines is left. */
+export async function closeAllocation(sql: Sql, allocation: string): Promise<void> {
+  await sql`
+    update allocations set state = 'released'
+    where id = ${allocation} and state = 'confirmed' and not exists (select from machines where allocation_id = ${allocation})`
+}
+
+/** Ended holds are kept for `hours`, so that a late confirm learns that its hold is gone. */
+export async function forgetDroppedHolds(sql: Sql, hours: number): Promise<void> {
+  await sql`delete from allocations where state = 'dropped' and created_at < now() - ${hours} * interval '1 hour'`
+}
+
+/** Confirmed allocations that have no machine left: a crash between a machine's release and {@link closeAllocation} leaves one. */
+export async function closeEmptyAllocations(sql: Sql): Promise<void> {
+  await sql`
+    update allocations a set state = 'released'
+    where state = 'confirmed' and not exists (select from machines where allocation_id = a.id)`
+}
+
+export async function findAllocation(sql: Sql, id: string): Promise<AllocationRow | undefined> {
+  const [row] = await sql<AllocationRow[]>`
+    select id, owner, state, strategy, count, note, machine_ids, created_at, expires_at from allocations where id = ${id}`
+  return row
+}
+
+export interface AllocationPage {
+  owner?: string | undefined
+  states?: readonly string[] | undefined
+  after: Key | null
+  limit: number
+}
+
+export function listAllocations(sql: Sql, page: AllocationPage): Promise<AllocationRow[]> {
+  return sql<AllocationRow[]>`
+    select id, owner, state, strategy, count, note, machine_ids, created_at, expires_at from allocations
+    where state <> 'dropped'
+      ${page.owner === undefined ? sql`` : sql`and owner = ${page.owner}`}
+      ${page.states === undefined ? sql`` : sql`and state = any(${page.states as string[]})`}
+      ${page.after === null ? sql`` : sql`and (created_at, id) > (${new Date(page.after[0])}, ${page.after[1]})`}
+    order by created_at, id limit ${page.limit}`
+}
+
+/** The machines that belong to these allocations now. */
+export function machinesOfAllocations(sql: Sql, allocations: readonly string[]): Promise<MachineRow[]> {
+  return sql<MachineRow[]>`
+    select m.*, ${withPower(sql)} from machines m join machine_power p on p.machine_id = m.id
+    where m.allocation_id = any(${allocations as string[]}) order by m.id`
+}

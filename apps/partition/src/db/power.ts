@@ -1,0 +1,206 @@
+// Power: what is known of each machine's switch, and the orders given to it.
+import type { Fault } from '@muster/shared/machine'
+import type { Sql } from './connect.ts'
+
+export type PowerAction = 'on' | 'off' | 'cycle'
+
+export interface PowerSwitch {
+  machine_id: string
+  driver: string | null
+  settings: Record<string, unknown>
+  secrets: Buffer | null
+  observed: 'on' | 'off' | 'unknown'
+  seen_at: Date | null
+  fault: Fault | null
+  failures: number
+  claim_token: number
+}
+
+export interface PowerOrder {
+  id: number
+  machine_id: string
+  action: PowerAction
+  boot: 'network' | 'disk' | null
+  asked_by: string
+  asked_at: Date
+  state: 'queued' | 'running' | 'done' | 'failed' | 'superseded'
+  phase: 'off' | 'on' | null
+  fault: Fault | null
+}
+
+export async function findSwitch(sql: Sql, machine: string): Promise<PowerSwitch | undefined> {
+  const [row] = await sql<PowerSwitch[]>`select * from machine_power where machine_id = ${machine}`
+  return row
+}
+
+/** Replaces driver and settings; what was observed through the old ones is forgotten. */
+export async function saveSwitch(
+  sql: Sql,
+  machine: string,
+  settings: { driver: string | null; settings: Record<string, unknown>; secrets: Buffer | null },
+): Promise<void> {
+  await sql`
+    update machine_power set driver = ${settings.driver}, settings = ${sql.json(settings.settings as never)}, secrets = ${settings.secrets},
+      observed = 'unknown', seen_at = null, fault = null, failures = 0, check_at = now()
+    where machine_id = ${machine}`
+}
+
+/**
+ * Gives an order. One equal to the order under way (or waiting) joins it; another one takes the place of the one waiting. Answers the
+ * order that will be carried out.
+ */
+export async function giveOrder(
+  sql: Sql,
+  order: { machine: string; action: PowerAction; boot: 'network' | 'disk' | null; askedBy: string },
+): Promise<PowerOrder> {
+  const [row] = await sql<PowerOrder[]>`
+    with joined as (
+      select * from power_orders
+      where machine_id = ${order.machine} and action = ${order.action} and boot is not distinct from ${order.boot}
+        and (state = 'queued' or state = 'running' and not exists (
+          select from power_orders where machine_id = ${order.machine} and state = 'queued'))
+      limit 1),
+    given as (
+      insert into power_orders as o (machine_id, action, boot, asked_by)
+      select ${order.machine}, ${order.action}, ${order.boot}::text, ${order.askedBy} where not exists (select from joined)
+      on conflict (machine_id) where state = 'queued'
+      do update set action = excluded.action, boot = excluded.boot, asked_by = excluded.asked_by, asked_at = now()
+      returning *),
+    noted as (
+      insert into events (kind, machine_id, actor, data)
+      select 'power.ordered', ${order.machine}, ${order.askedBy}, jsonb_build_object('action', ${order.action}::text, 'order', id) from given)
+    select * from joined union all select * from given`
+  return row as PowerOrder
+}
+
+/** The latest order of a machine, or undefined. */
+export async function latestOrder(sql: Sql, machine: string): Promise<PowerOrder | undefined> {
+  const [row] = await sql<PowerOrder[]>`select * from power_orders where machine_id = ${machine} order by id desc limit 1`
+  return row
+}
+
+/** The latest order that the engine gave at or after `since`, or undefined. */
+export async function latestOrderOfEngine(sql: Sql, machine: string, since: Date): Promise<PowerOrder | undefined> {
+  // A Date has milliseconds, the row's time has microseconds.
+  const [row] = await sql<PowerOrder[]>`
+    select * from power_orders
+    where machine_id = ${machine} and asked_by = 'engine' and asked_at >= date_trunc('milliseconds', ${since}::timestamptz)
+    order by id desc limit 1`
+  return row
+}
+
+export async function findOrder(sql: Sql, id: number): Promise<PowerOrder | undefined> {
+  const [row] = await sql<PowerOrder[]>`select * from power_orders where id = ${id}`
+  return row
+}
+
+/** Orders waiting or under way, oldest first. */
+export function openOrders(sql: Sql, machine: string): Promise<PowerOrder[]> {
+  return sql<PowerOrder[]>`select * from power_orders where machine_id = ${machine} and state in ('queued', 'running') order by id`
+}
+
+/** An order to carry out, with the switch it goes to, claimed. */
+export type ClaimedOrder = PowerOrder & { switch: PowerSwitch }
+
+/**
+ * Takes orders whose switch nobody holds: those that wait, and those whose worker died (their claim has run out). The claim is on the
+ * switch, so that no second caller speaks to that BMC.
+ */
+export async function claimOrders(sql: Sql, options: { limit: number; claimMs: number }): Promise<ClaimedOrder[]> {
+  const rows = await sql<(PowerOrder & { power: PowerSwitch })[]>`
+    with free as (
+      select p.machine_id from machine_power p
+      where (p.claimed_until is null or p.claimed_until < now())
+        and exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))
+      limit ${options.limit} for update of p skip locked),
+    claimed as (
+      update machine_power p set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond'
+      from free where p.machine_id = free.machine_id returning p.*),
+    next_order as (
+      select distinct on (o.machine_id) o.id from power_orders o join claimed on claimed.machine_id = o.machine_id
+      where o.state in ('queued', 'running') order by o.machine_id, o.state = 'running' desc),
+    started as (
+      update power_orders o set state = 'running', started_at = coalesce(started_at, now()) from next_order n where o.id = n.id returning o.*)
+    select started.*, row_to_json(claimed.*) as power from started join claimed on claimed.machine_id = started.machine_id`
+  return rows.map(({ power, ...order }) => ({ ...order, switch: revive(power) }))
+}
+
+/** A row that went through JSON: its bytea is hex text, its times are texts. */
+function revive(row: PowerSwitch): PowerSwitch {
+  const secrets = row.secrets as unknown as string | null
+  return { ...row, secrets: secrets === null ? null : Buffer.from(secrets.slice(2), 'hex'), seen_at: row.seen_at && new Date(row.seen_at) }
+}
+
+/** Prolongs the claim and notes what is about to be done. `lost`: the claim has run out and another may act: do nothing. */
+export async function holdClaim(
+  sql: Sql,
+  claim: { machine: string; token: number; claimMs: number; order?: number; phase?: 'off' | 'on' },
+): Promise<'ours' | 'lost'> {
+  const rows = await sql`
+    with kept as (
+      update machine_power set claimed_until = now() + ${claim.claimMs} * interval '1 millisecond'
+      where machine_id = ${claim.machine} and claim_token = ${claim.token} and claimed_until > now() returning machine_id),
+    noted as (
+      update power_orders set phase = ${claim.phase ?? null} from kept where id = ${claim.order ?? null}::bigint and ${claim.phase ?? null}::text is not null)
+    select from kept`
+  return rows.length === 1 ? 'ours' : 'lost'
+}
+
+/** Whether an order waits behind the one that runs. */
+export async function hasQueuedOrder(sql: Sql, machine: string): Promise<boolean> {
+  const rows = await sql`select from power_orders where machine_id = ${machine} and state = 'queued'`
+  return rows.length > 0
+}
+
+export interface Observation {
+  machine: string
+  token: number
+  /** What the BMC said, or why it said nothing. */
+  power: 'on' | 'off' | 'unknown' | null
+  fault: Fault | null
+  /** When to look again, in milliseconds. */
+  againMs: number
+}
+
+/**
+ * Ends a claim with what was observed; a change of power is an event. `order` ends too, with its outcome. Only the claim's holder
+ * may: a worker that slept writes nothing. The engine looks at the machine at once when an order ended or the power changed.
+ */
+export async function endClaim(
+  sql: Sql,
+  seen: Observation,
+  order?: { id: number; state: 'done' | 'failed' | 'superseded'; fault: Fault | null },
+): Promise<'ended' | 'lost'> {
+  const rows = await sql`
+    with before as (select machine_id, observed from machine_power where machine_id = ${seen.machine} and claim_token = ${seen.token} for update),
+    ended as (
+      update machine_power p set claimed_until = null, check_at = now() + ${seen.againMs} * interval '1 millisecond',
+        observed = coalesce(${seen.power}::text, p.observed), seen_at = case when ${seen.power}::text is null then p.seen_at else now() end,
+        fault = ${seen.fault === null ? null : sql.json(seen.fault)}, failures = case when ${seen.fault === null} then 0 else p.failures + 1 end
+      from before where p.machine_id = before.machine_id returning p.machine_id, before.observed as was, p.observed as is_now),
+    closed as (
+      update power_orders set state = ${order?.state ?? null}, ended_at = now(), fault = ${order?.fault ? sql.json(order.fault) : null}
+      from ended where id = ${order?.id ?? null}::bigint returning id),
+    noted as (
+      insert into events (kind, machine_id, actor, data)
+      select 'power.changed', machine_id, 'monitor', jsonb_build_object('from', was, 'to', is_now) from ended where was <> is_now
+      union all
+      select 'power.order-ended', machine_id, 'worker', jsonb_build_object('order', id, 'outcome', ${order?.state ?? ''}::text) from ended, closed),
+    nudged as (
+      update machines set attention_at = now() from ended
+      where id = ended.machine_id and (was <> is_now or exists (select from closed)))
+    select from ended`
+  return rows.length === 1 ? 'ended' : 'lost'
+}
+
+/** Switches that the monitor should read now, claimed; those with an order are the worker's. */
+export function claimChecks(sql: Sql, options: { limit: number; claimMs: number }): Promise<PowerSwitch[]> {
+  return sql<PowerSwitch[]>`
+    with due as (
+      select machine_id from machine_power p
+      where driver is not null and check_at <= now() and (claimed_until is null or claimed_until < now())
+        and not exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))
+      order by check_at limit ${options.limit} for update skip locked)
+    update machine_power p set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond'
+    from due where p.machine_id = due.machine_id returning p.*`
+}

@@ -1,0 +1,195 @@
+// What machines tell us: that they exist, what is in them, how far they are, and that they are up. Reports move the life cycle; repeats are harmless.
+import type { Enlistment, Inventory, Job, Signal } from '@muster/shared/agent'
+import { Refusal } from '@muster/shared/errors'
+import { newMachineId } from '@muster/shared/ids'
+import type { NetworkInterface } from '@muster/shared/machine'
+import { isDuplicate } from '../db/connect.ts'
+import * as db from '../db/machines.ts'
+import type { Core } from './core.ts'
+import { machineToken, readMachineToken, type TokenPurpose } from './machine-token.ts'
+import { type DeploymentSecrets, deploymentContext } from './machines.ts'
+import { moveMachine, noteChange } from './move.ts'
+import { storedPowerSettings } from './power-settings.ts'
+
+/** How often the agent says that it lives. */
+export const heartbeatMs = 5_000
+
+/** The machine a token speaks for. Throws unauthenticated where the token is not ours or its run is over. */
+export async function machineOfToken(core: Core, purpose: TokenPurpose, token: string): Promise<db.MachineRow & { run: string }> {
+  const claims = readMachineToken(core.seal, purpose, token)
+  const row = claims && (await db.findMachine(core.sql, claims.id))
+  if (!claims || !row || row.run !== claims.run) throw new Refusal('unauthenticated', 'this machine token is unknown or its run is over')
+  return { ...row, run: claims.run }
+}
+
+/** A machine announces itself. A known MAC changes nothing: an anonymous caller must not rewrite what we know. */
+export async function enlist(core: Core, input: Enlistment): Promise<{ id: string; outcome: 'created' | 'known' }> {
+  const macs = input.interfaces.map(({ mac }) => mac)
+  const known = await db.findMachineByMac(core.sql, macs)
+  if (known) return { id: known.id, outcome: 'known' }
+  const id = newMachineId(core.partition)
+  const stored = input.bmc
+    ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
+    : { driver: null, settings: {}, secrets: null }
+  try {
+    const row = await db.insertMachine(
+      core.sql,
+      {
+        id,
+        hostname: await freeHostname(core, input.hostname, id),
+        arch: input.arch,
+        cpus: input.cpus,
+        memoryMib: input.memoryMib,
+        pool: 'default',
+        zone: textFact(input.facts.zone),
+        rack: textFact(input.facts.rack),
+        tags: [],
+        interfaces: input.interfaces,
+        disks: input.disks,
+        note: '',
+        powerDriver: stored.driver,
+        powerSettings: stored.settings,
+        powerSecrets: stored.secrets,
+      },
+      { kind: 'machine.enlisted', actor: 'agent' },
+    )
+    await db.saveInventory(core.sql, id, input.facts)
+    noteChange(core, row)
+    if (core.rules.enlisted === 'commission' && stored.driver !== null)
+      await moveMachine(core, { id, move: 'commission', actor: 'enlistment' })
+    return { id, outcome: 'created' }
+  } catch (error) {
+    // The same machine twice at once: one of the two won.
+    const winner = isDuplicate(error, 'macs_pkey') ? await db.findMachineByMac(core.sql, macs) : undefined
+    if (!winner) throw error
+    return { id: winner.id, outcome: 'known' }
+  }
+}
+
+/** Where a machine says it stands, as far as it is a usable label. */
+function textFact(value: unknown): string {
+  return typeof value === 'string' && /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(value) ? value : 'default'
+}
+
+async function freeHostname(core: Core, wanted: string | undefined, id: string): Promise<string> {
+  if (wanted === undefined) return id
+  const taken = await db.isHostnameTaken(core.sql, wanted)
+  return taken ? id : wanted
+}
+
+/** What the agent of this machine should do. */
+export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl: string): Job {
+  const common = { machine: row.id, heartbeatMs }
+  if (row.state === 'commissioning') return { kind: 'commission', ...common }
+  if (row.state === 'rescue') return { kind: 'rescue', ...common }
+  if (row.state === 'deploying' && row.netboot && row.deployment) {
+    const image = core.catalogue.imageFor(row.deployment.os, row.arch)
+    if (!image) throw new Refusal('not-installable', `the files of ${row.deployment.os} for ${row.arch} are gone`)
+    return {
+      kind: 'install',
+      ...common,
+      hostname: row.hostname,
+      os: row.deployment.os,
+      image: { url: `${baseUrl}/boot/files/${image.path}`, sha256: image.sha256, sizeBytes: image.sizeBytes },
+      seedUrl: `${baseUrl}/metadata/${machineToken(core.seal, 'metadata', row)}/`,
+    }
+  }
+  throw new Refusal('wrong-state', `there is no job for ${row.id} in state ${row.state}`, { state: row.state })
+}
+
+/** The agent's inventory replaces what was known of the hardware; names of subnets and addresses a person set stay. */
+export async function saveInventory(core: Core, machine: db.MachineRow, report: Inventory): Promise<void> {
+  const known = new Map(machine.interfaces.map(port => [port.mac, port]))
+  const interfaces: NetworkInterface[] = report.interfaces.map(port => ({
+    ...port,
+    subnet: port.subnet ?? known.get(port.mac)?.subnet ?? null,
+    ip: port.ip ?? known.get(port.mac)?.ip ?? null,
+  }))
+  try {
+    await db.replaceMacs(
+      core.sql,
+      machine.id,
+      interfaces.map(({ mac }) => mac),
+    )
+  } catch (error) {
+    if (isDuplicate(error, 'macs_pkey'))
+      throw new Refusal('already-exists', `another machine has one of the MAC addresses of ${machine.id}`)
+    throw error
+  }
+  await db.saveInventory(core.sql, machine.id, report.facts)
+  await storeReport(core, machine, () => ({
+    patch: { arch: report.arch, cpus: report.cpus, memory_mib: report.memoryMib, interfaces, disks: report.disks },
+    events: [{ kind: 'machine.inventory', data: { cpus: report.cpus, memoryMib: report.memoryMib, disks: report.disks.length } }],
+  }))
+}
+
+/** A heartbeat, or the end of the agent's job. */
+export async function receiveSignal(core: Core, machine: db.MachineRow, signal: Signal): Promise<void> {
+  const { state } = machine
+  if (signal.status === 'failed') {
+    const fault = {
+      code: `${signal.step}-failed`,
+      message: signal.message || `the agent failed in step ${signal.step}`,
+      hint: 'the agent said why; mend that and try again',
+    }
+    if (state === 'commissioning' || state === 'deploying')
+      await moveMachine(core, { id: machine.id, move: 'fail', actor: 'agent', from: state, fault })
+    return
+  }
+  if (signal.status === 'done' && state === 'commissioning') {
+    await moveMachine(core, { id: machine.id, move: 'commissioned', actor: 'agent', from: 'commissioning' })
+    return
+  }
+  const isInstalled = signal.status === 'done' && state === 'deploying'
+  await storeReport(core, machine, row => ({
+    patch: {
+      progress: signal.progress ?? row.progress,
+      waiting_for: isInstalled ? 'the first boot of the installed system to phone home' : describe(signal),
+      ...(isInstalled && { netboot: false, deployment: row.deployment && { ...row.deployment, installedAt: new Date().toISOString() } }),
+    },
+    // A heartbeat is not worth an event; a step is.
+    events: isInstalled
+      ? [{ kind: 'machine.installed', data: { os: row.deployment?.os } }]
+      : row.waiting_for === describe(signal)
+        ? []
+        : [{ kind: 'machine.step', data: { step: signal.step, message: signal.message } }],
+  }))
+}
+
+const describe = (signal: Signal) => `the agent: ${signal.step}${signal.message ? ` (${signal.message})` : ''}`
+
+/** The deployed system is up. */
+export async function phoneHome(core: Core, machine: db.MachineRow): Promise<void> {
+  if (machine.state !== 'deploying' || machine.netboot) return
+  await moveMachine(core, {
+    id: machine.id,
+    move: 'deployed',
+    actor: 'agent',
+    from: 'deploying',
+    patch: { deployment: machine.deployment && { ...machine.deployment, deployedAt: new Date().toISOString() } },
+  })
+}
+
+/** What the user gave for the machine's deployment. */
+export function deploymentSecrets(core: Core, machine: db.MachineRow): DeploymentSecrets {
+  if (machine.deployment_secrets === null) return { userData: null, sshKeys: [] }
+  return core.seal.open(machine.deployment_secrets, deploymentContext(machine.id)) as DeploymentSecrets
+}
+
+/** Stores a report while the machine's run goes on; a report of an ended run is dropped. */
+async function storeReport(
+  core: Core,
+  machine: db.MachineRow,
+  change: (row: db.MachineRow) => Pick<db.MachineChange, 'patch' | 'events'>,
+): Promise<void> {
+  for (
+    let row: db.MachineRow | undefined = machine;
+    row?.run === machine.run && row.state === machine.state;
+    row = await db.findMachine(core.sql, machine.id)
+  ) {
+    const changed = await db.changeMachine(core.sql, { id: row.id, version: row.version, ...change(row), signal: 'now', actor: 'agent' })
+    if (!changed) continue
+    noteChange(core, changed)
+    return
+  }
+}

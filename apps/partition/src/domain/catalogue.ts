@@ -1,0 +1,108 @@
+// What this partition can install: the templates it knows and the files it holds. Files lie under one folder:
+//   agent/<arch>/vmlinuz, agent/<arch>/initrd                     the agent's kernel and memory image
+//   images/<os>/<release>/<arch>/image.json                       {"title", "file", "sha256", "sizeBytes"}
+//   images/<os>/<release>/<arch>/<file>
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import path from 'node:path'
+import type { Log } from '@muster/server/log'
+import type { Place } from '@muster/shared/allocation/matcher'
+import { architectures } from '@muster/shared/machine'
+import { z } from 'zod'
+
+const imageFile = z.strictObject({
+  title: z.string().min(1).max(200),
+  file: z.string().regex(/^[\w][\w.-]*$/),
+  sha256: z.string().regex(/^[0-9a-f]{64}$/),
+  sizeBytes: z.number().int().positive(),
+})
+
+export interface Image {
+  os: string
+  arch: string
+  title: string
+  sha256: string
+  sizeBytes: number
+  /** Path under the files folder, as the boot door serves it. */
+  path: string
+}
+
+/** Families whose first boot (cloud-init, NoCloud) this release knows how to prepare. */
+const supportedFamilies = new Set(['debian', 'ubuntu'])
+
+export class Catalogue implements Place {
+  readonly partition: string
+  readonly folder: string
+  readonly #log: Log
+  #images: Image[] = []
+  #installable = new Map<string, Set<string>>()
+  #agents = new Set<string>()
+
+  constructor(options: { partition: string; folder: string; log: Log }) {
+    this.partition = options.partition
+    this.folder = options.folder
+    this.#log = options.log
+    this.refresh()
+  }
+
+  /** Per architecture, what can be deployed now: supported, and its files are here. */
+  get installable(): ReadonlyMap<string, ReadonlySet<string>> {
+    return this.#installable
+  }
+
+  get images(): readonly (Image & { isSupported: boolean })[] {
+    return this.#images.map(image => ({ ...image, isSupported: isSupported(image.os) }))
+  }
+
+  hasAgent(arch: string): boolean {
+    return this.#agents.has(arch)
+  }
+
+  imageFor(os: string, arch: string): Image | undefined {
+    return this.#images.find(image => image.os === os && image.arch === arch && isSupported(os))
+  }
+
+  /** Reads the folder again. A broken description is logged and left out. Answers whether anything changed. */
+  refresh(): 'changed' | 'same' {
+    const before = JSON.stringify([this.#images, [...this.#agents]])
+    this.#agents = new Set(
+      architectures.filter(arch => ['vmlinuz', 'initrd'].every(name => existsSync(path.join(this.folder, 'agent', arch, name)))),
+    )
+    this.#images = this.#readImages()
+    this.#installable = new Map(
+      architectures.map(arch => [
+        arch,
+        new Set(this.#images.filter(image => image.arch === arch && isSupported(image.os)).map(({ os }) => os)),
+      ]),
+    )
+    return JSON.stringify([this.#images, [...this.#agents]]) === before ? 'same' : 'changed'
+  }
+
+  #readImages(): Image[] {
+    const images: Image[] = []
+    for (const family of folders(path.join(this.folder, 'images')))
+      for (const release of folders(path.join(this.folder, 'images', family)))
+        for (const arch of folders(path.join(this.folder, 'images', family, release))) {
+          const place = path.join('images', family, release, arch)
+          const description = path.join(this.folder, place, 'image.json')
+          if (!existsSync(description)) continue
+          try {
+            const { file, ...image } = imageFile.parse(JSON.parse(readFileSync(description, 'utf8')))
+            const { size } = statSync(path.join(this.folder, place, file))
+            if (size !== image.sizeBytes) throw new Error(`${file} has ${size} bytes, image.json says ${image.sizeBytes}`)
+            images.push({ os: `${family}/${release}`, arch, ...image, path: path.posix.join('images', family, release, arch, file) })
+          } catch (error) {
+            this.#log.warn({ err: error, image: place }, `the image in ${place} cannot be used`)
+          }
+        }
+    return images.sort((a, b) => (a.path < b.path ? -1 : 1))
+  }
+}
+
+const isSupported = (os: string) => supportedFamilies.has(os.split('/')[0] as string)
+
+function folders(parent: string): string[] {
+  if (!existsSync(parent)) return []
+  return readdirSync(parent, { withFileTypes: true })
+    .filter(entry => entry.isDirectory())
+    .map(({ name }) => name)
+}

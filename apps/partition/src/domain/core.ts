@@ -1,0 +1,39 @@
+// What every part of the domain is given: the database, the key, the memory, and the bells that wake its loops.
+import type { Log } from '@muster/server/log'
+import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
+import type { Sql } from '../db/connect.ts'
+import type { Bell } from './bell.ts'
+import type { Catalogue } from './catalogue.ts'
+import type { Memory } from './memory.ts'
+import type { Seal } from './seal.ts'
+
+/** The times an operator may set; the table's own are the defaults. */
+export interface Rules {
+  /** Replaces deadlines of the life-cycle table. */
+  readonly deadlinesMs: Partial<Record<State, number>>
+  /** An agent that says nothing for so long is held dead. */
+  readonly agentSilenceMs: number
+  /** How often a BMC is read when nothing happens. */
+  readonly powerCheckMs: number
+  /** How long a BMC may take to show a change of power. */
+  readonly powerChangeMs: number
+  /** Whether machines that enlist are commissioned without being asked for. */
+  readonly enlisted: 'commission' | 'keep as new'
+}
+
+export interface Core {
+  readonly partition: string
+  readonly sql: Sql
+  readonly seal: Seal
+  readonly catalogue: Catalogue
+  readonly memory: Memory
+  readonly rules: Rules
+  readonly log: Log
+  readonly bells: { readonly engine: Bell; readonly power: Bell; readonly log: Bell }
+}
+
+/** How long a machine may stay in `state`: the operator's figure, else the table's. */
+export function deadlineFor(core: Pick<Core, 'rules'>, state: State): number | undefined {
+  const fromTable = deadlineMsOf(state)
+  return fromTable === undefined ? undefined : (core.rules.deadlinesMs[state] ?? fromTable)
+}

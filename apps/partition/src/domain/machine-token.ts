@@ -1,0 +1,18 @@
+// Tokens of machines: per machine, per run (one commissioning, one deployment) and per purpose. They are computed, not stored, so that handing
+// one out in a boot script writes nothing; they die when the machine's run changes.
+import type { Seal } from './seal.ts'
+
+/** `agent`: do the job and report. `metadata`: read what the deployed system is told, and phone home. */
+export type TokenPurpose = 'agent' | 'metadata'
+
+export function machineToken(seal: Seal, purpose: TokenPurpose, machine: { id: string; run: string }): string {
+  const body = `${machine.id}.${machine.run}`
+  return `${body}.${seal.sign(`${purpose}.${body}`)}`
+}
+
+/** The machine and run a token names, or undefined where it is not ours. The caller still compares the run with the machine's. */
+export function readMachineToken(seal: Seal, purpose: TokenPurpose, token: string): { id: string; run: string } | undefined {
+  const [id, run, signature, ...rest] = token.split('.')
+  if (!id || !run || !signature || rest.length > 0) return undefined
+  return seal.isSignature(signature, `${purpose}.${id}.${run}`) ? { id, run } : undefined
+}

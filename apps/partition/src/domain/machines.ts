@@ -1,0 +1,308 @@
+// What people do with one machine: create, change, look, lock, switch, and ask for moves.
+import type { Caller } from '@muster/shared/contract/call'
+import { mayAct } from '@muster/shared/contract/call'
+import type { CallInput } from '@muster/shared/contract/contract'
+import { durationMs } from '@muster/shared/duration'
+import { Refusal } from '@muster/shared/errors'
+import { newMachineId } from '@muster/shared/ids'
+import { lifeCycle, type MoveName, requestsIn } from '@muster/shared/life-cycle'
+import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import { isDuplicate } from '../db/connect.ts'
+import * as db from '../db/machines.ts'
+import * as power from '../db/power.ts'
+import { Bell } from './bell.ts'
+import type { Core } from './core.ts'
+import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
+import { storedPowerSettings } from './power-settings.ts'
+import { viewOf } from './view.ts'
+
+/** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
+const idAttempts = 5
+
+/** Adds a machine by hand. Throws already-exists where the hostname or a MAC is known. */
+export async function createMachine(core: Core, caller: Caller, input: CallInput<'machines.create'>): Promise<Machine> {
+  for (let attempt = 1; ; attempt++) {
+    const id = newMachineId(core.partition)
+    const stored = storedPowerSettings(core, id, input.powerDriver ?? null, input.powerSettings ?? {})
+    try {
+      const row = await db.insertMachine(
+        core.sql,
+        {
+          id,
+          hostname: input.hostname ?? id,
+          arch: input.arch,
+          cpus: input.cpus,
+          memoryMib: input.memoryMib,
+          pool: input.pool,
+          zone: input.zone,
+          rack: input.rack,
+          tags: [...new Set(input.tags)],
+          interfaces: input.interfaces,
+          disks: input.disks,
+          note: input.note,
+          powerDriver: stored.driver,
+          powerSettings: stored.settings,
+          powerSecrets: stored.secrets,
+        },
+        { kind: 'machine.created', actor: caller.name },
+      )
+      noteChange(core, row)
+      return viewOf(row, core.partition)
+    } catch (error) {
+      if (isDuplicate(error, 'machines_pkey') && attempt < idAttempts) continue
+      throw duplicateRefusal(error, input.hostname)
+    }
+  }
+}
+
+function duplicateRefusal(error: unknown, hostname: string | undefined): unknown {
+  if (isDuplicate(error, 'machines_hostname_key')) return new Refusal('already-exists', `another machine here is called ${hostname}`)
+  if (isDuplicate(error, 'macs_pkey')) return new Refusal('already-exists', 'another machine here has one of these MAC addresses')
+  return error
+}
+
+/** Changes what a person may set. With `version`, refuses when somebody else was faster. */
+export async function updateMachine(core: Core, caller: Caller, input: CallInput<'machines.update'>): Promise<Machine> {
+  const { id, version, powerDriver, powerSettings, ...plain } = input
+  for (;;) {
+    const row = await existingMachine(core, id)
+    refuseLocked(row)
+    if (version !== undefined && row.version !== version)
+      throw new Refusal('stale-version', `${id} is at version ${row.version}, not ${version}`, { version: row.version })
+    if (powerDriver !== undefined || powerSettings !== undefined) {
+      const driver = powerDriver === undefined ? row.power_driver : powerDriver
+      await power.saveSwitch(core.sql, id, storedPowerSettings(core, id, driver, powerSettings ?? {}))
+    }
+    try {
+      const changed = await db.changeMachine(core.sql, {
+        id,
+        version: row.version,
+        patch: { ...definedOf(plain), ...(plain.tags && { tags: [...new Set(plain.tags)] }) },
+        attentionMs: 0,
+        actor: caller.name,
+        events: [{ kind: 'machine.updated', data: { fields: Object.keys(definedOf({ ...plain, powerDriver, powerSettings })) } }],
+      })
+      if (!changed) continue
+      noteChange(core, changed)
+      return viewOf(changed, core.partition)
+    } catch (error) {
+      throw duplicateRefusal(error, plain.hostname)
+    }
+  }
+}
+
+function definedOf<T extends object>(object: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as never
+}
+
+/** Forgets a machine that nobody uses. */
+export async function deleteMachine(core: Core, caller: Caller, id: string): Promise<void> {
+  for (;;) {
+    const row = await existingMachine(core, id)
+    refuseLocked(row)
+    if (lifeCycle[row.state].deletable === 'no')
+      throw new Refusal('wrong-state', `delete ${id}: a machine in state ${row.state} is in use or at work`, { state: row.state })
+    if (row.allocation_id !== null) throw new Refusal('machine-owned', `delete ${id}: it belongs to ${row.owner}; release it first`)
+    if ((await db.deleteMachine(core.sql, row, caller.name)) === 'stale') continue
+    core.memory.remove(id)
+    core.bells.log.ring()
+    return
+  }
+}
+
+/** One machine; operators see its power settings (secrets left out). */
+export async function machineDetail(core: Core, caller: Caller, id: string): Promise<MachineDetail> {
+  const [row, facts, found] = await Promise.all([existingMachine(core, id), db.findInventory(core.sql, id), power.findSwitch(core.sql, id)])
+  const isOperator = mayAct(caller.role, 'operator')
+  return {
+    ...viewOf(row, core.partition),
+    inventory: facts,
+    powerSettings: isOperator && found ? { ...found.settings, ...(found.secrets && { secrets: '***' }) } : null,
+  }
+}
+
+/** Why a machine is as it is. */
+export async function explainMachine(core: Core, id: string): Promise<Explanation> {
+  const [row, orders, found] = await Promise.all([
+    existingMachine(core, id),
+    power.openOrders(core.sql, id),
+    power.findSwitch(core.sql, id),
+  ])
+  const { does, wantedPower } = lifeCycle[row.state]
+  const allowed = requestsIn(row.state)
+  return {
+    id,
+    state: row.state,
+    since: row.state_since.toISOString(),
+    does,
+    wantedPower,
+    power: row.power,
+    powerSeenAt: row.power_seen_at?.toISOString() ?? null,
+    waitingFor: row.waiting_for,
+    deadline: row.deadline_at?.toISOString() ?? null,
+    lastFault: row.fault ?? found?.fault ?? null,
+    nextStep: nextStep(row, allowed),
+    allowed: row.locked ? [] : allowed,
+    powerOrders: orders.map(order => ({
+      action: order.action,
+      state: order.state as 'queued' | 'running',
+      askedBy: order.asked_by,
+      askedAt: order.asked_at.toISOString(),
+    })),
+  }
+}
+
+function nextStep(row: db.MachineRow, allowed: readonly MoveName[]): string {
+  if (row.locked) return `nothing until it is unlocked${row.lock_reason ? ` (${row.lock_reason})` : ''}`
+  if (row.waiting_for !== null) {
+    const limit = row.deadline_at === null ? '' : `; at ${row.deadline_at.toISOString()} at the latest it moves on by itself`
+    return `it waits for ${row.waiting_for}${limit}`
+  }
+  if (row.fault?.hint) return `${row.fault.hint}; you may ${allowed.join(', ')}`
+  return allowed.length === 0 ? 'nothing can be asked of it' : `it waits for somebody to ask: ${allowed.join(', ')}`
+}
+
+/** What the calls of the contract ask, by the verb of the call. */
+const requests = {
+  commission: { move: 'commission', needs: 'power' },
+  abort: { move: 'abort' },
+  release: { move: 'release' },
+  markBroken: { move: 'markBroken' },
+  fix: { move: 'fix' },
+  rescue: { move: 'rescue', needs: 'power' },
+  exitRescue: { move: 'exitRescue' },
+  retire: { move: 'retire' },
+  restore: { move: 'restore' },
+} as const satisfies Record<string, { move: MoveName; needs?: 'power' }>
+export type PlainRequest = keyof typeof requests
+export const plainRequests = Object.keys(requests) as PlainRequest[]
+
+/** Asks for a move that needs nothing but the machine. */
+export async function requestMove(
+  core: Core,
+  caller: Caller,
+  verb: PlainRequest,
+  input: { id: string; reason?: string },
+): Promise<Machine> {
+  const request: { move: MoveName; needs?: 'power' } = requests[verb]
+  // An operator may leave rescue or abort for anybody; a user only on machines of their own.
+  const { row } = await moveMachine(core, {
+    id: input.id,
+    move: request.move,
+    actor: caller.name,
+    check: found => {
+      refuseForeign(caller, found)
+      if (request.needs === 'power') refuseWithoutPower(found)
+    },
+    ...(input.reason && { data: { reason: input.reason }, fault: { code: 'marked-broken', message: input.reason } }),
+  })
+  return viewOf(row, core.partition)
+}
+
+function refuseWithoutPower(row: db.MachineRow): void {
+  if (row.power_driver === null)
+    throw new Refusal('no-power-driver', `${row.id} has no power driver; set powerDriver and powerSettings first`)
+}
+
+export const deploymentContext = (machine: string) => `deployment ${machine}`
+
+/** What the user gave for a deployment; sealed while it lasts, forgotten at release. */
+export interface DeploymentSecrets {
+  userData: string | null
+  sshKeys: string[]
+}
+
+/** Asks for a deployment. The operating system must be one this partition can install on that architecture. */
+export async function deploy(core: Core, caller: Caller, input: CallInput<'machines.deploy'>): Promise<Machine> {
+  const secrets: DeploymentSecrets = { userData: input.userData ?? null, sshKeys: input.sshKeys }
+  const { outcome, row } = await moveMachine(core, {
+    id: input.id,
+    move: 'deploy',
+    actor: caller.name,
+    check: found => {
+      refuseForeign(caller, found)
+      refuseWithoutPower(found)
+      if (!core.catalogue.imageFor(input.os, found.arch)) {
+        const available = [...(core.catalogue.installable.get(found.arch) ?? [])]
+        throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}`, { available })
+      }
+    },
+    patch: { deployment: deploymentOf(input.os), deployment_secrets: core.seal.seal(secrets, deploymentContext(input.id)) },
+    data: { os: input.os },
+  })
+  if (outcome === 'joined' && row.deployment?.os !== input.os)
+    throw new Refusal(
+      'wrong-state',
+      `deploy ${input.id}: it is ${row.state} with ${row.deployment?.os ?? 'nothing'} already; release it first`,
+      { state: row.state },
+    )
+  return viewOf(row, core.partition)
+}
+
+/** Sets or lifts the lock. Idempotent. */
+export async function setLock(
+  core: Core,
+  caller: Caller,
+  input: { id: string; lock: 'locked' | 'unlocked'; reason: string },
+): Promise<Machine> {
+  const isLocked = input.lock === 'locked'
+  for (;;) {
+    const row = await existingMachine(core, input.id)
+    refuseForeign(caller, row)
+    if (row.locked === isLocked && row.lock_reason === input.reason) return viewOf(row, core.partition)
+    const changed = await db.changeMachine(core.sql, {
+      id: row.id,
+      version: row.version,
+      patch: { locked: isLocked, lock_reason: input.reason },
+      actor: caller.name,
+      events: [{ kind: isLocked ? 'machine.locked' : 'machine.unlocked', data: { reason: input.reason } }],
+    })
+    if (!changed) continue
+    noteChange(core, changed)
+    return viewOf(changed, core.partition)
+  }
+}
+
+/** Gives a power order where the table leaves the power to people, or repeats what the table wants anyway. */
+export async function orderPower(core: Core, caller: Caller, input: CallInput<'machines.power'>, signal: AbortSignal): Promise<Machine> {
+  const row = await existingMachine(core, input.id)
+  refuseForeign(caller, row)
+  refuseLocked(row)
+  refuseWithoutPower(row)
+  const { wantedPower } = lifeCycle[row.state]
+  if (wantedPower !== 'user' && input.action !== wantedPower) {
+    const why = `power ${input.action} ${row.id}: in state ${row.state} it is to be ${wantedPower}`
+    throw new Refusal('wrong-state', `${why}; only a deployed machine's power is its owner's business`, { state: row.state })
+  }
+  const order = await power.giveOrder(core.sql, { machine: row.id, action: input.action, boot: null, askedBy: caller.name })
+  core.bells.power.ring()
+  if (input.wait !== undefined) await untilEnded(core, order.id, durationMs(input.wait), signal)
+  return viewOf(await existingMachine(core, input.id), core.partition)
+}
+
+async function untilEnded(core: Core, order: number, limitMs: number, signal: AbortSignal): Promise<void> {
+  const until = Date.now() + limitMs
+  const pause = new Bell()
+  while (Date.now() < until && !signal.aborted) {
+    const found = await power.findOrder(core.sql, order)
+    if (found && found.state !== 'queued' && found.state !== 'running') {
+      if (found.state === 'failed') throw new Refusal('internal', found.fault?.message ?? 'the power order failed', { fault: found.fault })
+      return
+    }
+    await pause.wait(200, signal)
+  }
+}
+
+/** Takes a tag off a machine. Idempotent. */
+export async function takeOffTag(core: Core, caller: Caller, id: string, tag: string): Promise<void> {
+  for (let row = await db.findMachine(core.sql, id); row?.tags.includes(tag); row = await db.findMachine(core.sql, id)) {
+    const changed = await db.changeMachine(core.sql, {
+      id,
+      version: row.version,
+      patch: { tags: row.tags.filter(name => name !== tag) },
+      actor: caller.name,
+      events: [{ kind: 'machine.updated', data: { fields: ['tags'] } }],
+    })
+    if (changed) noteChange(core, changed)
+  }
+}

@@ -1,0 +1,172 @@
+// The one module that moves a machine's state. A move is read from the life-cycle table, stored by compare-and-set together with its event in
+// one statement, and may be repeated: a request that was carried out already joins instead of failing.
+import type { Caller } from '@muster/shared/contract/call'
+import { Refusal } from '@muster/shared/errors'
+import { randomText } from '@muster/shared/ids'
+import { lifeCycle, type MoveName, outcomeOf, type State } from '@muster/shared/life-cycle'
+import type { Deployment, Fault } from '@muster/shared/machine'
+import * as allocations from '../db/allocations.ts'
+import { changeMachine, findMachine, type MachinePatch, type MachineRow } from '../db/machines.ts'
+import { type Core, deadlineFor } from './core.ts'
+import { leavingRescue } from './steps.ts'
+
+/** Machines are changed by several hands at once; more than this many collisions in a row means that something is wrong. */
+const maxAttempts = 10
+
+export interface MoveRequest {
+  id: string
+  move: MoveName
+  /** A caller's name, `agent` or `engine`. */
+  actor: string
+  /** The engine's and the agent's moves name the state they saw; a machine that has left it since is not moved. */
+  from?: State
+  /** Looks at the row before the move; throws Refusal to stop it. */
+  check?: (row: MachineRow) => void
+  /** Kept with the move. */
+  patch?: MachinePatch
+  fault?: Omit<Fault, 'since'>
+  data?: Record<string, unknown>
+}
+
+/** `moved`; `joined`: an equal request had been carried out; `late`: the machine has left `from`. */
+export interface Moved {
+  outcome: 'moved' | 'joined' | 'late'
+  row: MachineRow
+}
+
+/** Moves the machine. Throws Refusal: not-found, wrong-state, machine-owned, locked, or what `check` throws. */
+export async function moveMachine(core: Core, request: MoveRequest): Promise<Moved> {
+  for (let attempt = 1; attempt <= maxAttempts; attempt++) {
+    const row = await existingMachine(core, request.id)
+    if (request.from !== undefined && row.state !== request.from) return { outcome: 'late', row }
+    const isRequest = lifeCycle[row.state].moves[request.move]?.by === 'request'
+    const next = outcomeOf(request.move, { from: row.state, origin: row.origin_state, isOwned: row.allocation_id !== null })
+    if (next.kind === 'refused') {
+      if (row.last_request === request.move && row.last_request_by === request.actor) return { outcome: 'joined', row }
+      throw new Refusal(next.code, `${request.move} ${row.id}: ${next.reason}`, { state: row.state })
+    }
+    request.check?.(row)
+    if (isRequest) refuseLocked(row)
+    const deadlineMs = deadlineFor(core, next.to)
+    const changed = await changeMachine(core.sql, {
+      id: row.id,
+      version: row.version,
+      patch: {
+        ...(isRequest && { last_request: request.move, last_request_by: request.actor }),
+        fault: request.fault ? { ...request.fault, since: new Date().toISOString() } : null,
+        state: next.to,
+        step: 'start',
+        waiting_for: null,
+        progress: null,
+        ...entering(next.to, request.move, row),
+        ...request.patch,
+      },
+      deadlineMs: deadlineMs ?? null,
+      attentionMs: 0,
+      signal: 'none',
+      claim: 'release',
+      actor: request.actor,
+      events: [
+        {
+          kind: 'machine.moved',
+          data: { move: request.move, from: row.state, to: next.to, ...(request.fault && { fault: request.fault }), ...request.data },
+        },
+      ],
+    })
+    if (!changed) continue
+    if (request.move === 'released' && row.allocation_id !== null) await allocations.closeAllocation(core.sql, row.allocation_id)
+    noteChange(core, changed)
+    core.bells.engine.ring()
+    return { outcome: 'moved', row: changed }
+  }
+  throw new Refusal('stale-version', `${request.move} ${request.id}: it was changed ${maxAttempts} times while this was tried`)
+}
+
+/** What a machine forgets and gets on its way into a state, beside what every move resets. */
+function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
+  const forgotten: MachinePatch = { run: null, netboot: true, deployment: null, deployment_secrets: null }
+  switch (to) {
+    case 'commissioning':
+      return { run: newRun(), netboot: true }
+    case 'deploying':
+      return { run: newRun(), netboot: true }
+    case 'rescue':
+      // A deployed machine keeps its run, so that what it was told stays readable when it is back.
+      return { origin_state: row.state, run: row.run ?? newRun() }
+    case 'allocated':
+      return move === 'exitRescue' ? { origin_state: null, run: null } : forgotten
+    case 'ready':
+      if (move === 'released') return { ...forgotten, owner: null, allocation_id: null }
+      return { run: null, origin_state: null }
+    case 'deployed':
+      // Its disk is to be booted again.
+      return move === 'exitRescue' ? { origin_state: null, step: leavingRescue } : {}
+    case 'new':
+    case 'reserved':
+    case 'failed_commissioning':
+    case 'failed_deployment':
+    case 'releasing':
+    case 'failed_releasing':
+    case 'broken':
+    case 'retired':
+      return {}
+  }
+}
+
+const newRun = () => randomText(12)
+
+export async function existingMachine(core: Core, id: string): Promise<MachineRow> {
+  const row = await findMachine(core.sql, id)
+  if (!row) throw new Refusal('not-found', `there is no machine ${id} in partition ${core.partition}`)
+  return row
+}
+
+export function refuseLocked(row: MachineRow): void {
+  if (row.locked) throw new Refusal('locked', `${row.id} is locked${row.lock_reason ? `: ${row.lock_reason}` : ''}; unlock it first`)
+}
+
+/** Users may touch only what they own; operators everything. */
+export function refuseForeign(caller: Caller, row: Pick<MachineRow, 'id' | 'owner'>): void {
+  if (caller.role === 'user' && row.owner !== caller.name) throw new Refusal('forbidden', `${row.id} is not yours`)
+}
+
+/** Tells this replica's memory and its loops of a changed row; other replicas learn it from the log. */
+export function noteChange(core: Core, row: MachineRow): void {
+  core.memory.put(row)
+  core.bells.log.ring()
+}
+
+/** Starts an installation: the move and what belongs to it. */
+export function deploymentOf(os: string): Deployment {
+  return { os, startedAt: new Date().toISOString(), installedAt: null, deployedAt: null }
+}
+
+const nextState = (move: MoveName, from: State): { from: State; to: State } => {
+  const outcome = outcomeOf(move, { from, origin: null, isOwned: true })
+  if (outcome.kind === 'refused') throw new Error(outcome.reason)
+  return { from, to: outcome.to }
+}
+
+/** Moves `wanted` of the machines to reserved for one allocation, or none. See db/allocations. */
+export async function holdMachines(core: Core, hold: Omit<allocations.NewHold, 'holdMs'>): Promise<MachineRow[]> {
+  const moved = nextState('hold', 'ready')
+  const rows = await allocations.holdMachines(core.sql, { ...hold, holdMs: deadlineFor(core, moved.to) as number }, moved)
+  for (const row of rows) noteChange(core, row)
+  return rows
+}
+
+/** Moves a hold's machines to allocated, all of them or none. */
+export async function confirmHold(core: Core, allocation: string): Promise<MachineRow[]> {
+  const rows = await allocations.confirmHold(core.sql, allocation, nextState('confirm', 'reserved'))
+  for (const row of rows) noteChange(core, row)
+  if (rows.length > 0) core.bells.engine.ring()
+  return rows
+}
+
+/** Ends a hold before its time, or every hold whose time has passed. Answers the machines that are free again. */
+export async function endHolds(core: Core, which: { allocation: string } | 'expired'): Promise<string[]> {
+  const move = which === 'expired' ? 'expire' : 'drop'
+  const freed = await allocations.endHolds(core.sql, which, { move, ...nextState(move, 'reserved') })
+  if (freed.length > 0) core.bells.log.ring()
+  return freed.map(({ id }) => id)
+}

@@ -1,0 +1,82 @@
+// Open conversations with BMCs: one per switch, kept while it is used and closed when it is not, so that a BMC never has two callers from us.
+import { DriverError, type PowerSession } from '@muster/drivers/driver'
+import { driverOf } from '@muster/drivers/drivers'
+import type { Fault } from '@muster/shared/machine'
+import type { PowerSwitch } from '../../db/power.ts'
+import type { Core } from '../core.ts'
+import { openPowerSettings } from '../power-settings.ts'
+
+interface Line {
+  session: PowerSession
+  /** Of the settings the session was opened with: new ones need a new session. */
+  fingerprint: string
+  lastUsed: number
+}
+
+/** Conversations kept: above the BMCs of a partition there is no use, below it sessions would come and go. */
+const maxLines = 4000
+/** A session not used for so long is closed: most BMCs have few slots and drop it after 30–60 s anyway. */
+const idleMs = 20_000
+
+export class Switchboard {
+  readonly #core: Pick<Core, 'seal' | 'log'>
+  readonly #lines = new Map<string, Line>()
+  readonly #sweeper: NodeJS.Timeout
+
+  constructor(core: Pick<Core, 'seal' | 'log'>) {
+    this.#core = core
+    this.#sweeper = setInterval(() => void this.#sweep(), idleMs / 4)
+    this.#sweeper.unref()
+  }
+
+  /** The conversation with this switch. Throws DriverError `settings` where the stored settings no longer fit the driver. */
+  async session(power: PowerSwitch): Promise<PowerSession> {
+    const fingerprint = `${power.driver} ${JSON.stringify(power.settings)} ${power.secrets?.toString('base64') ?? ''}`
+    const known = this.#lines.get(power.machine_id)
+    if (known?.fingerprint === fingerprint) {
+      known.lastUsed = Date.now()
+      return known.session
+    }
+    if (known) await this.#close(power.machine_id)
+    const driver = power.driver === null ? undefined : driverOf(power.driver)
+    const settings = driver?.settings.safeParse(openPowerSettings(this.#core, power))
+    if (!driver || !settings?.success)
+      throw new DriverError({
+        kind: 'settings',
+        tried: 'open',
+        target: `${power.driver ?? 'no driver'} of ${power.machine_id}`,
+        got: driver ? 'its stored settings no longer fit the driver' : 'no such driver',
+        hint: 'set powerDriver and powerSettings of the machine again',
+      })
+    if (this.#lines.size >= maxLines) await this.#sweep()
+    const session = driver.open(settings.data as never, {
+      log: (message, facts) => this.#core.log.debug({ machine: power.machine_id, ...facts }, message),
+    })
+    this.#lines.set(power.machine_id, { session, fingerprint, lastUsed: Date.now() })
+    return session
+  }
+
+  /** Closes every conversation. */
+  async close(): Promise<void> {
+    clearInterval(this.#sweeper)
+    await Promise.all([...this.#lines.keys()].map(machine => this.#close(machine)))
+  }
+
+  async #sweep(): Promise<void> {
+    const limit = Date.now() - idleMs
+    await Promise.all([...this.#lines].filter(([, line]) => line.lastUsed < limit).map(([machine]) => this.#close(machine)))
+  }
+
+  async #close(machine: string): Promise<void> {
+    const line = this.#lines.get(machine)
+    this.#lines.delete(machine)
+    await line?.session.close()
+  }
+}
+
+/** A driver's error as a fault that people see. */
+export function faultOf(error: unknown): Fault {
+  const since = new Date().toISOString()
+  if (error instanceof DriverError) return { code: `power-${error.kind}`, message: error.message, since, hint: error.hint }
+  return { code: 'power-internal', message: error instanceof Error ? error.message : String(error), since }
+}

@@ -1,0 +1,144 @@
+// What the server does in each state: a pure decision from facts. A step returns an outcome; only the engine stores it. No I/O here, so every
+// step may be looked at any number of times, by any replica, after any crash.
+import { lifeCycle, type MoveName } from '@muster/shared/life-cycle'
+import type { Fault } from '@muster/shared/machine'
+import type { MachineRow } from '../db/machines.ts'
+import type { PowerOrder } from '../db/power.ts'
+
+export interface Facts {
+  machine: MachineRow
+  /** The machine's latest power order, whoever gave it. */
+  order: PowerOrder | undefined
+  /** The latest that the engine gave since the machine came into this state: a crash cannot make it give one twice. */
+  own: PowerOrder | undefined
+  now: Date
+  agentSilenceMs: number
+}
+
+export interface PowerWish {
+  action: 'on' | 'off' | 'cycle'
+  boot: 'network' | 'disk' | null
+}
+
+export type Outcome =
+  /** Nothing to do until a person or a report says so. */
+  | { kind: 'rest' }
+  | { kind: 'order'; wish: PowerWish; reason: string }
+  | { kind: 'wait'; reason: string; againMs: number }
+  | { kind: 'move'; move: MoveName }
+  | { kind: 'fail'; move: 'fail' | 'expire'; fault: Omit<Fault, 'since'> }
+
+/** The step a machine coming back from rescue to its own system starts with. */
+export const leavingRescue = 'leave rescue'
+
+/** The engine is told by a nudge when something happens; this is only how long it trusts that. */
+const lookAgainMs = 15_000
+/** A failed order in a state that only wants the power off: the next try. */
+const retryOffMs = 60_000
+
+/** What to do about a machine now. */
+export function decide(facts: Facts): Outcome {
+  const { machine, now } = facts
+  if (machine.deadline_at !== null && machine.deadline_at <= now && lifeCycle[machine.state].moves.expire)
+    return { kind: 'fail', move: 'expire', fault: lateFault(machine) }
+  switch (machine.state) {
+    case 'commissioning':
+      return viaAgent(facts, 'the agent to finish commissioning')
+    case 'deploying':
+      return viaAgent(facts, machine.netboot ? 'the agent to install' : 'the first boot of the installed system to phone home')
+    case 'rescue':
+      return viaAgent(facts, 'somebody to leave the rescue system')
+    case 'releasing':
+      return releasing(facts)
+    case 'deployed':
+      return deployed(facts)
+    case 'reserved':
+      return { kind: 'wait', reason: 'the confirmation', againMs: lookAgainMs }
+    case 'new':
+    case 'failed_commissioning':
+    case 'ready':
+    case 'allocated':
+    case 'failed_deployment':
+    case 'failed_releasing':
+    case 'broken':
+    case 'retired':
+      return keepOff(facts)
+  }
+}
+
+function lateFault(machine: MachineRow): Omit<Fault, 'since'> {
+  const waited = machine.waiting_for ?? 'the engine'
+  return {
+    code: 'deadline-passed',
+    message: `${machine.state} took longer than it may; it was waiting for ${waited}`,
+    hint: 'look at the console of the machine, then try again',
+  }
+}
+
+const intoNetwork: PowerWish = { action: 'cycle', boot: 'network' }
+
+/** Power-cycle into the network, then wait for what the agent says. */
+function viaAgent({ machine, own, now, agentSilenceMs }: Facts, waitsFor: string): Outcome {
+  const reason = 'the power cycle into network boot'
+  if (own === undefined || own.state === 'superseded') return { kind: 'order', wish: intoNetwork, reason }
+  if (own.state === 'failed' && machine.state !== 'rescue') return failedOrder(own)
+  if (own.state === 'queued' || own.state === 'running') return { kind: 'wait', reason, againMs: lookAgainMs }
+  if (machine.state === 'rescue') return { kind: 'rest' }
+  const silentMs = machine.last_signal_at === null ? 0 : now.getTime() - machine.last_signal_at.getTime()
+  // After the installation the agent is gone, and the new system says one thing only, at its end.
+  const isAgentExpected = machine.last_signal_at !== null && (machine.state === 'commissioning' || machine.netboot)
+  if (isAgentExpected && silentMs > agentSilenceMs)
+    return {
+      kind: 'fail',
+      move: 'fail',
+      fault: {
+        code: 'agent-silent',
+        message: `the agent was last heard ${Math.round(silentMs / 1000)} s ago`,
+        hint: 'the machine lost power or network, or hangs: look at its console, then try again',
+      },
+    }
+  // What the agent last said tells more than "the agent".
+  const said = machine.last_signal_at === null ? null : machine.waiting_for
+  return { kind: 'wait', reason: said ?? waitsFor, againMs: isAgentExpected ? Math.min(lookAgainMs, agentSilenceMs) : lookAgainMs }
+}
+
+function failedOrder(order: PowerOrder): Outcome {
+  const fault: Omit<Fault, 'since'> = order.fault ?? { code: 'power-failed', message: `power ${order.action} failed` }
+  return {
+    kind: 'fail',
+    move: 'fail',
+    fault: { code: fault.code, message: fault.message, ...(fault.hint !== undefined && { hint: fault.hint }) },
+  }
+}
+
+/** A machine is given back when it is seen off: a machine that still runs could still write its disks and answer in its owner's name. */
+function releasing({ machine, own }: Facts): Outcome {
+  if (machine.power_driver === null) return { kind: 'move', move: 'released' }
+  if (own === undefined || own.state === 'superseded')
+    return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off' }
+  if (own.state === 'done') return { kind: 'move', move: 'released' }
+  if (own.state === 'failed') return failedOrder(own)
+  return { kind: 'wait', reason: 'the power off', againMs: lookAgainMs }
+}
+
+function deployed({ machine, own }: Facts): Outcome {
+  if (machine.step !== leavingRescue || own !== undefined) return { kind: 'rest' }
+  return { kind: 'order', wish: { action: 'cycle', boot: 'disk' }, reason: 'the power cycle back to its disk' }
+}
+
+/** States in which nobody uses the machine want it off; what is seen on is switched off, again and again but not in a hurry. */
+function keepOff({ machine, order, now }: Facts): Outcome {
+  if (machine.power_driver === null || machine.power === 'off') return { kind: 'rest' }
+  if (order?.state === 'queued' || order?.state === 'running')
+    return { kind: 'wait', reason: `the power ${order.action}`, againMs: lookAgainMs }
+  // The monitor looks at a new machine within seconds, and its news wake the engine.
+  if (machine.power === 'unknown') return { kind: 'rest' }
+  const askedMs = order?.action === 'off' ? now.getTime() - order.asked_at.getTime() : Number.POSITIVE_INFINITY
+  if (order?.state === 'failed' && askedMs < retryOffMs)
+    return {
+      kind: 'wait',
+      reason: `the next try to power off (${order.fault?.message ?? 'the last one failed'})`,
+      againMs: retryOffMs - askedMs,
+    }
+  return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off' }
+}

@@ -1,0 +1,39 @@
+// Rows as the API shows them.
+import type { Machine } from '@muster/shared/machine'
+import type { MachineRow } from '../db/machines.ts'
+
+const text = (date: Date | null) => date?.toISOString() ?? null
+
+export function viewOf(row: MachineRow, partition: string): Machine {
+  return {
+    id: row.id,
+    partition,
+    hostname: row.hostname,
+    state: row.state,
+    stateSince: row.state_since.toISOString(),
+    power: row.power,
+    powerSeenAt: text(row.power_seen_at),
+    arch: row.arch,
+    cpus: row.cpus,
+    memoryMib: row.memory_mib,
+    pool: row.pool,
+    zone: row.zone,
+    rack: row.rack,
+    tags: row.tags,
+    interfaces: row.interfaces,
+    disks: row.disks,
+    owner: row.owner,
+    allocation: row.allocation_id,
+    locked: row.locked,
+    waitingFor: row.waiting_for,
+    progress: row.progress,
+    deadline: text(row.deadline_at),
+    fault: row.fault,
+    deployment: row.deployment,
+    powerDriver: row.power_driver,
+    note: row.note,
+    version: row.version,
+    createdAt: row.created_at.toISOString(),
+    updatedAt: row.updated_at.toISOString(),
+  }
+}

@@ -1,0 +1,206 @@
+// The bus door: what fronts ask. Offers come from memory; calls go to the same handlers as the partition's own API. A question whose deadline has
+// passed is not answered: a process that slept must not act on what nobody waits for any more.
+import type { CallContext } from '@muster/server/backend'
+import type { Log } from '@muster/server/log'
+import type { Bus, BusMessage, BusSubscription } from '@muster/shared/bus/bus'
+import {
+  type BusCallName,
+  busCalls,
+  type CallRequestMessage,
+  callRequest,
+  cancelNotice,
+  offerRequest,
+  type Presence,
+  presenceEveryMs,
+  protocolVersion,
+  subjects,
+} from '@muster/shared/bus/protocol'
+import { mayAct } from '@muster/shared/contract/call'
+import { type CallName, callNamed } from '@muster/shared/contract/contract'
+import { invalidInput, problemOf, Refusal } from '@muster/shared/errors'
+import type { LocalBackend } from '../backend/local.ts'
+import { refusalOfDatabase } from '../db/connect.ts'
+import * as allocation from '../domain/allocation.ts'
+import type { Core } from '../domain/core.ts'
+
+export interface BusDoorOptions {
+  core: Core
+  bus: Bus
+  backend: LocalBackend
+  replica: { name: string; epoch: number }
+  version: string
+  url: string
+  log: Log
+}
+
+export interface BusDoor {
+  /** Tells fronts that the log has grown. */
+  logHasGrown(lastSeq: number): void
+  /** Says goodbye, takes no more questions, and waits for those under way. */
+  close(): Promise<void>
+}
+
+const encoder = new TextEncoder()
+const decoder = new TextDecoder()
+const encode = (value: unknown) => encoder.encode(JSON.stringify(value))
+
+/** Answers to a front stay below the broker's limit; a list that does not fit is refused, with the way out. */
+const answerLimitBytes = 1_000_000
+
+/** Opens the door. Subscriptions wait for the link by themselves: a partition starts, and works, without its bus. */
+export function openBusDoor(options: BusDoorOptions): BusDoor {
+  const { core, bus, log } = options
+  const underWay = new Map<string, AbortController>()
+  const answers = new Set<Promise<void>>()
+  const subscriptions: BusSubscription[] = []
+  let isClosing = false
+
+  const tellPresence = (status: Presence['status']) => {
+    const { candidates } = core.memory
+    const notice: Presence = {
+      v: protocolVersion,
+      partition: core.partition,
+      replica: options.replica.name,
+      epoch: options.replica.epoch,
+      version: options.version,
+      url: options.url,
+      status,
+      capacity: { ready: candidates.readyCount, total: candidates.size },
+    }
+    bus.publish(subjects.presence, encode(notice))
+  }
+
+  const onOffer = (message: BusMessage) => {
+    const request = offerRequest.safeParse(parse(message.data))
+    if (!request.success || isLate(request.data.deadline)) return
+    message.reply?.(encode(allocation.offerFor(core, options.replica, request.data)))
+  }
+
+  const onCall = (message: BusMessage) => {
+    const request = callRequest.safeParse(parse(message.data))
+    if (!request.success) {
+      message.reply?.(
+        encode({ v: protocolVersion, problem: problemOf(new Refusal('malformed', 'the envelope of the call cannot be read')) }),
+      )
+      return
+    }
+    if (isLate(request.data.deadline)) return
+    const answer = answerCall(options, request.data, underWay)
+      .then(reply => send(message, reply))
+      .catch(error => log.error({ err: error, call: request.data.call }, 'an answer could not be sent'))
+      .finally(() => answers.delete(answer))
+    answers.add(answer)
+  }
+
+  const onCancel = (message: BusMessage) => {
+    const notice = cancelNotice.safeParse(parse(message.data))
+    if (notice.success) for (const id of notice.data.ids) underWay.get(id)?.abort(new Error('the caller has gone'))
+  }
+
+  const listen = (subject: string, group: string | undefined, handle: (message: BusMessage) => void) => {
+    bus
+      .subscribe(subject, group === undefined ? {} : { group }, handle)
+      .then(subscription => {
+        if (isClosing) subscription.stop()
+        else subscriptions.push(subscription)
+      })
+      .catch(error => {
+        if (!isClosing) log.error({ err: error, subject }, 'this partition cannot listen on the bus; fronts will find it silent')
+      })
+  }
+  // One replica of the partition answers: they share a group.
+  listen(subjects.offer, core.partition, onOffer)
+  listen(subjects.call(core.partition), core.partition, onCall)
+  listen(subjects.cancel, undefined, onCancel)
+  listen(subjects.presenceAsk, undefined, () => {
+    if (!isClosing) tellPresence('ready')
+  })
+  tellPresence('ready')
+  const timer = setInterval(() => tellPresence('ready'), presenceEveryMs)
+
+  return {
+    logHasGrown: lastSeq => bus.publish(subjects.log(core.partition), encode({ v: protocolVersion, partition: core.partition, lastSeq })),
+    close: async () => {
+      isClosing = true
+      clearInterval(timer)
+      for (const subscription of subscriptions) subscription.stop()
+      tellPresence('leaving')
+      await Promise.all(answers)
+    },
+  }
+}
+
+function parse(data: Uint8Array): unknown {
+  try {
+    return JSON.parse(decoder.decode(data))
+  } catch {
+    // Not JSON: the schema refuses undefined, and with it the message.
+    return undefined
+  }
+}
+
+const isLate = (deadline: number) => deadline <= Date.now()
+
+function send(message: BusMessage, reply: unknown): void {
+  const data = encode(reply)
+  if (data.length <= answerLimitBytes) message.reply?.(data)
+  else {
+    const refusal = new Refusal(
+      'payload-too-large',
+      `the answer has ${data.length} bytes, more than the bus carries; ask for fewer items (limit)`,
+    )
+    message.reply?.(encode({ v: protocolVersion, problem: problemOf(refusal) }))
+  }
+}
+
+async function answerCall(options: BusDoorOptions, request: CallRequestMessage, underWay: Map<string, AbortController>): Promise<unknown> {
+  const canceller = new AbortController()
+  underWay.set(request.id, canceller)
+  try {
+    const limit = AbortSignal.timeout(Math.max(1, request.deadline - Date.now()))
+    const ok = await dispatch(options, request, AbortSignal.any([canceller.signal, limit]))
+    return { v: protocolVersion, ok }
+  } catch (error) {
+    const known = refusalOfDatabase(error)
+    if (known instanceof Refusal) return { v: protocolVersion, problem: problemOf(known) }
+    options.log.error({ err: error, call: request.call, requestId: request.id }, 'a call failed')
+    return {
+      v: protocolVersion,
+      problem: problemOf(
+        new Refusal('internal', `partition ${options.core.partition} could not answer ${request.call} (request ${request.id})`),
+      ),
+    }
+  } finally {
+    underWay.delete(request.id)
+  }
+}
+
+async function dispatch(options: BusDoorOptions, request: CallRequestMessage, signal: AbortSignal): Promise<unknown> {
+  const { core, backend } = options
+  const schema = request.call in busCalls ? busCalls[request.call as BusCallName].input : callNamed(request.call)?.input
+  const call = callNamed(request.call)
+  if (!schema) throw new Refusal('not-found', `this release knows no call ${request.call}`)
+  // The front has checked it too; a partition believes nobody's check but its own.
+  const needs = call?.role ?? 'user'
+  if (!mayAct(request.caller.role, needs)) throw new Refusal('forbidden', `${request.call} needs the role ${needs}`)
+  const parsed = schema.safeParse(request.input)
+  if (!parsed.success) throw invalidInput(parsed.error)
+  switch (request.call) {
+    case 'allocation.hold': {
+      const machines = await allocation.hold(core, request.caller.name, parsed.data as never)
+      return { machines: machines.map(machine => allocation.heldView(core, machine)) }
+    }
+    case 'allocation.confirm':
+      return allocation.confirm(core, (parsed.data as { allocation: string }).allocation)
+    case 'allocation.drop':
+      return { dropped: await allocation.drop(core, request.caller.name, parsed.data as never) }
+    case 'key.recall':
+      return allocation.recall(core, (parsed.data as { key: string }).key)
+    case 'key.remember':
+      return allocation.remember(core, parsed.data as never)
+    default: {
+      const context: CallContext = { caller: request.caller, requestId: request.id, deadline: request.deadline, signal }
+      return backend.answer(request.call as CallName, parsed.data as never, context)
+    }
+  }
+}

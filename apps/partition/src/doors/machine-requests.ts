@@ -1,0 +1,40 @@
+// What the doors for machines (boot, agent, metadata) have in common: problem documents, and bodies of a bounded size.
+import type { DoorEnv } from '@muster/server/http/incoming'
+import type { Log } from '@muster/server/log'
+import { problemOf, Refusal } from '@muster/shared/errors'
+import { Hono } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import type { ContentfulStatusCode } from 'hono/utils/http-status'
+import { refusalOfDatabase } from '../db/connect.ts'
+
+/** An inventory with hundreds of disks and everything dmidecode says stays far below. */
+const bodyLimitBytes = 1_000_000
+
+/** An app whose errors are problem documents. */
+export function machineDoor(log: Log): Hono<DoorEnv> {
+  const app = new Hono<DoorEnv>()
+  app.use(
+    bodyLimit({
+      maxSize: bodyLimitBytes,
+      onError: () => {
+        throw new Refusal('payload-too-large', `the body is larger than ${bodyLimitBytes} bytes`)
+      },
+    }),
+  )
+  app.onError((error, c) => {
+    const known = refusalOfDatabase(error)
+    if (!(known instanceof Refusal)) log.error({ err: error, path: c.req.routePath }, 'a request of a machine failed')
+    const problem = problemOf(known instanceof Refusal ? known : new Refusal('internal', 'the partition could not answer'))
+    return c.json(problem, problem.status as ContentfulStatusCode, { 'content-type': 'application/problem+json' })
+  })
+  return app
+}
+
+/** The JSON body. Throws malformed. */
+export async function jsonBody(request: { json: () => Promise<unknown> }): Promise<unknown> {
+  try {
+    return await request.json()
+  } catch (cause) {
+    throw new Refusal('malformed', 'the body is not JSON', {}, { cause })
+  }
+}

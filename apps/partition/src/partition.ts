@@ -1,0 +1,222 @@
+// A partition, put together: database, memory, workers, doors. Started by main.ts as a process, and by tests in theirs.
+import { readFileSync } from 'node:fs'
+import type { ReadinessCheck } from '@muster/server/backend'
+import { connectNats } from '@muster/server/bus/nats-bus'
+import { type RunningDoor, startDoor } from '@muster/server/http/door'
+import { createMetrics } from '@muster/server/http/metrics'
+import type { Log } from '@muster/server/log'
+import type { Own } from '@muster/server/process'
+import { openTokens } from '@muster/server/tokens'
+import type { Bus } from '@muster/shared/bus/bus'
+import { Gauge } from 'prom-client'
+import { handlers } from './backend/handlers.ts'
+import { LocalBackend } from './backend/local.ts'
+import type { PartitionSettings } from './config.ts'
+import { closeEmptyAllocations, forgetDroppedHolds } from './db/allocations.ts'
+import { connect } from './db/connect.ts'
+import { forgetOldKeys } from './db/keys.ts'
+import { migrate } from './db/migrate.ts'
+import { claimIdentity, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
+import { Bell, runLoop } from './domain/bell.ts'
+import { Catalogue } from './domain/catalogue.ts'
+import type { Core } from './domain/core.ts'
+import { runEngine } from './domain/engine.ts'
+import { LogFollower } from './domain/follower.ts'
+import { Memory } from './domain/memory.ts'
+import { runPowerMonitor } from './domain/power/monitor.ts'
+import { Switchboard } from './domain/power/switchboard.ts'
+import { runPowerWorker } from './domain/power/worker.ts'
+import { Seal } from './domain/seal.ts'
+import { agentDoor } from './doors/agent.ts'
+import { bootDoor } from './doors/boot.ts'
+import { type BusDoor, openBusDoor } from './doors/bus.ts'
+import { metadataDoor } from './doors/metadata.ts'
+
+export const version: string = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version
+
+/** A replica says so often that it lives; /readyz and the fence hang on it. */
+const touchEveryMs = 1_000
+const houseKeepingEveryMs = 60_000
+const catalogueEveryMs = 5_000
+const keptKeysDays = 7
+const keptHoldsHours = 24
+
+export interface PartitionOptions {
+  settings: PartitionSettings
+  log: Log
+  /** Instead of a connection of its own, for tests in one process. */
+  bus?: Bus
+  own: Own
+  /** Called when another process has started under this replica's name: this one must end. */
+  onSuperseded: () => void
+  check?: 'answers' | 'nothing'
+}
+
+export interface RunningPartition {
+  readonly url: string
+  readonly core: Core
+}
+
+/** Starts a partition; every part is handed to `own` as soon as it runs. Throws with what is wrong where it cannot start. */
+export async function startPartition(options: PartitionOptions): Promise<RunningPartition> {
+  const { settings, own, log } = options
+  const stopping = new AbortController()
+  const loops: Promise<void>[] = []
+
+  const applied = await migrate(settings.databaseUrl)
+  if (applied.length > 0) log.info({ applied }, 'the database is brought to this release')
+  const sql = connect(settings.databaseUrl, { connections: settings.connections, name: `muster ${settings.partition} ${settings.replica}` })
+  own('database', () => sql.end({ timeout: 5 }))
+  const seal = new Seal(settings.key)
+  await checkIdentity(sql, seal, settings.partition)
+
+  const catalogue = new Catalogue({ partition: settings.partition, folder: settings.files, log })
+  const core: Core = {
+    partition: settings.partition,
+    sql,
+    seal,
+    catalogue,
+    memory: new Memory(catalogue),
+    rules: settings.rules,
+    log,
+    bells: { engine: new Bell(), power: new Bell(), log: new Bell() },
+  }
+
+  const replica = { name: settings.replica, epoch: 0 }
+  const self = {
+    replica,
+    version,
+    url: '',
+    problems: () => backend.readiness().flatMap(({ status, detail }) => (status === 'ok' ? [] : [detail])),
+  }
+  let seenAt = Date.now()
+  const bus =
+    options.bus ??
+    (settings.nats && (await connectNats({ ...settings.nats, name: `partition ${settings.partition} replica ${settings.replica}`, log })))
+  if (bus && !options.bus) own('bus', () => bus.close())
+
+  const backend: LocalBackend = new LocalBackend({
+    partition: settings.partition,
+    handlers: handlers(core, self),
+    readiness: () => readiness(seenAt),
+  })
+  let busDoor: BusDoor | undefined
+  const follower = new LogFollower(core, lastSeq => {
+    backend.logHasGrown()
+    busDoor?.logHasGrown(lastSeq)
+  })
+  await follower.start()
+
+  const metrics = createMetrics()
+  addGauges(metrics.registry, core)
+  const tokens = openTokens({ file: settings.tokensFile, log })
+  own('tokens', () => tokens.close())
+  // The doors for machines need the URL, which is known only once the port is: hence the late reading.
+  const place = {
+    get baseUrl() {
+      return self.url
+    },
+  }
+  const door: RunningDoor = await startDoor({
+    backend,
+    tokens,
+    log,
+    version,
+    metrics,
+    host: settings.host,
+    port: settings.port,
+    check: options.check ?? 'nothing',
+    health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
+    mount: [
+      { name: 'boot', path: '/boot', app: bootDoor(core, place) },
+      { name: 'agent', path: '/agent', app: agentDoor(core, place) },
+      { name: 'metadata', path: '/metadata', app: metadataDoor(core, place) },
+    ],
+  })
+  self.url = settings.url ?? door.url
+  replica.epoch = await registerReplica(sql, { name: settings.replica, version, url: self.url })
+  own('replica', () => removeReplica(sql, replica))
+
+  const board = new Switchboard(core)
+  own('conversations with BMCs', () => board.close())
+  own('loops', async () => {
+    stopping.abort()
+    await Promise.all(loops)
+  })
+  const every = (name: string, everyMs: number, act: () => Promise<void>) => {
+    const look = async () => {
+      await act()
+      return 'idle' as const
+    }
+    loops.push(runLoop({ name, bell: new Bell(), everyMs, signal: stopping.signal, log, look }))
+  }
+  loops.push(
+    follower.run(stopping.signal),
+    runEngine(core, stopping.signal),
+    runPowerWorker(core, board, stopping.signal),
+    runPowerMonitor(core, board, stopping.signal),
+  )
+  every('replica', touchEveryMs, async () => {
+    if ((await touchReplica(sql, replica)) === 'superseded' && !stopping.signal.aborted) options.onSuperseded()
+    seenAt = Date.now()
+  })
+  every('house keeping', houseKeepingEveryMs, async () => {
+    await forgetOldKeys(sql, keptKeysDays)
+    await forgetDroppedHolds(sql, keptHoldsHours)
+    await closeEmptyAllocations(sql)
+  })
+  every('catalogue', catalogueEveryMs, async () => {
+    if (catalogue.refresh() === 'changed') core.memory.candidates.forgetSets()
+  })
+
+  if (bus) {
+    busDoor = openBusDoor({ core, bus, backend, replica, version, url: self.url, log })
+    own('bus door', () => busDoor?.close())
+  }
+  own('door', () => door.close())
+  return { url: self.url, core }
+}
+
+/** A database belongs to one partition, and its secrets to one key. */
+async function checkIdentity(sql: Core['sql'], seal: Seal, name: string): Promise<void> {
+  const context = 'key check'
+  const found = await claimIdentity(sql, { name, key_check: seal.seal(name, context) })
+  if (found.name !== name) throw new Error(`this database belongs to partition ${found.name}, not to ${name}`)
+  try {
+    seal.open(found.key_check, context)
+  } catch (cause) {
+    throw new Error('MUSTER_KEY is not the key that the secrets in this database are sealed with', { cause })
+  }
+}
+
+/** The bus is not among the checks: a partition needs nobody. */
+function readiness(seenAt: number): ReadinessCheck[] {
+  const ageMs = Date.now() - seenAt
+  const isSeen = ageMs < touchEveryMs * 2
+  return [
+    {
+      name: 'database',
+      status: isSeen ? 'ok' : 'failed',
+      detail: isSeen ? 'PostgreSQL answers' : `PostgreSQL has not answered for ${(ageMs / 1000).toFixed(1)} s`,
+    },
+  ]
+}
+
+function addGauges(registry: ReturnType<typeof createMetrics>['registry'], core: Core): void {
+  new Gauge({
+    name: 'muster_machines',
+    help: 'Machines of this partition.',
+    registers: [registry],
+    collect() {
+      this.set(core.memory.candidates.size)
+    },
+  })
+  new Gauge({
+    name: 'muster_machines_ready',
+    help: 'Machines that can be allocated now.',
+    registers: [registry],
+    collect() {
+      this.set(core.memory.candidates.readyCount)
+    },
+  })
+}
