@@ -1,0 +1,99 @@
+// A server's settings: environment variables, each with a schema, and `<NAME>_FILE` for those that are kept in a file (secrets of Docker,
+// Kubernetes and systemd). Everything that is wrong is said at once.
+import { readFileSync } from 'node:fs'
+import { Secret } from '@muster/shared/secret'
+import { z } from 'zod'
+
+interface Variable<Value> {
+  readonly name: string
+  readonly schema: z.ZodType<unknown, string | undefined>
+  readonly kind: 'plain' | 'secret'
+  /** Only carries the type. */
+  readonly value?: Value
+}
+
+/** A setting that may be printed. Its schema gets the variable's text, or undefined where it is not set (or empty). */
+export function variable<Value>(name: string, schema: z.ZodType<Value, string | undefined>): Variable<Value> {
+  return { name, schema, kind: 'plain' }
+}
+
+/** A setting that must not be printed: it becomes a {@link Secret}. */
+export function secret<Value extends string | undefined>(
+  name: string,
+  schema: z.ZodType<Value, string | undefined>,
+): Variable<Secret | (undefined extends Value ? undefined : never)> {
+  return { name, schema, kind: 'secret' }
+}
+
+/** A whole number within limits, for {@link variable}. */
+export function wholeNumber(limits: { min: number; max: number }) {
+  return z
+    .string()
+    .regex(/^\d{1,15}$/, 'must be a whole number')
+    .transform(Number)
+    .pipe(z.number().min(limits.min).max(limits.max))
+}
+
+export type Settings<Variables extends Record<string, Variable<unknown>>> = {
+  readonly [Key in keyof Variables]: Variables[Key] extends Variable<infer Value> ? Value : never
+}
+
+/** Settings that cannot be used; the message has a line per variable. */
+export class ConfigError extends Error {
+  readonly problems: readonly string[]
+  constructor(problems: readonly string[]) {
+    super(`these settings are wrong:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
+    this.name = 'ConfigError'
+    this.problems = problems
+  }
+}
+
+export interface Config<Variables extends Record<string, Variable<unknown>>> {
+  readonly settings: Settings<Variables>
+  /** The settings in force, as `NAME=value`, secrets masked: fit for a log. */
+  readonly lines: readonly string[]
+  /** Variables that look like ours (`MUSTER_…`) and are not: a misspelling, most likely. */
+  readonly unknown: readonly string[]
+}
+
+/**
+ * Reads the settings from `environment`. A variable that is empty counts as not set; `NAME_FILE` names a file whose content, without its last
+ * line break, is the value. Throws {@link ConfigError} naming every variable that is wrong.
+ */
+export function loadConfig<Variables extends Record<string, Variable<unknown>>>(
+  variables: Variables,
+  environment: Readonly<Record<string, string | undefined>>,
+): Config<Variables> {
+  const problems: string[] = []
+  const lines: string[] = []
+  const settings: Record<string, unknown> = {}
+  for (const [key, { name, schema, kind }] of Object.entries(variables)) {
+    const { text, problem } = textOf(name, environment)
+    const parsed = schema.safeParse(text)
+    if (problem !== undefined) problems.push(problem)
+    else if (!parsed.success) {
+      const reasons = parsed.error.issues.map(issue => issue.message).join(', ')
+      problems.push(text === undefined ? `${name} is not set: ${reasons}` : `${name}${kind === 'plain' ? `="${text}"` : ''}: ${reasons}`)
+    } else {
+      settings[key] = kind === 'secret' && parsed.data !== undefined ? new Secret(String(parsed.data)) : parsed.data
+      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : String(parsed.data ?? '')
+      lines.push(`${name}=${shown}${text === undefined ? ' (default)' : ''}`)
+    }
+  }
+  if (problems.length > 0) throw new ConfigError(problems)
+  const known = new Set(Object.values(variables).flatMap(({ name }) => [name, `${name}_FILE`]))
+  const unknown = Object.keys(environment).filter(name => name.startsWith('MUSTER_') && !known.has(name))
+  return { settings: settings as Settings<Variables>, lines, unknown }
+}
+
+function textOf(name: string, environment: Readonly<Record<string, string | undefined>>): { text?: string; problem?: string } {
+  const text = environment[name] || undefined
+  const file = environment[`${name}_FILE`] || undefined
+  if (file === undefined) return text === undefined ? {} : { text }
+  if (text !== undefined) return { problem: `${name} and ${name}_FILE are both set; use one` }
+  try {
+    return { text: readFileSync(file, 'utf8').replace(/\r?\n$/, '') }
+  } catch (cause) {
+    return { problem: `${name}_FILE: ${(cause as Error).message}` }
+  }
+}

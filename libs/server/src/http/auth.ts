@@ -1,0 +1,84 @@
+// Who asks: the bearer token of a request, and a limit on wrong tokens per address.
+import type { Caller } from '@muster/shared/contract/call'
+import { Refusal } from '@muster/shared/errors'
+import type { TokenOwner, Tokens } from '../tokens.ts'
+
+export interface Authenticator {
+  /** Whom the Authorization header speaks for. Throws `unauthenticated`, or `too-many-requests` for an address that was wrong too often. */
+  authenticate(authorization: string | undefined, address: string): Caller
+}
+
+export interface FailureLimit {
+  /** How many wrong tokens an address may send within the window. */
+  readonly failures: number
+  readonly windowMs: number
+}
+
+/** A person mistypes a few times and a stale script retries; more than this is neither. */
+const usualLimit: FailureLimit = { failures: 20, windowMs: 60_000 }
+/** Addresses remembered at once: an attacker has many, and must not fill the memory. The oldest is forgotten first. */
+const mostAddresses = 10_000
+/** Addresses remembered per token as places it was right from. */
+const mostProven = 1000
+
+const bearer = /^Bearer ([\x21-\x7e]{1,512})$/i
+
+/** A caller for calls that need no token. */
+export const nobody: Caller = { name: 'anonymous', role: 'public' }
+
+/**
+ * Authenticates by bearer token. An address over the limit is refused without regard to what it sends, except for tokens that were right from
+ * there before: behind one address there may be many people, and one stale script must not lock the others out.
+ */
+export function createAuthenticator(options: { tokens: Tokens; limit?: FailureLimit; now?: () => number }): Authenticator {
+  const { tokens, limit = usualLimit, now = Date.now } = options
+  const failures = new Map<string, { count: number; since: number }>()
+  const provenFrom = new WeakMap<TokenOwner, Set<string>>()
+
+  /** How long the address is still refused, in milliseconds; 0 when it is not. */
+  const refusedForMs = (address: string) => {
+    const known = failures.get(address)
+    return known && known.count >= limit.failures ? Math.max(0, known.since + limit.windowMs - now()) : 0
+  }
+
+  const countFailure = (address: string) => {
+    const known = failures.get(address)
+    if (known && now() - known.since < limit.windowMs) {
+      known.count++
+      return
+    }
+    failures.delete(address)
+    if (failures.size >= mostAddresses) failures.delete(failures.keys().next().value as string)
+    failures.set(address, { count: 1, since: now() })
+  }
+
+  return {
+    authenticate: (authorization, address) => {
+      // No token at all is no guess, so it does not count.
+      if (authorization === undefined) throw new Refusal('unauthenticated', 'send a token: Authorization: Bearer <token>')
+      const token = bearer.exec(authorization)?.[1]
+      const owner = token === undefined ? undefined : tokens.find(token)
+      let proven = owner && provenFrom.get(owner)
+      if (owner && proven?.has(address)) return owner
+
+      const waitMs = refusedForMs(address)
+      if (waitMs > 0) throw tooMany(waitMs)
+      if (!owner) {
+        countFailure(address)
+        throw new Refusal('unauthenticated', 'the token is not known here')
+      }
+      if (!proven || proven.size >= mostProven) {
+        proven = new Set()
+        provenFrom.set(owner, proven)
+      }
+      proven.add(address)
+      return owner
+    },
+  }
+}
+
+function tooMany(waitMs: number): Refusal {
+  return new Refusal('too-many-requests', `too many wrong tokens came from this address; try again in ${Math.ceil(waitMs / 1000)} s`, {
+    retryAfterMs: waitMs,
+  })
+}
