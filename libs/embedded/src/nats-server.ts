@@ -7,8 +7,8 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { embeddedBroker } from '@muster/shared/bus/bus'
 import { startBroker } from './broker.ts'
+import { deathTie } from './death-tie.ts'
 import { findProgram } from './find-program.ts'
-import { deathTie } from './postgres.ts'
 
 export interface RunningBroker extends AsyncDisposable {
   /** Without the token. */

