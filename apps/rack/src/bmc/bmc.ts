@@ -78,24 +78,23 @@ export async function startBmc(options: BmcOptions): Promise<Bmc> {
       if (error && state === 'listening') log('BMC could not answer', { address, port, error: error.message })
     })
   }
-  /** `arrivedAt` counts for expiry, or a slow controller would drop logins for its own slowness. */
-  const work = (datagram: Buffer, from: RemoteInfo, arrivedAt: number) => {
-    const answer = controller.receive(datagram, { atMs: arrivedAt, isBusy: happens(faults.busyRate) })
+  const work = (datagram: Buffer, from: RemoteInfo, arrivedMs: number) => {
+    const answer = controller.receive(datagram, { arrivedMs, atMs: now(), isBusy: happens(faults.busyRate) })
     if (!answer) return
     send(answer, from)
     if (happens(faults.duplicateRate)) send(answer, from)
   }
   socket.on('message', (datagram, from) => {
     if (faults.life === 'silent' || happens(faults.dropRate)) return
-    const arrivedAt = now()
+    const arrivedMs = now()
     const latencyMs = drawLatencyMs(faults, random)
-    if (latencyMs <= 0) return work(datagram, from, arrivedAt)
+    if (latencyMs <= 0) return work(datagram, from, arrivedMs)
     // In order of arrival, as one processor would.
-    lastDueAt = Math.max(lastDueAt, arrivedAt + latencyMs)
+    lastDueAt = Math.max(lastDueAt, arrivedMs + latencyMs)
     const timer = setTimeout(() => {
       waiting.delete(timer)
-      work(datagram, from, arrivedAt)
-    }, lastDueAt - arrivedAt)
+      work(datagram, from, arrivedMs)
+    }, lastDueAt - arrivedMs)
     waiting.add(timer)
   })
   socket.on('error', error => log('BMC socket', { address, port, error: error.message }))

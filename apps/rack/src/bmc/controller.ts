@@ -96,11 +96,12 @@ export class Controller {
   }
 
   /**
-   * The answer to a datagram that arrived at `atMs`, or undefined where a BMC keeps silent. `isBusy` stands for a controller that
-   * refuses for lack of resources: no new session, completion code C0 for every command.
+   * The answer to a datagram worked on at `atMs`, or undefined where a BMC keeps silent. `arrivedMs` is when it came, which counts for
+   * what has expired: a slow controller must not drop logins for its own slowness. `isBusy` stands for a controller that refuses
+   * for lack of resources: no new session, completion code C0 for every command.
    */
-  receive(datagram: Buffer, { atMs, isBusy }: { atMs: number; isBusy: boolean }): Buffer | undefined {
-    this.#sessions.sweep(atMs)
+  receive(datagram: Buffer, { arrivedMs, atMs, isBusy }: { arrivedMs: number; atMs: number; isBusy: boolean }): Buffer | undefined {
+    this.#sessions.sweep(arrivedMs)
     const packet = parseDatagram(datagram)
     if (packet.kind === 'ping') return encodePong(packet.tag)
     if (packet.kind === 'v1.5') {

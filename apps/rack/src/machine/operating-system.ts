@@ -1,0 +1,104 @@
+// An installed operating system's boot, as cloud-init with the NoCloud data source plays it: reads the seed, and on the first boot of
+// an instance phones home.
+import type { Boot, DiskContent } from './boot.ts'
+import { type PhoneHome, phoneHomeOf, topLevelValue } from './cloud-config.ts'
+import { fewAttempts, HttpFailure } from './http.ts'
+import { seededBytes } from './random.ts'
+
+export type InstalledDisk = DiskContent & { kind: 'installed' }
+
+/** Boots the disk's OS and leaves it running. Rejects only when the power goes. */
+export async function bootOperatingSystem(boot: Boot, disk: InstalledDisk): Promise<void> {
+  boot.enter('operating system')
+  await boot.pacer.stage('osBoot', boot.signal)
+  const seed = await readSeed(boot, disk.seedUrl)
+  boot.note('os booted', { os: disk.os })
+  if (!seed) return
+  // Per-instance work is done once per instance-id: a machine that is merely restarted does not phone home again.
+  if (seed.instanceId === disk.instanceId) return
+  boot.writeDisk({ ...disk, instanceId: seed.instanceId })
+  // User-data goes before vendor-data, as cloud-init merges them.
+  const phoneHome = phoneHomeOf(seed.userData) ?? phoneHomeOf(seed.vendorData)
+  if (phoneHome && boot.behaviour.phoneHome !== 'never') await sendPhoneHome(boot, phoneHome, seed)
+}
+
+interface Seed {
+  instanceId: string
+  hostname: string
+  userData: string
+  vendorData: string
+}
+
+/** meta-data and user-data must be there, the other two may be missing. Without them cloud-init finds no data source and does nothing. */
+async function readSeed(boot: Boot, seedUrl: string): Promise<Seed | undefined> {
+  const fetch = async (file: string) => {
+    const answer = await boot.http.ask({ url: `${seedUrl}${file}`, attempts: fewAttempts, accept: [404], signal: boot.signal })
+    return answer.status === 404 ? undefined : answer.body.toString('utf8')
+  }
+  try {
+    const metaData = await fetch('meta-data')
+    const userData = metaData === undefined ? undefined : await fetch('user-data')
+    if (metaData === undefined || userData === undefined) {
+      boot.note('seed missing', { url: seedUrl, why: `${metaData === undefined ? 'meta-data' : 'user-data'}: 404` })
+      return undefined
+    }
+    const vendorData = (await fetch('vendor-data')) ?? ''
+    const networkConfig = await fetch('network-config')
+    const instanceId = topLevelValue(metaData, 'instance-id') ?? 'nocloud'
+    const hostname = topLevelValue(metaData, 'local-hostname') ?? 'localhost'
+    const sizes = { userDataBytes: userData.length, vendorDataBytes: vendorData.length, networkConfigBytes: networkConfig?.length ?? 0 }
+    boot.note('seed read', { instanceId, hostname, ...sizes })
+    return { instanceId, hostname, userData, vendorData }
+  } catch (error) {
+    if (!(error instanceof HttpFailure)) throw error
+    boot.note('seed missing', { url: seedUrl, why: error.message })
+    return undefined
+  }
+}
+
+async function sendPhoneHome(boot: Boot, phoneHome: PhoneHome, seed: Seed): Promise<void> {
+  const url = phoneHome.url.replaceAll(/\$\{?INSTANCE_ID\}?/g, encodeURIComponent(seed.instanceId))
+  const form = new URLSearchParams()
+  const values = formValues(boot, seed)
+  const fields = phoneHome.post === 'all' ? Object.keys(values) : phoneHome.post
+  // cloud-init says N/A for what it does not have.
+  for (const field of fields) form.set(field, values[field] ?? 'N/A')
+  try {
+    await boot.http.ask({
+      method: 'POST',
+      url,
+      headers: { 'content-type': 'application/x-www-form-urlencoded', 'user-agent': 'Cloud-Init/23.4' },
+      body: form.toString(),
+      attempts: phoneHome.tries,
+      signal: boot.signal,
+    })
+    boot.note('phoned home', { url, fields: fields.join(',') })
+  } catch (error) {
+    if (!(error instanceof HttpFailure)) throw error
+    boot.note('phone home failed', { why: error.message })
+  }
+}
+
+function formValues(boot: Boot, { hostname, instanceId }: Seed): Record<string, string> {
+  const [short = hostname] = hostname.split('.')
+  return {
+    pub_key_rsa: 'N/A',
+    pub_key_ecdsa: 'N/A',
+    pub_key_ed25519: hostKey(boot.facts.uuid, instanceId, short),
+    instance_id: instanceId,
+    hostname: short,
+    fqdn: hostname.includes('.') ? hostname : `${hostname}.localdomain`,
+  }
+}
+
+/** An ed25519 host key as sshd prints it: made anew for each instance, and the same whenever this instance boots. */
+function hostKey(uuid: string, instanceId: string, host: string): string {
+  const type = Buffer.from('ssh-ed25519')
+  const length = (bytes: Buffer) => {
+    const field = Buffer.alloc(4)
+    field.writeUInt32BE(bytes.length)
+    return field
+  }
+  const key = seededBytes(32, 'host key', uuid, instanceId)
+  return `ssh-ed25519 ${Buffer.concat([length(type), type, length(key), key]).toString('base64')} root@${host}`
+}
