@@ -356,7 +356,7 @@ describe('a session', () => {
         encodeV20({ payloadType: payloadTypes.ipmi, payload: lie(rqSeq), sessionId, sequence: session.sequence }),
         seal({ payloadType: 0, sessionId, sequence: session.sequence + 1, payload: lie(rqSeq), iv: Buffer.alloc(16) }, foreign),
         seal(
-          { payloadType: 0, sessionId: sessionId ^ 1, sequence: session.sequence + 1, payload: lie(rqSeq), iv: Buffer.alloc(16) },
+          { payloadType: 0, sessionId: (sessionId ^ 1) >>> 0, sequence: session.sequence + 1, payload: lie(rqSeq), iv: Buffer.alloc(16) },
           session.keys,
         ),
         damaged,

@@ -92,6 +92,7 @@ export class ScriptedBmc implements AsyncDisposable {
   readonly #half = new Map<number, { consoleId: number; suiteId: SuiteId; privilege: number; exchange?: Exchange }>()
   readonly #sessions = new Map<number, BmcSession>()
   #outstanding = 0
+  #stopped = false
 
   private constructor(socket: Socket, options: ScriptedBmcOptions) {
     this.#socket = socket
@@ -104,8 +105,9 @@ export class ScriptedBmc implements AsyncDisposable {
     const { port, family, address } = socket.address()
     this.address = family === 'IPv6' ? `[${address}]:${port}` : `${address}:${port}`
     socket.on('message', (datagram, from) => {
-      const reply = (bytes: Buffer) => socket.send(bytes, from.port, from.address)
-      this.#receive(datagram, reply)
+      this.#receive(datagram, bytes => {
+        if (!this.#stopped) socket.send(bytes, from.port, from.address)
+      })
     })
   }
 
@@ -140,24 +142,28 @@ export class ScriptedBmc implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#stopped = true
     this.#socket.close()
   }
 
   #receive(datagram: Buffer, reply: (bytes: Buffer) => void): void {
     const packet = parseDatagram(datagram)
-    if (packet.kind === 'v1.5') return this.#outside(parseRequest(packet.payload), reply)
+    if (packet.kind === 'v1.5') this.#outside(parseRequest(packet.payload), reply)
     if (packet.kind !== 'v2.0') return
     this.datagrams.push({ payloadType: packet.payloadType, payload: Buffer.from(packet.payload) })
-    const answer = (payloadType: number, payload: Buffer) => reply(encodeV20({ payloadType, payload }))
+    const answer = (payloadType: number, payload: Buffer | undefined) => payload && reply(encodeV20({ payloadType, payload }))
     switch (packet.payloadType) {
       case payloadTypes.openSessionRequest:
-        return this.#open(packet.payload, payload => answer(payloadTypes.openSessionResponse, payload))
+        answer(payloadTypes.openSessionResponse, this.#open(packet.payload))
+        break
       case payloadTypes.rakp1:
-        return this.#rakp1(packet.payload, payload => answer(payloadTypes.rakp2, payload))
+        setTimeout(answer, this.hashMs, payloadTypes.rakp2, this.#rakp1(packet.payload))
+        break
       case payloadTypes.rakp3:
-        return this.#rakp3(packet.payload, payload => answer(payloadTypes.rakp4, payload))
+        answer(payloadTypes.rakp4, this.#rakp3(packet.payload))
+        break
       case payloadTypes.ipmi:
-        return this.#inside(packet, reply)
+        this.#inside(packet, reply)
     }
   }
 
@@ -174,36 +180,34 @@ export class ScriptedBmc implements AsyncDisposable {
     reply(encodeV15(encodeResponse({ ...request, netFn: request.netFn + 1, completionCode: 0, data })))
   }
 
-  #open(payload: Buffer, answer: (payload: Buffer) => void): void {
+  #open(payload: Buffer): Buffer | undefined {
     const request = parseOpenSessionRequest(payload)
-    if (!request) return
+    if (!request) return undefined
     const { tag, consoleId, privilege } = request
     const refusal = this.setup('open', payload)
-    if (refusal === 'silence') return
+    if (refusal === 'silence') return undefined
     const asked = suiteOfAlgorithms(request.algorithms)
     const suiteId = this.substitute ?? asked?.id
-    if (refusal !== undefined) return answer(encodeOpenSessionResponse({ tag, status: refusal, consoleId }))
+    if (refusal !== undefined) return encodeOpenSessionResponse({ tag, status: refusal, consoleId })
     if (suiteId === undefined || (!this.substitute && !this.#options.suites.includes(suiteId))) {
-      return answer(encodeOpenSessionResponse({ tag, status: 0x11, consoleId }))
+      return encodeOpenSessionResponse({ tag, status: 0x11, consoleId })
     }
     const bmcId = randomBytes(4).readUInt32LE() || 1
     this.#half.set(bmcId, { consoleId, suiteId, privilege })
-    answer(encodeOpenSessionResponse({ tag, status: 0, privilege, consoleId, bmcId, algorithms: suites[suiteId] }))
+    return encodeOpenSessionResponse({ tag, status: 0, privilege, consoleId, bmcId, algorithms: suites[suiteId] })
   }
 
-  #rakp1(payload: Buffer, answer: (payload: Buffer) => void): void {
+  #rakp1(payload: Buffer): Buffer | undefined {
     const rakp1 = parseRakp1(payload)
     const half = rakp1 && this.#half.get(rakp1.bmcId)
-    if (!rakp1 || !half) return
+    if (!rakp1 || !half) return undefined
     const refusal = this.setup('rakp1', payload)
-    if (refusal === 'silence') return
+    if (refusal === 'silence') return undefined
     const status = refusal ?? (rakp1.user.toString() === this.#options.user ? undefined : 0x0d)
-    if (status !== undefined) return answer(encodeRakp2({ tag: rakp1.tag, status, consoleId: half.consoleId }))
+    if (status !== undefined) return encodeRakp2({ tag: rakp1.tag, status, consoleId: half.consoleId })
     half.exchange = this.#exchange(rakp1, half)
     const code = rakp2Code(half.exchange, this.#passwordKey())
-    const rakp2 = encodeRakp2({ tag: rakp1.tag, status: 0, ...half.exchange, code })
-    if (this.hashMs === 0) answer(rakp2)
-    else setTimeout(answer, this.hashMs, rakp2)
+    return encodeRakp2({ tag: rakp1.tag, status: 0, ...half.exchange, code })
   }
 
   #exchange(rakp1: Rakp1, half: { consoleId: number; suiteId: SuiteId }): Exchange {
@@ -219,21 +223,21 @@ export class ScriptedBmc implements AsyncDisposable {
     }
   }
 
-  #rakp3(payload: Buffer, answer: (payload: Buffer) => void): void {
+  #rakp3(payload: Buffer): Buffer | undefined {
     const rakp3 = parseRakp3(payload)
     const half = rakp3 && this.#half.get(rakp3.bmcId)
-    if (!rakp3 || !half?.exchange) return
+    if (!rakp3 || !half?.exchange) return undefined
     this.#half.delete(rakp3.bmcId)
-    if (rakp3.status !== 0) return
+    if (rakp3.status !== 0) return undefined
     const refusal = this.setup('rakp3', payload)
-    if (refusal === 'silence') return
+    if (refusal === 'silence') return undefined
     const { exchange } = half
     const right = codesMatch(rakp3.code, rakp3Code(exchange, this.#passwordKey()))
     const status = refusal ?? (right ? undefined : 0x0f)
-    if (status !== undefined) return answer(encodeRakp4({ tag: rakp3.tag, status, consoleId: exchange.consoleId }))
+    if (status !== undefined) return encodeRakp4({ tag: rakp3.tag, status, consoleId: exchange.consoleId })
     const keys = deriveKeys(exchange, this.#passwordKey(), paddedKey(Buffer.from(this.#options.kg)))
     this.#sessions.set(rakp3.bmcId, { exchange, keys, sequence: 0, privilege: 2 })
-    answer(encodeRakp4({ tag: rakp3.tag, status: 0, consoleId: exchange.consoleId, check: rakp4Check(exchange, keys) }))
+    return encodeRakp4({ tag: rakp3.tag, status: 0, consoleId: exchange.consoleId, check: rakp4Check(exchange, keys) })
   }
 
   #inside(packet: V20Packet, reply: (bytes: Buffer) => void): void {
