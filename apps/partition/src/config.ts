@@ -61,7 +61,7 @@ const variables = {
   host: variable('HOST', z.string().default('127.0.0.1')),
   port: variable('PORT', wholeNumber({ min: 0, max: 65535 }).optional().default(5250)),
   url: variable('MUSTER_URL', z.url({ protocol: /^https?$/ }).optional()),
-  logLevel: variable('MUSTER_LOG', z.enum(logLevels).default('info')),
+  logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),
   deadlinesMs: variable('MUSTER_DEADLINES', deadlines),
   agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration('90s')),
   powerCheckMs: variable('MUSTER_POWER_CHECK', duration('30s')),

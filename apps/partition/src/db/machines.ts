@@ -224,16 +224,15 @@ const jsonColumns = new Set(['interfaces', 'disks', 'deployment', 'fault'])
 
 /** Changes one machine and appends its events, in one statement. Undefined where the version is not the current one. */
 export async function changeMachine(sql: Sql, change: MachineChange): Promise<MachineRow | undefined> {
-  const columns = Object.entries(change.patch).map(([name, value]) => [
-    name,
-    jsonColumns.has(name) && value !== null ? sql.json(value as never) : value,
-  ])
+  // The id stands for an empty patch, which is no SQL; postgres.js wants the object right behind the word "set".
+  const columns: Record<string, unknown> = { id: change.id }
+  for (const [name, value] of Object.entries(change.patch))
+    columns[name] = jsonColumns.has(name) && value !== null ? sql.json(value as never) : value
   const fromNow = (name: string, ms: number | null | undefined) =>
     ms === undefined ? sql`` : ms === null ? sql`, ${sql(name)} = null` : sql`, ${sql(name)} = now() + ${ms} * interval '1 millisecond'`
   const [row] = await sql<MachineRow[]>`
     with changed as (
-      update machines set version = version + 1, updated_at = now()
-        ${columns.length === 0 ? sql`` : sql`, ${sql(Object.fromEntries(columns))}`}
+      update machines set ${sql(columns as never)}, version = version + 1, updated_at = now()
         ${change.patch.state === undefined ? sql`` : sql`, state_since = now()`}
         ${fromNow('deadline_at', change.deadlineMs)} ${fromNow('attention_at', change.attentionMs)}
         ${change.signal === undefined ? sql`` : change.signal === 'now' ? sql`, last_signal_at = now()` : sql`, last_signal_at = null`}
@@ -261,7 +260,7 @@ export async function deleteMachine(sql: Sql, machine: { id: string; version: nu
 export async function replaceMacs(sql: Sql, id: string, macs: readonly string[]): Promise<void> {
   await sql`
     with old as (delete from macs where machine_id = ${id} and not mac = any(${macs as string[]}))
-    insert into macs (mac, machine_id) select mac, ${id} from unnest(${macs as string[]}) as mac
+    insert into macs (mac, machine_id) select mac, ${id} from unnest(${macs as string[]}::text[]) as mac (mac)
     where not exists (select from macs where macs.mac = mac.mac and machine_id = ${id})`
 }
 
