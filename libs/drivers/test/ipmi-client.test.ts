@@ -1,4 +1,5 @@
 /** How the IPMI driver behaves with BMCs that forget, refuse, keep silent, lie or are slow. */
+import { createSecretKey } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { DriverError, type PowerContext, type PowerSession } from '../src/driver.ts'
@@ -351,7 +352,7 @@ describe('a session', () => {
       const damaged = Buffer.from(sealed)
       damaged.writeUInt8(damaged.readUInt8(20) ^ 1, 20)
       const rqSeq = bmc.commands.at(-1)?.rqSeq ?? 0
-      const foreign = { ...session.keys, k1: Buffer.alloc(20, 7) }
+      const foreign = { ...session.keys, signingKey: createSecretKey(Buffer.alloc(20, 7)) }
       return [
         encodeV20({ payloadType: payloadTypes.ipmi, payload: lie(rqSeq), sessionId, sequence: session.sequence }),
         seal({ payloadType: 0, sessionId, sequence: session.sequence + 1, payload: lie(rqSeq), iv: Buffer.alloc(16) }, foreign),

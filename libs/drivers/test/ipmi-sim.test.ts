@@ -72,16 +72,6 @@ needs('ipmi_sim')('a machine behind ipmi_sim', () => {
     })
   })
 
-  test('is agreed on by ipmitool', async () => {
-    await using machine = open(sim)
-    await machine.on()
-    const { stdout } = await promisify(execFile)('ipmitool', [
-      ...['-I', 'lanplus', '-C', '3', '-H', '127.0.0.1', '-p', String(sim.port), '-U', 'admin', '-P', 'secret'],
-      ...['chassis', 'power', 'status'],
-    ])
-    expect(stdout.trim()).toBe('Chassis Power is on')
-  })
-
   test.each([
     { wrong: 'password', over: { password: 'wrong' }, kind: 'authentication', hint: /password/ },
     { wrong: 'user', over: { user: 'nobody' }, kind: 'authentication', hint: /user name/ },
@@ -113,6 +103,21 @@ needs('ipmi_sim')('a machine behind ipmi_sim', () => {
     await using machine = open(sim)
     await machine.on()
     expect(await Promise.all(Array.from({ length: 10 }, () => machine.power()))).toEqual(Array(10).fill('on'))
+  })
+})
+
+needs('ipmi_sim')('ipmi_sim and ipmitool', () => {
+  needs('ipmitool')('both of others', () => {
+    test('agree with the driver on the power state', async () => {
+      await using sim = await startIpmiSim()
+      await using machine = open(sim)
+      await machine.on()
+      const { stdout } = await promisify(execFile)('ipmitool', [
+        ...['-I', 'lanplus', '-C', '3', '-H', '127.0.0.1', '-p', String(sim.port), '-U', 'admin', '-P', 'secret'],
+        ...['chassis', 'power', 'status'],
+      ])
+      expect(stdout.trim()).toBe('Chassis Power is on')
+    })
   })
 })
 

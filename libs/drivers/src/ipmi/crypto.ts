@@ -2,7 +2,7 @@
  * The keys and codes of an IPMI v2.0 session: what both ends compute from the password and the six values of the RAKP exchange
  * (IPMI v2.0 13.28, 13.31, 13.32; facts 4.3).
  */
-import { createCipheriv, createDecipheriv, createHmac, timingSafeEqual } from 'node:crypto'
+import { createCipheriv, createDecipheriv, createHmac, createSecretKey, type KeyObject, timingSafeEqual } from 'node:crypto'
 import type { Suite } from './suites.ts'
 
 /** Limits in bytes, not characters: UTF-8 is sent as it is. */
@@ -30,11 +30,12 @@ export interface Exchange {
 export interface SessionKeys {
   suite: Suite
   sik: Buffer
-  /** Signs the packets. */
   k1: Buffer
   k2: Buffer
-  /** Encrypts the packets: the first 16 bytes of K2. */
-  aesKey: Buffer
+  /** K1, which signs the packets. Key objects, because node:crypto needs 12 µs per call with a key in a buffer, and 2 with these. */
+  signingKey: KeyObject
+  /** The first 16 bytes of K2, which encrypt the packets. */
+  encryptionKey: KeyObject
 }
 
 /** A password or K_g as a key: zero-padded to 20 bytes, for SHA-256 as well (all four implementations read agree). */
@@ -88,7 +89,14 @@ export function deriveKeys(exchange: Exchange, passwordKey: Buffer, kgKey?: Buff
     .digest()
   const k1 = createHmac(exchange.suite.hash, sik).update(constant1).digest()
   const k2 = createHmac(exchange.suite.hash, sik).update(constant2).digest()
-  return { suite: exchange.suite, sik, k1, k2, aesKey: k2.subarray(0, 16) }
+  return {
+    suite: exchange.suite,
+    sik,
+    k1,
+    k2,
+    signingKey: createSecretKey(k1),
+    encryptionKey: createSecretKey(k2.subarray(0, 16)),
+  }
 }
 
 /** Compares two codes in constant time; codes of different length differ. */
@@ -98,7 +106,7 @@ export function codesMatch(a: Buffer, b: Buffer): boolean {
 
 /** The authcode of a packet's covered bytes (from the 06 to the next-header byte), cut to the suite's length. */
 export function authcode(covered: Buffer, keys: SessionKeys): Buffer {
-  return createHmac(keys.suite.hash, keys.k1).update(covered).digest().subarray(0, keys.suite.authcodeBytes)
+  return createHmac(keys.suite.hash, keys.signingKey).update(covered).digest().subarray(0, keys.suite.authcodeBytes)
 }
 
 /** AES-128-CBC as IPMI wants it: 16 bytes of IV, then the payload padded with 01 02 .. n and n itself (IPMI v2.0 13.29). */
@@ -108,7 +116,7 @@ export function encryptPayload(payload: Buffer, keys: SessionKeys, iv: Buffer): 
   payload.copy(padded)
   for (let i = 0; i < padBytes; i++) padded.writeUInt8(i + 1, payload.length + i)
   padded.writeUInt8(padBytes, padded.length - 1)
-  const cipher = createCipheriv('aes-128-cbc', keys.aesKey, iv).setAutoPadding(false)
+  const cipher = createCipheriv('aes-128-cbc', keys.encryptionKey, iv).setAutoPadding(false)
   return Buffer.concat([iv, cipher.update(padded)])
 }
 
@@ -118,7 +126,7 @@ export function encryptPayload(payload: Buffer, keys: SessionKeys, iv: Buffer): 
  */
 export function decryptPayload(encrypted: Buffer, keys: SessionKeys): Buffer | undefined {
   if (encrypted.length < 32 || encrypted.length % 16 !== 0) return undefined
-  const decipher = createDecipheriv('aes-128-cbc', keys.aesKey, encrypted.subarray(0, 16)).setAutoPadding(false)
+  const decipher = createDecipheriv('aes-128-cbc', keys.encryptionKey, encrypted.subarray(0, 16)).setAutoPadding(false)
   const padded = decipher.update(encrypted.subarray(16))
   const padBytes = padded.readUInt8(padded.length - 1)
   if (padBytes > 15) return undefined
