@@ -16,7 +16,7 @@ import {
   presenceEveryMs,
   subjects,
 } from '@muster/shared/bus/protocol'
-import type { Allocation } from '@muster/shared/contract/allocations'
+import { type Allocation, allocationKey } from '@muster/shared/contract/allocations'
 import type { Caller } from '@muster/shared/contract/call'
 import { type CallAnswer, type CallInput, type CallName, callNamed } from '@muster/shared/contract/contract'
 import { endOfLog, endPage, parsePosition, readUpTo } from '@muster/shared/contract/log'
@@ -119,7 +119,7 @@ export class ModelPartition {
     })
   }
 
-  /** The machines held by no one, where holds that have run out count as ended. */
+  /** The machines that are held; holds that have run out have ended. */
   reserved(): Machine[] {
     this.#expire()
     return [...this.machines.values()].filter(({ state }) => state === 'reserved')
@@ -267,6 +267,15 @@ export class ModelPartition {
         const description = this.tags.get(name)
         if (description === undefined) throw new Refusal('not-found', `${partition} knows no tag ${name}`)
         return { name, description, machines: 1, ready: 1 }
+      },
+      'allocations.list': ({ limit, cursor }) => {
+        const [sort, after] = ['createdAt', positionOf(decodeCursor(cursor, 'createdAt'), partition)]
+        const items = [...this.allocations.values()]
+          .filter(({ state }) => state !== 'dropped')
+          .map(allocation => this.#view(allocation))
+          .sort((a, b) => compareKeys(allocationKey(a), allocationKey(b), 'ascending'))
+          .filter(item => after === null || compareKeys(allocationKey(item), after, 'ascending') > 0)
+        return pageFrom(items.slice(0, limit + 1), { sort, limit, keyOf: allocationKey })
       },
       'allocations.get': ({ id }) => this.#view(this.#existing(id)),
       'allocations.release': ({ id }) => {
