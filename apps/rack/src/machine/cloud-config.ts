@@ -32,7 +32,7 @@ export function phoneHomeOf(text: string): PhoneHome | undefined {
   const start = lines.findIndex(line => /^phone_home\s*:/.test(line))
   if (start < 0) return undefined
   const inline = (valueIn(lines[start] as string, 'phone_home') ?? '').trim()
-  if (inline.startsWith('{')) return fromFields(flowFields(inline))
+  if (inline.startsWith('{')) return fromFields(fieldsOfJson(asJson(inline)) ?? flowFields(inline))
   const block = lines.slice(start + 1)
   const length = block.findIndex(line => /^\S/.test(line))
   return fromFields(blockFields(length < 0 ? block : block.slice(0, length)))

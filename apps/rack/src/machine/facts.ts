@@ -66,7 +66,10 @@ export function machineFacts({ seed, index }: { seed: number; index: number }): 
       },
       cpuModel: arch === 'amd64' ? `Virtual x86-64 processor, ${size.cpus} threads` : `Virtual Armv8 processor, ${size.cpus} cores`,
       firmware: random() < 0.7 ? 'uefi' : 'legacy',
-      location,
+      // Partitions read a machine's place from these names.
+      zone: location.zone,
+      rack: location.rack,
+      unit: location.unit,
     },
   }
   return { index, bootMac: (interfaces[0] as NetworkInterface).mac, serial, uuid, location, inventory }

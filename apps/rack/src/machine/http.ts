@@ -52,8 +52,11 @@ export interface HttpAnswer {
 
 /** Attempts before a machine gives up. With the pace's back-off: about 2 minutes at `quick`, 15 at `real`, as real agents hold out. */
 export const patientAttempts = 60
-/** For what has a second chance elsewhere: firmware tries the next device, cloud-init goes on without. */
-export const fewAttempts = 5
+/**
+ * For what has a second chance elsewhere: firmware tries the next device, cloud-init goes on without. About 10 s at `quick`, long enough
+ * for a server to restart; 90 s at `real`.
+ */
+export const fewAttempts = 12
 
 /** A connection that says nothing for so long is given up. */
 const silenceLimitMs = 30_000

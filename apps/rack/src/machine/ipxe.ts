@@ -24,9 +24,10 @@ export type IpxeOutcome =
   | { kind: 'waits'; command: string }
   | { kind: 'failed'; reason: string }
 
-/** Commands a machine runs before it is taken for a loop: with a `sleep 1` in it, most of an hour. */
-const commandsMax = 2_000
-const chainDepthMax = 16
+/** Commands a machine runs before it is taken for a loop: with a `sleep 5` in every third, two hours. */
+const commandsMax = 5_000
+/** A partition that cannot look a machine up has it chain to the same script again and again. */
+const chainDepthMax = 1_500
 
 /** Follows a script to its outcome. Rejects only where the host's functions reject for another reason than a failed fetch. */
 export async function runIpxe(script: { text: string; url: string }, host: IpxeHost): Promise<IpxeOutcome> {
