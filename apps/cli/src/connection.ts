@@ -6,6 +6,7 @@ import { contract } from '@muster/shared/contract/contract'
 import type { Command } from 'commander'
 import { type Cli, globalsOf, remark } from './cli.ts'
 import { CliError } from './exit-codes.ts'
+import { httpFetch } from './http-fetch.ts'
 import { permissionWarning, readConfig, readLocalLogin } from './profiles.ts'
 
 export interface Login {
@@ -110,7 +111,7 @@ export async function connect(cli: Cli, command: Command, onStream?: StreamNotic
 
 /** A client for a login that is not stored, such as one being tried. Its calls end with Ctrl-C. */
 export function clientFor(cli: Cli, { url, token }: Pick<Login, 'url' | 'token'>, onStream?: StreamNotice): Client {
-  const client = createClient({ url, token, ...(onStream && { fetch: noticingFetch(onStream) }) })
+  const client = createClient({ url, token, fetch: onStream ? noticingFetch(onStream) : httpFetch })
   return endingWith(cli.signal, client)
 }
 
@@ -130,12 +131,12 @@ function endingWith(signal: AbortSignal, client: Client): Client {
 function noticingFetch(onStream: StreamNotice): typeof fetch {
   let line: 'not yet open' | 'open' | 'lost' = 'not yet open'
   return async (input, init) => {
-    if (!String(input).includes(contract.events.stream.rest.path)) return fetch(input, init)
+    if (!String(input).includes(contract.events.stream.rest.path)) return httpFetch(input, init)
     if (line === 'open') {
       line = 'lost'
       onStream('lost')
     }
-    const response = await fetch(input, init)
+    const response = await httpFetch(input, init)
     if (response.ok) {
       if (line === 'lost') onStream('back')
       line = 'open'

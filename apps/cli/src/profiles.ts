@@ -1,5 +1,4 @@
 // The logins this user has: $XDG_CONFIG_HOME/muster/config.json, readable by its owner only because the tokens are in it.
-import { randomBytes } from 'node:crypto'
 import { mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -63,7 +62,7 @@ export async function readLocalLogin(cli: Cli): Promise<Profile | undefined> {
 /** Replaces the logins in one step: a reader sees the old file or the new one, and nobody else sees either. */
 export async function writeConfig(cli: Cli, config: Config): Promise<void> {
   const path = configPath(cli)
-  const draft = `${path}.${randomBytes(6).toString('hex')}`
+  const draft = `${path}.${crypto.randomUUID()}`
   await mkdir(dirname(path), { recursive: true, mode: 0o700 })
   try {
     await writeFile(draft, `${JSON.stringify(config, null, 2)}\n`, { mode: 0o600, flag: 'wx' })

@@ -1,7 +1,7 @@
 // Options made from the contract: a field of a call's input becomes a flag with the field's own name, description and choices, so that a
 // new filter in the contract is a new flag here without a change.
 import type { Call } from '@muster/shared/contract/call'
-import { invalidInput } from '@muster/shared/errors'
+import { type FieldError, invalidInput, Refusal } from '@muster/shared/errors'
 import { InvalidArgumentError, Option } from 'commander'
 import type { z } from 'zod'
 import { collect, parseCount } from './quantities.ts'
@@ -92,13 +92,22 @@ function collectFrom(choices: readonly string[] | undefined) {
 }
 
 /**
- * The input of a call after its schema, so that a mistake is told before anything is sent. Throws `invalid-input` naming each field; the
- * server checks again.
+ * The input of a call after its schema, so that a mistake is told before anything is sent. Throws `invalid-input` naming each field and
+ * what was given; the server checks again.
  */
 export function checked<Input extends z.ZodType>(call: { readonly input: Input }, input: unknown): z.output<Input> {
   const parsed = call.input.safeParse(input)
-  if (!parsed.success) throw invalidInput(parsed.error)
-  return parsed.data
+  if (parsed.success) return parsed.data
+  const refusal = invalidInput(parsed.error)
+  const errors = refusal.facts.errors as FieldError[]
+  throw new Refusal('invalid-input', errors.map(error => fieldText(error, input)).join('; '), refusal.facts)
+}
+
+/** `id: "lon1" is not a machine id …`. Long texts and power settings are not repeated: there are secrets among them. */
+function fieldText({ field, message }: FieldError, input: unknown): string {
+  const value = field.split('.').reduce<unknown>((within, name) => (within as Record<string, unknown> | undefined)?.[name], input)
+  const isShown = typeof value === 'string' && value.length <= 64 && !field.startsWith('powerSettings')
+  return isShown ? `${field}: "${value}" ${message}` : `${field}: ${message}`
 }
 
 /** The options of `given` that are fields of the call's input, without those left out. */

@@ -1,5 +1,4 @@
 // `muster allocate`: ask for machines, and, where wished, put an operating system on them at once.
-import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { constraints, strategies } from '@muster/shared/allocation/constraints'
 import { type Client, UnreachableError } from '@muster/shared/client'
@@ -173,7 +172,7 @@ async function askUntil(
   for (;;) {
     try {
       // Nothing was allocated in the round before, so a new round may have a new key; a key of the user's own stays.
-      return await askOnce(cli, client, request, key ?? randomUUID())
+      return await askOnce(cli, client, request, key ?? crypto.randomUUID())
     } catch (error) {
       const isNoMatch = error instanceof Refusal && error.code === 'no-match'
       if (!isNoMatch || end === undefined || cli.now() >= end) throw error
