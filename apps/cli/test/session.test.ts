@@ -1,6 +1,8 @@
 // Logins: where they are kept, which of them wins, and that a token is never shown or sent to a stranger.
+import { spawn, spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { aHome, type Home } from './muster.ts'
 import { startServer, type TestServer, token } from './server.ts'
@@ -96,4 +98,27 @@ test('a damaged configuration is told without showing what is in it', async () =
   const ended = await home.muster(['whoami'])
   expect(ended.code).toBe(2)
   expect(ended.stderr).not.toContain(token)
+})
+
+// Only a terminal is asked, and Node has no pseudo-terminal: util-linux's `script` makes one where it is installed.
+const hasScript = spawnSync('script', ['--version']).stdout?.includes('util-linux')
+
+test.skipIf(!hasScript)('on a terminal the token is asked for and not shown', async () => {
+  const main = fileURLToPath(new URL('../src/main.ts', import.meta.url))
+  const child = spawn('script', ['-qec', `${process.execPath} ${main} login ${server.url}`, '/dev/null'], {
+    cwd: home.folder,
+    env: { PATH: process.env.PATH, HOME: home.folder, NO_COLOR: '1' },
+  })
+  let shown = ''
+  let hasTyped = false
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    shown += text
+    if (hasTyped || !shown.includes('token for')) return
+    hasTyped = true
+    child.stdin.write(`${token}\r`)
+  })
+  const code = await new Promise(resolve => child.once('close', resolve))
+  expect(shown).toContain('logged in to front front1 as ann')
+  expect(shown).not.toContain(token)
+  expect(code).toBe(0)
 })

@@ -56,25 +56,21 @@ async function tokenFrom(cli: Cli, given: { tokenFile: string | undefined; token
 }
 
 /** Asks on the terminal without showing what is typed. */
-function askSecretly(cli: Cli, question: string): Promise<string> {
-  cli.stderr.write(question)
-  // Without an output readline echoes nothing, while `terminal` keeps the editing keys and Ctrl-C working.
+async function askSecretly(cli: Cli, question: string): Promise<string> {
+  // Without an output readline echoes nothing, while `terminal` keeps the editing keys and Ctrl-C working. It comes before the question:
+  // from here on the terminal itself echoes nothing either.
   const lines = createInterface({ input: cli.stdin, terminal: true })
-  return new Promise<string>((resolve, reject) => {
-    const end = () => {
-      lines.close()
-      cli.stderr.write('\n')
-    }
-    lines.once('line', line => {
-      end()
-      resolve(line)
+  cli.stderr.write(question)
+  try {
+    return await new Promise<string>((resolve, reject) => {
+      lines.once('line', resolve)
+      lines.once('SIGINT', () => reject(new CliError('interrupted', 'interrupted')))
+      lines.once('close', () => reject(new CliError('usage', 'no token was given')))
     })
-    lines.once('SIGINT', () => {
-      end()
-      reject(new CliError('interrupted', 'interrupted'))
-    })
-    lines.once('close', () => reject(new CliError('usage', 'no token was given')))
-  })
+  } finally {
+    lines.close()
+    cli.stderr.write('\n')
+  }
 }
 
 /** `muster logout`. */
