@@ -4,7 +4,7 @@ import { defineConfig } from 'vitest/config'
 
 export default defineConfig({
   test: {
-    include: ['libs/*/test/**/*.test.ts', 'apps/*/test/**/*.test.ts'],
+    include: ['libs/*/test/**/*.test.ts', 'apps/*/test/**/*.test.ts', 'tools/test/**/*.test.ts'],
     globalSetup: ['libs/embedded/src/test-postgres.ts'],
     // Processes, not threads: tests start children, listen on ports and set process-wide things.
     pool: 'forks',
