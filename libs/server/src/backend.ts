@@ -1,6 +1,7 @@
 // What stands behind the doors of a server. Two backends pass one suite: the local one of a partition, and the federated one of a front.
-import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
+
 import type { Caller } from '@muster/shared/contract/call'
+import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
 
 /** What travels with every call. */
 export interface CallContext {

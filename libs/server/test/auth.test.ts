@@ -61,7 +61,13 @@ test('a token must be known, and be a bearer token', async () => {
 
 test('wrong tokens are limited per address; tokens that were right from there go on', () => {
   let time = 0
-  const auth = createAuthenticator({ tokens: testTokens, limit: { failures: 3, windowMs: 60_000 }, now: () => time })
+  const limited: string[] = []
+  const auth = createAuthenticator({
+    tokens: testTokens,
+    limit: { failures: 3, windowMs: 60_000 },
+    now: () => time,
+    onLimit: address => limited.push(address),
+  })
   const ask = (token: string, address: string) => {
     try {
       return auth.authenticate(`Bearer ${token}`, address).name
@@ -81,6 +87,7 @@ test('wrong tokens are limited per address; tokens that were right from there go
   expect(ask(tokenOf('admin'), '10.0.0.1')).toBe('too-many-requests')
   expect(ask(tokenOf('admin'), '10.0.0.2')).toBe('admin')
   expect(ask('wrong', '10.0.0.2')).toBe('unauthenticated')
+  expect(limited).toEqual(['10.0.0.1'])
   time = 60_000
   expect(ask(tokenOf('admin'), '10.0.0.1')).toBe('admin')
 })

@@ -1,7 +1,7 @@
 // Sends every route inputs made from its own schema, right ones and broken ones, and holds each answer against the contract. Works on any
 // running server, so that the same fuzz goes over the model here and over real partitions and fronts in apps/rack.
 import { type Call, commonErrors, outputOf } from '@muster/shared/contract/call'
-import { calls } from '@muster/shared/contract/contract'
+import { type CallName, calls } from '@muster/shared/contract/contract'
 import { type ErrorCode, errorTable, problemDocument } from '@muster/shared/errors'
 import fc from 'fast-check'
 import { type JsonSchema, jsonSchemaOf } from '../src/http/json-schema.ts'
@@ -14,6 +14,8 @@ export interface FuzzOptions {
   readonly seed: number
   /** Requests per route. */
   readonly runs: number
+  /** Only these calls, e.g. to repeat a failure; all where left out. */
+  readonly only?: readonly CallName[]
 }
 
 /** How often each status came, over all routes; and the codes of the refusals. */
@@ -42,6 +44,7 @@ export async function fuzzRoutes(options: FuzzOptions): Promise<FuzzReport> {
   const codes: FuzzReport['codes'] = {}
   let requests = 0
   for (const [name, call] of calls) {
+    if (options.only && !options.only.includes(name)) continue
     const known = await knownThings(options)
     const property = fc.asyncProperty(attempts(call, known), async attempt => {
       const { status, code } = await send(call, attempt, options)

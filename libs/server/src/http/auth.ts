@@ -14,6 +14,15 @@ export interface FailureLimit {
   readonly windowMs: number
 }
 
+export interface AuthenticatorOptions {
+  readonly tokens: Tokens
+  readonly limit?: FailureLimit
+  /** The clock, in epoch milliseconds. */
+  readonly now?: () => number
+  /** Told once when an address reaches the limit, so that it is in the log without a line per attempt. */
+  readonly onLimit?: (address: string) => void
+}
+
 /** A person mistypes a few times and a stale script retries; more than this is neither. */
 const usualLimit: FailureLimit = { failures: 20, windowMs: 60_000 }
 /** Addresses remembered at once: an attacker has many, and must not fill the memory. The oldest is forgotten first. */
@@ -30,8 +39,8 @@ export const nobody: Caller = { name: 'anonymous', role: 'public' }
  * Authenticates by bearer token. An address over the limit is refused without regard to what it sends, except for tokens that were right from
  * there before: behind one address there may be many people, and one stale script must not lock the others out.
  */
-export function createAuthenticator(options: { tokens: Tokens; limit?: FailureLimit; now?: () => number }): Authenticator {
-  const { tokens, limit = usualLimit, now = Date.now } = options
+export function createAuthenticator(options: AuthenticatorOptions): Authenticator {
+  const { tokens, limit = usualLimit, now = Date.now, onLimit } = options
   const failures = new Map<string, { count: number; since: number }>()
   const provenFrom = new WeakMap<TokenOwner, Set<string>>()
 
@@ -45,6 +54,7 @@ export function createAuthenticator(options: { tokens: Tokens; limit?: FailureLi
     const known = failures.get(address)
     if (known && now() - known.since < limit.windowMs) {
       known.count++
+      if (known.count === limit.failures) onLimit?.(address)
       return
     }
     failures.delete(address)

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto'
 import { errorTable } from '@muster/shared/errors'
 import type { JsonSchema } from './json-schema.ts'
-import { errorsByStatus, groupOf, inputOf } from './openapi.ts'
+import { errorsByStatus, groupOf, inputOf, inputSchemas } from './openapi.ts'
 import { apiPath, type Plan } from './plan.ts'
 
 const style = `
@@ -36,6 +36,7 @@ programs: <a href="${apiPath}/openapi.json">openapi.json</a>.</p>
 with a <code>code</code> from <a href="#errors">the table of errors</a>. Answers gathered from several partitions carry a <code>coverage</code>.</p>
 <nav><ul>${plans.map(plan => `<li><a href="#${plan.name}"><code>${plan.name}</code></a></li>`).join('')}</ul></nav>
 ${[...groups].map(([group, members]) => `<h2>${escapeHtml(group)}</h2>\n${members.map(callSection).join('\n')}`).join('\n')}
+${Object.entries(inputSchemas()).map(schemaSection).join('\n')}
 <section id="errors"><h2>Errors</h2>${errorsTable()}</section>
 </body>
 </html>
@@ -88,20 +89,32 @@ function fieldRow({ name, place, required, description, schema }: Field): string
     schema.default !== undefined ? `default ${JSON.stringify(schema.default)}` : '',
     description ?? '',
   ]
-  return `<tr><td><code>${escapeHtml(name)}</code></td><td>${place}</td><td>${escapeHtml(typeText(schema))}</td><td>${escapeHtml(meaning.filter(Boolean).join('; '))}</td></tr>`
+  return `<tr><td><code>${escapeHtml(name)}</code></td><td>${place}</td><td>${typeHtml(schema)}</td><td>${escapeHtml(meaning.filter(Boolean).join('; '))}</td></tr>`
+}
+
+/** What a field's type is where it is an object of its own: `Constraints`. */
+function schemaSection([name, { properties = {}, required = [] }]: [string, JsonSchema]): string {
+  const rows = Object.entries(properties).map(([field, schema]) =>
+    fieldRow({ name: field, place: '', required: required.includes(field), description: schema.description, schema }),
+  )
+  return `<section id="schema-${name}"><h2>${name}</h2><table><tr><th>field</th><th></th><th>type</th><th></th></tr>${rows.join('')}</table></section>`
 }
 
 /** A schema in a few words: `list of text`, `one of on, off, cycle`. */
-function typeText(schema: JsonSchema): string {
-  if (schema.$ref) return schema.$ref.slice(schema.$ref.lastIndexOf('/') + 1)
-  if (schema.enum) return `one of ${schema.enum.join(', ')}`
-  if (schema.anyOf) return schema.anyOf.map(typeText).join(' or ')
-  if (schema.type === 'array') return `list of ${typeText(schema.items ?? {})}`
-  if (schema.type === 'string') return schema.pattern ? `text like ${schema.pattern}` : 'text'
+function typeHtml(schema: JsonSchema): string {
+  if (schema.$ref) {
+    const name = schema.$ref.slice(schema.$ref.lastIndexOf('/') + 1)
+    return `<a href="#schema-${name}">${name}</a>`
+  }
+  if (schema.enum) return escapeHtml(`one of ${schema.enum.join(', ')}`)
+  if (schema.anyOf) return schema.anyOf.map(typeHtml).join(' or ')
+  if (schema.type === 'array') return `list of ${typeHtml(schema.items ?? {})}`
+  if (schema.type === 'string') return schema.pattern ? `text like <code>${escapeHtml(schema.pattern)}</code>` : 'text'
   if (schema.type === 'integer' || schema.type === 'number') {
     const { minimum, maximum } = schema
     return minimum !== undefined && maximum !== undefined ? `number, ${minimum} to ${maximum}` : 'number'
   }
+  if (schema.type === 'object' && schema.properties) return `object of ${Object.keys(schema.properties).map(escapeHtml).join(', ')}`
   return schema.type ?? 'anything'
 }
 

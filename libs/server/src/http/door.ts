@@ -49,7 +49,11 @@ export function createDoor(options: DoorOptions): Door {
   const asked = { backend, log, check }
   const listPlan = plans.find(plan => plan.name === 'events.list') as Plan
   const streams = createEventStreams({ ...asked, listPlan, ...(options.keepAliveMs !== undefined && { keepAliveMs: options.keepAliveMs }) })
-  const authenticator = createAuthenticator({ tokens, ...(options.failureLimit && { limit: options.failureLimit }) })
+  const authenticator = createAuthenticator({
+    tokens,
+    ...(options.failureLimit && { limit: options.failureLimit }),
+    onLimit: address => log.warn({ address }, 'an address sent too many wrong tokens; it is refused for a while'),
+  })
   const rest: RestOptions = { ...asked, plans, authenticator, metrics, streams }
 
   const app = new Hono<DoorEnv>()

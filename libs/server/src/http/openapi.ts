@@ -113,7 +113,7 @@ export function openApiDocument(plans: readonly Plan[], version: string): OpenAp
       securitySchemes: { token: { type: 'http', scheme: 'bearer', description: 'An API token.' } },
       schemas: {
         ...schemasOf(outputs, 'output', outputNames),
-        ...schemasOf(inputs, 'input', inputNames),
+        ...inputSchemas(),
       },
       headers: {
         RequestId: { description: 'The id of this request: the one that was sent, or a new one.', schema: { type: 'string' } },
@@ -124,6 +124,11 @@ export function openApiDocument(plans: readonly Plan[], version: string): OpenAp
       },
     },
   }
+}
+
+/** What inputs are made of, by the names that {@link inputOf} refers to. */
+export function inputSchemas(): Record<string, JsonSchema> {
+  return schemasOf(inputs, 'input', inputNames)
 }
 
 /** The part of a call's name before the dot: what it is about. */
