@@ -68,6 +68,10 @@ export interface Capabilities {
   readonly identify?: (options: { light: number | 'on' | 'off' } & CallOptions) => Promise<void>
   /** Who the BMC says it is. */
   readonly controller?: (options?: CallOptions) => Promise<Controller>
+  /** What the machine's sensors read. Takes seconds: real BMCs need some milliseconds for each of a hundred or more. */
+  readonly sensors?: (options?: CallOptions) => Promise<Reading[]>
+  /** Who the machine is, as the factory wrote it; empty texts where it wrote nothing. */
+  readonly identity?: (options?: CallOptions) => Promise<Identity>
 }
 
 export type BootNextDevice = 'network' | 'disk'
@@ -93,6 +97,22 @@ export interface Controller {
   firmware: string
   /** The version of the protocol the BMC speaks, e.g. `IPMI 2.0`. */
   protocol: string
+}
+
+export interface Reading {
+  name: string
+  /** Missing for sensors of states, and while a sensor is not scanned. */
+  value?: number
+  unit?: string
+  /** Numbers of the states that are set. */
+  states: number[]
+}
+
+export interface Identity {
+  maker: string
+  product: string
+  serial: string
+  assetTag: string
 }
 
 /** What went wrong, so that a caller can decide without reading the message. */

@@ -6,8 +6,10 @@ import { clearBootNext, readBootNext, setBootNext } from './ipmi/boot-next.ts'
 import { IpmiClient } from './ipmi/client.ts'
 import { kgBytesMax, type Privilege, passwordBytesMax, userBytesMax } from './ipmi/codec.ts'
 import { deviceId } from './ipmi/device.ts'
+import { identityOf, readFru } from './ipmi/fru.ts'
 import type { BmcMemory, Credentials } from './ipmi/login.ts'
 import { chassisStatus, identify, powerOff, powerOn, restart } from './ipmi/power.ts'
+import { readSensors } from './ipmi/sensors.ts'
 import { defaultTimers, keepAliveMsMax, type Timers } from './ipmi/timers.ts'
 
 const settings = z.strictObject({
@@ -104,6 +106,8 @@ function powerSession(client: IpmiClient): PowerSession {
       reset: options => client.run('reset', turn => restart(turn, 'reset'), options),
       identify: options => client.run(`identify light ${options.light}`, turn => identify(turn, options.light), options),
       controller: options => client.run('ask who the BMC is', deviceId, options),
+      sensors: options => client.run('read sensors', readSensors, options),
+      identity: options => client.run('read inventory', async turn => identityOf(await readFru(turn)), options),
     },
     close: () => client.close(),
     [Symbol.asyncDispose]: () => client.close(),

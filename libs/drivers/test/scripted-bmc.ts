@@ -33,6 +33,7 @@ import {
   rakp4Check,
   type SessionKeys,
   type SuiteId,
+  type SuiteRecord,
   seal,
   suiteOfAlgorithms,
   suites,
@@ -79,6 +80,10 @@ export class ScriptedBmc implements AsyncDisposable {
   /** Replaces the suite agreed on in Open Session. */
   substitute: SuiteId | undefined
   answersProbe = true
+  /** Channel 1, v2.0 data, users with names only, IPMI v2.0. */
+  authCapabilities = Buffer.from('0180040200000000', 'hex')
+  /** Listed before the suites accepted. */
+  moreSuites: SuiteRecord[] = []
   /** How long RAKP 2 takes. */
   hashMs = 0
 
@@ -168,16 +173,18 @@ export class ScriptedBmc implements AsyncDisposable {
   }
 
   #outside(request: Parsed<IpmiRequest> | undefined, reply: (bytes: Buffer) => void): void {
-    if (!request || !this.answersProbe || request.command !== commands.getChannelCipherSuites.command) return
-    const records = this.#options.suites.map(id => ({
+    if (!request || !this.answersProbe) return
+    const answer = (data: Buffer) => reply(encodeV15(encodeResponse({ ...request, netFn: request.netFn + 1, completionCode: 0, data })))
+    if (request.command === commands.getChannelAuthCapabilities.command) answer(this.authCapabilities)
+    if (request.command !== commands.getChannelCipherSuites.command) return
+    const records: SuiteRecord[] = this.#options.suites.map(id => ({
       id,
       authentication: [suites[id].authentication],
       integrity: [suites[id].integrity],
       confidentiality: [suites[id].confidentiality],
     }))
-    const page = encodeSuiteRecords(records).subarray(16 * ((request.data.at(-1) ?? 0) & 0x3f))
-    const data = Buffer.concat([Buffer.of(1), page.subarray(0, 16)])
-    reply(encodeV15(encodeResponse({ ...request, netFn: request.netFn + 1, completionCode: 0, data })))
+    const page = encodeSuiteRecords([...this.moreSuites, ...records]).subarray(16 * ((request.data.at(-1) ?? 0) & 0x3f))
+    answer(Buffer.concat([Buffer.of(1), page.subarray(0, 16)]))
   }
 
   #open(payload: Buffer): Buffer | undefined {

@@ -7,7 +7,7 @@ import { type BmcAddress, printBmcAddress } from './address.ts'
 import { type Command, commands, completionCode, hexByte, type IpmiResponse, type Privilege, privileges } from './codec.ts'
 import { cancelled, Failure } from './failure.ts'
 import { Link, PortClosed } from './link.ts'
-import { type BmcMemory, type Credentials, login, pause } from './login.ts'
+import { type BmcMemory, type Credentials, login, nothingListens, pause } from './login.ts'
 import { Session } from './session.ts'
 import type { Timers } from './timers.ts'
 
@@ -81,12 +81,25 @@ export class IpmiClient {
     }
   }
 
-  /** A link of one's own for questions outside the session; the caller disposes it. */
-  openLink(signal: AbortSignal): Promise<Link> {
-    return Link.open(this.#options.address, signal)
+  /**
+   * Questions outside any session, over a link of their own, in turn like all others. Throws DriverError; a closed port is `silent`.
+   */
+  ask<T>(tried: string, work: (link: Link) => Promise<T>, options: CallOptions = {}): Promise<T> {
+    return this.run(
+      tried,
+      async turn => {
+        using link = await Link.open(this.#options.address, turn.signal)
+        try {
+          return await work(link)
+        } catch (error) {
+          throw error instanceof PortClosed ? nothingListens(error) : error
+        }
+      },
+      options,
+    )
   }
 
-  log(message: string, facts: Readonly<Record<string, string | number>> = {}): void {
+  #log(message: string, facts: Readonly<Record<string, string | number>> = {}): void {
     this.#options.context.log?.(message, { bmc: this.target, ...facts })
   }
 
@@ -149,7 +162,7 @@ export class IpmiClient {
         if (busy === busyRetriesMax) throw stayedBusy(reply.completionCode)
         await pause(this.timers.busyMs * 2 ** busy, signal)
         busy += 1
-        this.log('repeating a command', { why: meaning, repeat: busy })
+        this.#log('repeating a command', { why: meaning, repeat: busy })
       } else if (remedy === 'once' && unspecified === 0) {
         unspecified += 1
         await pause(this.timers.busyMs, signal)
@@ -193,7 +206,7 @@ export class IpmiClient {
       this.#dropSilentSession()
       if (ready && sends === 'once') throw noReply('sent once, no answer; it may have been carried out', 'unknown')
       if (!kept) throw noReply('logged in, but the command was not answered', ready ? 'unknown' : 'none')
-      this.log('the kept session is silent, logging in afresh')
+      this.#log('the kept session is silent, logging in afresh')
     }
   }
 
@@ -206,10 +219,10 @@ export class IpmiClient {
       timers,
       signal,
       now,
-      openLink: () => this.openLink(signal),
-      log: (message, facts) => this.log(message, facts),
+      openLink: () => Link.open(this.#options.address, signal),
+      log: (message, facts) => this.#log(message, facts),
     })
-    this.log('logged in', { suite: agreed.keys.suite.id, ms: Math.round(now() - startedAt) })
+    this.#log('logged in', { suite: agreed.keys.suite.id, ms: Math.round(now() - startedAt) })
     return new Session(agreed, { timers, now })
   }
 

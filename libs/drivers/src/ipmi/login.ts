@@ -412,7 +412,8 @@ function wrongLength(step: string, got: number, wanted: number): Failure {
   })
 }
 
-function nothingListens(cause: PortClosed): Failure {
+/** A closed port as the caller hears it. */
+export function nothingListens(cause: PortClosed): Failure {
   return new Failure({
     kind: 'silent',
     got: `nothing listens there (${cause.message})`,

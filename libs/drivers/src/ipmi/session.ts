@@ -69,7 +69,7 @@ export class Session {
       const sentAt = this.#now()
       let duplicate = false
       const response = await this.#link.exchange(this.#seal(request, rqSeq), {
-        waitMs: Math.min(waitMs, end - sentAt),
+        waitMs: Math.max(0, Math.min(waitMs, end - sentAt)),
         signal: request.signal,
         accept: datagram => {
           const reply = this.#open(datagram)
