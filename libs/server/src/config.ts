@@ -76,7 +76,9 @@ export function loadConfig<Variables extends Record<string, Variable<unknown>>>(
       problems.push(text === undefined ? `${name} is not set: ${reasons}` : `${name}${kind === 'plain' ? `="${text}"` : ''}: ${reasons}`)
     } else {
       settings[key] = kind === 'secret' && parsed.data !== undefined ? new Secret(String(parsed.data)) : parsed.data
-      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : String(parsed.data ?? '')
+      // As it was written: what a schema makes of it (milliseconds, lists) reads worse.
+      const written = text ?? (typeof parsed.data === 'object' ? '' : String(parsed.data ?? ''))
+      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : written
       lines.push(`${name}=${shown}${text === undefined ? ' (default)' : ''}`)
     }
   }

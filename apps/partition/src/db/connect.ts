@@ -40,3 +40,9 @@ export function refusalOfDatabase(error: unknown): unknown {
 export function isDuplicate(error: unknown, constraint: string): boolean {
   return error instanceof postgres.PostgresError && error.code === '23505' && error.constraint_name === constraint
 }
+
+/** Runs several statements as one. For changes of more than one table that no single statement says; never on the hot path. */
+export function inTransaction<T>(sql: Sql, act: (sql: Sql) => Promise<T>): Promise<T> {
+  // A transaction answers to the same calls as the pool, but postgres.js has another type for it.
+  return sql.begin(transaction => act(transaction as unknown as Sql)) as Promise<T>
+}

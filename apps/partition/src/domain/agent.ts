@@ -26,7 +26,10 @@ export async function machineOfToken(core: Core, purpose: TokenPurpose, token: s
 export async function enlist(core: Core, input: Enlistment): Promise<{ id: string; outcome: 'created' | 'known' }> {
   const macs = input.interfaces.map(({ mac }) => mac)
   const known = await db.findMachineByMac(core.sql, macs)
-  if (known) return { id: known.id, outcome: 'known' }
+  if (known) {
+    await commissionIfWanted(core, known)
+    return { id: known.id, outcome: 'known' }
+  }
   const id = newMachineId(core.partition)
   const stored = input.bmc
     ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
@@ -64,6 +67,12 @@ export async function enlist(core: Core, input: Enlistment): Promise<{ id: strin
     if (!winner) throw error
     return { id: winner.id, outcome: 'known' }
   }
+}
+
+/** Also for a machine that is known and still new: the partition may have died between the two. */
+async function commissionIfWanted(core: Core, row: db.MachineRow): Promise<void> {
+  if (core.rules.enlisted !== 'commission' || row.power_driver === null || row.state !== 'new') return
+  await moveMachine(core, { id: row.id, move: 'commission', actor: 'enlistment', from: 'new' })
 }
 
 /** Where a machine says it stands, as far as it is a usable label. */

@@ -7,7 +7,7 @@ import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, requestsIn } from '@muster/shared/life-cycle'
 import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
-import { isDuplicate } from '../db/connect.ts'
+import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import * as power from '../db/power.ts'
 import { Bell } from './bell.ts'
@@ -65,22 +65,26 @@ function duplicateRefusal(error: unknown, hostname: string | undefined): unknown
 export async function updateMachine(core: Core, caller: Caller, input: CallInput<'machines.update'>): Promise<Machine> {
   const { id, version, powerDriver, powerSettings, ...plain } = input
   for (;;) {
-    const row = await existingMachine(core, id)
-    refuseLocked(row)
-    if (version !== undefined && row.version !== version)
-      throw new Refusal('stale-version', `${id} is at version ${row.version}, not ${version}`, { version: row.version })
-    if (powerDriver !== undefined || powerSettings !== undefined) {
-      const driver = powerDriver === undefined ? row.power_driver : powerDriver
-      await power.saveSwitch(core.sql, id, storedPowerSettings(core, id, driver, powerSettings ?? {}))
-    }
+    const found = await existingMachine(core, id)
+    refuseLocked(found)
+    if (version !== undefined && found.version !== version)
+      throw new Refusal('stale-version', `${id} is at version ${found.version}, not ${version}`, { version: found.version })
+    const isSwitchGiven = powerDriver !== undefined || powerSettings !== undefined
+    const stored =
+      isSwitchGiven && storedPowerSettings(core, id, powerDriver === undefined ? found.power_driver : powerDriver, powerSettings ?? {})
     try {
-      const changed = await db.changeMachine(core.sql, {
-        id,
-        version: row.version,
-        patch: { ...definedOf(plain), ...(plain.tags && { tags: [...new Set(plain.tags)] }) },
-        attentionMs: 0,
-        actor: caller.name,
-        events: [{ kind: 'machine.updated', data: { fields: Object.keys(definedOf({ ...plain, powerDriver, powerSettings })) } }],
+      const changed = await inTransaction(core.sql, async sql => {
+        const row = await db.changeMachine(sql, {
+          id,
+          version: found.version,
+          patch: { ...definedOf(plain), ...(plain.tags && { tags: [...new Set(plain.tags)] }) },
+          attentionMs: 0,
+          actor: caller.name,
+          events: [{ kind: 'machine.updated', data: { fields: Object.keys(definedOf({ ...plain, powerDriver, powerSettings })) } }],
+        })
+        if (!row || !stored) return row
+        await power.saveSwitch(sql, id, stored)
+        return db.findMachine(sql, id)
       })
       if (!changed) continue
       noteChange(core, changed)

@@ -33,12 +33,15 @@ export const leavingRescue = 'leave rescue'
 
 /** The engine is told by a nudge when something happens; this is only how long it trusts that. */
 const lookAgainMs = 15_000
+const holdLookMs = 1_000
 /** A failed order in a state that only wants the power off: the next try. */
 const retryOffMs = 60_000
 
 /** What to do about a machine now. */
 export function decide(facts: Facts): Outcome {
   const { machine, now } = facts
+  // Holds end with their allocation, in one statement of their own (endHolds).
+  if (machine.state === 'reserved') return { kind: 'wait', reason: 'the confirmation', againMs: holdLookMs }
   if (machine.deadline_at !== null && machine.deadline_at <= now && lifeCycle[machine.state].moves.expire)
     return { kind: 'fail', move: 'expire', fault: lateFault(machine) }
   switch (machine.state) {
@@ -52,8 +55,6 @@ export function decide(facts: Facts): Outcome {
       return releasing(facts)
     case 'deployed':
       return deployed(facts)
-    case 'reserved':
-      return { kind: 'wait', reason: 'the confirmation', againMs: lookAgainMs }
     case 'new':
     case 'failed_commissioning':
     case 'ready':
