@@ -55,6 +55,7 @@ const fault: fc.Arbitrary<Fault> = fc.oneof(
   { weight: 12, arbitrary: fc.constant<Fault>('none') },
   { weight: 2, arbitrary: fc.constant<Fault>('deaf') },
   { weight: 3, arbitrary: fc.constant<Fault>('mute') },
+  { weight: 2, arbitrary: fc.record({ sick: fc.constantFrom('before' as const, 'after' as const) }) },
   { weight: 2, arbitrary: fc.record({ late: ms(16_000) }) },
   { weight: 2, arbitrary: fc.record({ slow: ms(4000) }) },
 )
@@ -101,8 +102,11 @@ interface Outcome {
 }
 
 const sleep = (duration: number) => new Promise<void>(resolve => setTimeout(resolve, duration))
-/** Longer than any hold, any lateness and any memory of presence. */
-const healingMs = 20_000
+/** How long a hold may live, and some more. */
+const holdMs = 17_000
+/** A question may be heard so late that its hold begins only then. */
+const latest = ({ partitions }: Story) =>
+  Math.max(0, ...partitions.flatMap(({ faults }) => faults.map(each => (typeof each === 'object' && 'late' in each ? each.late : 0))))
 const quietLog = { warn: () => undefined }
 
 /** Declares the test. */
@@ -137,7 +141,7 @@ async function tell(kind: PartitionKind, tale: Story): Promise<void> {
   if (tale.frontDiesAt !== undefined) setTimeout(() => void fronts[0]?.bus.close(), tale.frontDiesAt)
 
   const outcomes = await Promise.all(tale.asks.map((ask, index) => live(tale, ask, index, fronts)))
-  await sleep(healingMs)
+  await sleep(latest(tale) + holdMs)
   for (const bus of buses) bus.heal()
   const last = openFront(broker, names)
   await sleep(2000)
