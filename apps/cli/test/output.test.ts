@@ -261,7 +261,7 @@ test('tags are changed one by one, and again where somebody else was faster', as
 
 test('a tail goes on where its line broke, and ends with Ctrl-C', async () => {
   const running = home.start(['event', 'tail', '-o', 'json'])
-  await expect.poll(() => server.streamsFrom.length).toBe(1)
+  await expect.poll(() => server.streamsFrom.length, { timeout: 15_000 }).toBe(1)
   server.send(anEvent(8))
   await running.seen('stdout', '"seq":8')
   server.breakStreams()
@@ -290,7 +290,7 @@ test('a watch in a pipe prints a line for every change', async () => {
   })
   const running = home.start(['machine', 'watch'])
   await running.seen('stdout', 'lon1-4y3h7n  web1  ready')
-  await expect.poll(() => server.streamsFrom.length).toBe(1)
+  await expect.poll(() => server.streamsFrom.length, { timeout: 15_000 }).toBe(1)
   version = 2
   server.send(anEvent(8))
   await running.seen('stdout', 'lon1-4y3h7n  web1  broken')
