@@ -1,0 +1,47 @@
+// BMCs of the virtual rack for the partition's tests: real UDP, real sessions, and a history of what the machine behind them really did.
+// Imported by path at run time: the rack knows the partition, not the other way round.
+import { onTestFinished } from 'vitest'
+
+export interface VirtualMachine {
+  readonly power: 'on' | 'off'
+  readonly bmc: {
+    readonly address: string
+    readonly port: number
+    readonly user: string
+    readonly password: string
+    readonly faults: { latencyMs: number | readonly [number, number]; dropRate: number; busyRate: number; life: 'alive' | 'silent' }
+    readonly counters: { readonly sessionsOpenMax: number; readonly controls: Readonly<Record<string, number>> }
+  }
+  readonly history: readonly { at: number; what: string; facts: Readonly<Record<string, string | number>> }[]
+  pressPower(options: { to: 'on'; boot?: 'network' } | { to: 'off' }): void
+}
+
+interface Rack {
+  readonly machines: readonly VirtualMachine[]
+  close(): Promise<void>
+}
+
+/** `count` machines that find nothing to boot; chassis orders take `powerEffectMs`. */
+export async function startBmcs(
+  count: number,
+  options: { powerEffectMs?: number } = {},
+  ending: (end: () => Promise<void>) => void = end => onTestFinished(end),
+): Promise<readonly VirtualMachine[]> {
+  const { startRack } = (await import(new URL('../../rack/src/rack.ts', import.meta.url).href)) as {
+    startRack: (options: object) => Promise<Rack>
+  }
+  const machines = Array.from({ length: count }, (_, index) => ({ index, bootUrl: 'http://127.0.0.1:9', bootOrder: 'disk only' }))
+  const rack = await startRack({ pace: 'instant', powerEffectMs: options.powerEffectMs ?? 5, machines })
+  ending(() => rack.close())
+  return rack.machines
+}
+
+/** What a person would type as the machine's power settings. */
+export function settingsOf({ bmc }: VirtualMachine): Record<string, unknown> {
+  return { address: `${bmc.address}:${bmc.port}`, user: bmc.user, password: bmc.password }
+}
+
+/** What the power really did: `on` and `off`, in order. */
+export function switchedBy(machine: VirtualMachine): string[] {
+  return machine.history.flatMap(({ what }) => (what === 'power on' ? ['on'] : what === 'power off' ? ['off'] : []))
+}
