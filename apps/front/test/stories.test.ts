@@ -7,6 +7,8 @@ import { tellStories } from './stories.ts'
 describe('stories over model partitions', () => {
   tellStories({
     stories: 150,
+    atOnce: 1,
+    holdMs: 15_000,
     timeoutMs: 120_000,
     start: async partitions => {
       const models = await Promise.all(

@@ -19,6 +19,10 @@ export interface PartitionKind {
   /** Runs a story to its end, under the clock that these partitions live by. */
   run<Value>(story: () => Promise<Value>): Promise<Value>
   readonly stories: number
+  /** Stories told side by side, each in a federation of its own. */
+  readonly atOnce: number
+  /** How long holds live in these partitions. */
+  readonly holdMs: number
   readonly timeoutMs: number
 }
 
@@ -51,45 +55,47 @@ interface Story {
 }
 
 const ms = (max: number) => fc.oneof(fc.integer({ min: 1, max: 60 }), fc.integer({ min: 1, max }))
-const fault: fc.Arbitrary<Fault> = fc.oneof(
-  { weight: 12, arbitrary: fc.constant<Fault>('none') },
-  { weight: 2, arbitrary: fc.constant<Fault>('deaf') },
-  { weight: 3, arbitrary: fc.constant<Fault>('mute') },
-  { weight: 2, arbitrary: fc.record({ sick: fc.constantFrom('before' as const, 'after' as const) }) },
-  { weight: 2, arbitrary: fc.record({ late: ms(16_000) }) },
-  { weight: 2, arbitrary: fc.record({ slow: ms(4000) }) },
-)
+const faultsFor = (holdMs: number): fc.Arbitrary<Fault> =>
+  fc.oneof(
+    { weight: 12, arbitrary: fc.constant<Fault>('none') },
+    { weight: 2, arbitrary: fc.constant<Fault>('deaf') },
+    { weight: 3, arbitrary: fc.constant<Fault>('mute') },
+    { weight: 2, arbitrary: fc.record({ sick: fc.constantFrom('before' as const, 'after' as const) }) },
+    { weight: 2, arbitrary: fc.record({ late: ms(holdMs + 1000) }) },
+    { weight: 2, arbitrary: fc.record({ slow: ms(4000) }) },
+  )
 const rarely = <Value>(arbitrary: fc.Arbitrary<Value>) => fc.option(arbitrary, { freq: 3, nil: undefined })
 
-const story: fc.Arbitrary<Story> = fc.record({
-  partitions: fc.array(
-    fc.record({
-      cpus: fc.array(fc.constantFrom(1, 2, 4), { maxLength: 4 }),
-      faults: fc.array(fault, { maxLength: 40 }),
-      cut: rarely(fc.record({ at: fc.integer({ min: 0, max: 6000 }), forMs: ms(10_000) })),
-    }),
-    { minLength: 2, maxLength: 3 },
-  ),
-  templates: fc.array(
-    fc.record({
-      isKeyed: fc.boolean(),
-      count: fc.constantFrom(1, 1, 2, 3),
-      strategy: fc.constantFrom<Strategy>('best', 'first', 'spread', 'pack'),
-      releaseAfter: rarely(ms(3000)),
-    }),
-    { minLength: 1, maxLength: 4 },
-  ),
-  asks: fc.array(
-    fc.record({
-      at: fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 4000 })),
-      front: fc.integer({ min: 0, max: 1 }),
-      limitMs: fc.integer({ min: 500, max: 12_000 }),
-      template: fc.nat(),
-    }),
-    { minLength: 1, maxLength: 8 },
-  ),
-  frontDiesAt: rarely(ms(4000)),
-})
+const storiesFor = (holdMs: number): fc.Arbitrary<Story> =>
+  fc.record({
+    partitions: fc.array(
+      fc.record({
+        cpus: fc.array(fc.constantFrom(1, 2, 4), { maxLength: 4 }),
+        faults: fc.array(faultsFor(holdMs), { maxLength: 40 }),
+        cut: rarely(fc.record({ at: fc.integer({ min: 0, max: 6000 }), forMs: ms(10_000) })),
+      }),
+      { minLength: 2, maxLength: 3 },
+    ),
+    templates: fc.array(
+      fc.record({
+        isKeyed: fc.boolean(),
+        count: fc.constantFrom(1, 1, 2, 3),
+        strategy: fc.constantFrom<Strategy>('best', 'first', 'spread', 'pack'),
+        releaseAfter: rarely(ms(3000)),
+      }),
+      { minLength: 1, maxLength: 4 },
+    ),
+    asks: fc.array(
+      fc.record({
+        at: fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 4000 })),
+        front: fc.integer({ min: 0, max: 1 }),
+        limitMs: fc.integer({ min: 500, max: 12_000 }),
+        template: fc.nat(),
+      }),
+      { minLength: 1, maxLength: 8 },
+    ),
+    frontDiesAt: rarely(ms(4000)),
+  })
 
 /** What a client was told. */
 interface Outcome {
@@ -102,8 +108,6 @@ interface Outcome {
 }
 
 const sleep = (duration: number) => new Promise<void>(resolve => setTimeout(resolve, duration))
-/** How long a hold may live, and some more. */
-const holdMs = 17_000
 /** A question may be heard so late that its hold begins only then. */
 const latest = ({ partitions }: Story) =>
   Math.max(0, ...partitions.flatMap(({ faults }) => faults.map(each => (typeof each === 'object' && 'late' in each ? each.late : 0))))
@@ -115,7 +119,9 @@ export function tellStories(kind: PartitionKind): void {
     'under random faults nothing is owned twice, lost, left held, or other than was said',
     async () => {
       await fc.assert(
-        fc.asyncProperty(story, tale => kind.run(() => tell(kind, tale))),
+        fc.asyncProperty(fc.array(storiesFor(kind.holdMs), { minLength: kind.atOnce, maxLength: kind.atOnce }), tales =>
+          kind.run(async () => void (await Promise.all(tales.map(tale => tell(kind, tale))))),
+        ),
         { numRuns: kind.stories },
       )
     },
@@ -130,7 +136,7 @@ async function tell(kind: PartitionKind, tale: Story): Promise<void> {
   const stop = await kind.start(
     tale.partitions.map(({ cpus }, index) => ({ name: names[index] as string, bus: buses[index] as FaultyBus, cpus })),
   )
-  const fronts = [openFront(broker, names), openFront(broker, names)]
+  const fronts = [openFront(kind, broker, names), openFront(kind, broker, names)]
   await sleep(20)
   tale.partitions.forEach(({ faults, cut }, index) => {
     const bus = buses[index] as FaultyBus
@@ -141,9 +147,10 @@ async function tell(kind: PartitionKind, tale: Story): Promise<void> {
   if (tale.frontDiesAt !== undefined) setTimeout(() => void fronts[0]?.bus.close(), tale.frontDiesAt)
 
   const outcomes = await Promise.all(tale.asks.map((ask, index) => live(tale, ask, index, fronts)))
-  await sleep(latest(tale) + holdMs)
+  // And then the partition's own clock may look at holds only now and then.
+  await sleep(latest(tale) + kind.holdMs + 2000)
   for (const bus of buses) bus.heal()
-  const last = openFront(broker, names)
+  const last = openFront(kind, broker, names)
   await sleep(2000)
 
   const world = await look(last.front.backend)
@@ -160,9 +167,9 @@ async function tell(kind: PartitionKind, tale: Story): Promise<void> {
   for (const bus of buses) await bus.close()
 }
 
-function openFront(broker: LocalBroker, accepted: readonly string[]): { front: Front; bus: Bus } {
+function openFront(kind: PartitionKind, broker: LocalBroker, accepted: readonly string[]): { front: Front; bus: Bus } {
   const bus = broker.connect()
-  return { bus, front: createFront({ name: 'front', version: '0.1.0', bus, accepted, log: quietLog }) }
+  return { bus, front: createFront({ name: 'front', version: '0.1.0', bus, accepted, log: quietLog, limits: { holdMs: kind.holdMs } }) }
 }
 
 /** One client: asks at its time, and may give back what it got. */
