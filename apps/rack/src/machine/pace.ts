@@ -26,15 +26,17 @@ export const durations = {
 export type Stage = keyof typeof durations
 
 const paceTable = {
-  instant: { factor: 0, powerEffectMs: 5, retry: { firstMs: 20, maxMs: 500 } },
-  quick: { factor: 0.005, powerEffectMs: 50, retry: { firstMs: 50, maxMs: 2_000 } },
-  real: { factor: 1, powerEffectMs: 2_000, retry: { firstMs: 1_000, maxMs: 15_000 } },
-} as const satisfies Record<Pace, { factor: number; powerEffectMs: number; retry: { firstMs: number; maxMs: number } }>
+  instant: { factor: 0, powerEffectMs: 5, cycleOffMs: 5, retry: { firstMs: 20, maxMs: 500 } },
+  quick: { factor: 0.005, powerEffectMs: 50, cycleOffMs: 200, retry: { firstMs: 50, maxMs: 2_000 } },
+  real: { factor: 1, powerEffectMs: 2_000, cycleOffMs: 5_000, retry: { firstMs: 1_000, maxMs: 15_000 } },
+} as const satisfies Record<Pace, { factor: number; powerEffectMs: number; cycleOffMs: number; retry: { firstMs: number; maxMs: number } }>
 
 export class Pacer {
   readonly pace: Pace
   /** From a chassis order to its effect. */
   readonly powerEffectMs: number
+  /** How long a power cycle leaves the machine off. */
+  readonly cycleOffMs: number
   /** Waits between attempts of HTTP requests. */
   readonly retry: { firstMs: number; maxMs: number }
   readonly #random: () => number
@@ -43,6 +45,7 @@ export class Pacer {
   constructor(pace: Pace, options: { random: () => number; powerEffectMs?: number | undefined }) {
     this.pace = pace
     this.powerEffectMs = options.powerEffectMs ?? paceTable[pace].powerEffectMs
+    this.cycleOffMs = paceTable[pace].cycleOffMs
     this.retry = paceTable[pace].retry
     this.#random = options.random
   }

@@ -1,0 +1,139 @@
+// Real partitions and fronts in the test's own process, on real databases and an in-process bus: what the contract suite and the fuzz run against.
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { freshDatabase } from '@muster/embedded/test-postgres'
+import { createFront } from '@muster/front/front'
+import type { PartitionSettings } from '@muster/partition/config'
+import { migrate } from '@muster/partition/db/migrate'
+import type { Core } from '@muster/partition/domain/core'
+import { startPartition } from '@muster/partition/partition'
+import { createLocalBroker } from '@muster/server/bus/local-bus'
+import { startDoor } from '@muster/server/http/door'
+import { createLog } from '@muster/server/log'
+import { hashToken, newToken, openTokens } from '@muster/server/tokens'
+import { type Client, createClient } from '@muster/shared/client'
+import type { Role } from '@muster/shared/contract/call'
+import postgres from 'postgres'
+import { writeVirtualFiles } from '../src/federation/files.ts'
+
+export const testRoles = ['read-only', 'user', 'operator', 'admin'] as const satisfies readonly Role[]
+
+export interface Server {
+  readonly url: string
+  /** A client per role; `other` is a second user. */
+  readonly as: Readonly<Record<(typeof testRoles)[number] | 'other', Client>>
+  readonly tokens: Readonly<Record<string, string>>
+}
+
+export interface Servers extends AsyncDisposable {
+  readonly partitions: readonly (Server & { name: string; core: Core; databaseUrl: string })[]
+  readonly front: Server
+}
+
+/** Starts `names` as partitions and one front over them. Every answer is checked against the contract. */
+export async function startServers(names: readonly string[]): Promise<Servers> {
+  const stops: (() => Promise<void> | void)[] = []
+  const folder = mkdtempSync(path.join(tmpdir(), 'muster-servers-'))
+  stops.push(() => rmSync(folder, { recursive: true, force: true }))
+  const secrets = Object.fromEntries([...testRoles, 'other'].map(name => [name, newToken().token]))
+  const tokensFile = path.join(folder, 'tokens.json')
+  const tokens = Object.entries(secrets).map(([name, token]) => ({
+    name,
+    role: name === 'other' ? 'user' : name,
+    sha256: hashToken(token),
+  }))
+  writeFileSync(tokensFile, JSON.stringify({ tokens }))
+  const files = path.join(folder, 'files')
+  writeVirtualFiles(files)
+  const log = createLog({ level: 'error', name: 'test' })
+  const broker = createLocalBroker()
+  const server = (url: string): Server => ({
+    url,
+    tokens: secrets,
+    as: Object.fromEntries(Object.entries(secrets).map(([name, token]) => [name, createClient({ url, token })])) as Server['as'],
+  })
+
+  const partitions: Servers['partitions'][number][] = []
+  for (const name of names) {
+    const database = await freshDatabase({ template: 'partition', migrate: async url => void (await migrate(url)) })
+    stops.push(() => database.drop())
+    const bus = broker.connect()
+    stops.push(() => bus.close())
+    const own: (() => Promise<void> | void)[] = []
+    stops.push(async () => {
+      for (let stop = own.pop(); stop; stop = own.pop()) await stop()
+    })
+    const { url, core } = await startPartition({
+      settings: settingsFor(name, database.url, tokensFile, files),
+      log,
+      bus,
+      own: (_, stop) => own.push(stop),
+      onSuperseded: () => {
+        throw new Error(`${name} was superseded`)
+      },
+      check: 'answers',
+    })
+    partitions.push({ ...server(url), name, core, databaseUrl: database.url })
+  }
+
+  const bus = broker.connect()
+  const front = createFront({ name: 'front', version: '0.0.0', bus, accepted: names, log })
+  const opened = openTokens({ file: tokensFile, log })
+  const door = await startDoor({ backend: front.backend, tokens: opened, log, version: '0.0.0', port: 0, check: 'answers' })
+  stops.push(
+    () => bus.close(),
+    () => front.stop(),
+    () => opened.close(),
+    () => door.close(),
+  )
+  await until(() => names.every(name => front.presence.standing(name) === 'present'))
+  return {
+    partitions,
+    front: server(door.url),
+    [Symbol.asyncDispose]: async () => {
+      for (let stop = stops.pop(); stop; stop = stops.pop()) await stop()
+    },
+  }
+}
+
+function settingsFor(partition: string, databaseUrl: string, tokensFile: string, files: string): PartitionSettings {
+  return {
+    partition,
+    replica: 'a',
+    databaseUrl,
+    connections: 6,
+    nats: undefined,
+    key: Buffer.alloc(32, partition),
+    tokensFile,
+    files,
+    host: '127.0.0.1',
+    port: 0,
+    url: undefined,
+    rules: { deadlinesMs: {}, agentSilenceMs: 60_000, powerCheckMs: 60_000, powerChangeMs: 5_000, enlisted: 'keep as new' },
+  }
+}
+
+/** Makes machines ready without an agent, as a fixture: the story tests make them so in earnest. */
+export async function makeReady(server: { databaseUrl: string; core: Core }, ids: readonly string[]): Promise<void> {
+  const sql = postgres(server.databaseUrl, { max: 1 })
+  try {
+    await sql`
+      with changed as (update machines set state = 'ready', version = version + 1 where id = any(${ids as string[]}) returning id)
+      insert into events (kind, machine_id, actor, data) select 'machine.moved', id, 'fixture', '{}' from changed`
+  } finally {
+    await sql.end()
+  }
+  const known = server.core.memory.candidates.readyCount
+  server.core.bells.log.ring()
+  await until(() => server.core.memory.candidates.readyCount >= known + ids.length)
+}
+
+/** Waits until `isSo`, five seconds at most. */
+export async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
+  const limit = Date.now() + 5_000
+  while (!(await isSo())) {
+    if (Date.now() > limit) throw new Error('waited five seconds in vain')
+    await new Promise(resolve => setTimeout(resolve, 10))
+  }
+}
