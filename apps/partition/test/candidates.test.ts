@@ -23,7 +23,7 @@ interface Facts {
   locked: boolean
 }
 
-const oneOf = <T>(...values: T[]) => fc.constantFrom(...values)
+const oneOf = <const T>(...values: T[]) => fc.constantFrom(...values)
 const facts: fc.Arbitrary<Facts> = fc.record({
   cpus: oneOf(4, 8, 16),
   memory_mib: oneOf(8192, 16_384),
@@ -82,7 +82,7 @@ const wishes: fc.Arbitrary<Constraints> = fc.record(
     interfaces: oneOf([{ speedMbps: 10_000, count: 1 }], [{ subnet: '10.0.0.0/24', count: 1 }, { count: 1 }]),
   },
   { requiredKeys: [] },
-) as fc.Arbitrary<Constraints>
+) as unknown as fc.Arbitrary<Constraints>
 
 type Step =
   | { kind: 'put'; index: number; facts: Facts }

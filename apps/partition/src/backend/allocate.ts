@@ -1,9 +1,10 @@
 // The `best` spread in a federation of one: the partition's own API offers, holds and confirms by itself, without the bus.
 import { createHash } from 'node:crypto'
 import type { CallContext } from '@muster/server/backend'
+import { explain, noMatch } from '@muster/shared/allocation/explanation'
 import type { Offer } from '@muster/shared/bus/protocol'
 import { protocolVersion } from '@muster/shared/bus/protocol'
-import type { Allocation, AllocationRequest, NoMatchExplanation } from '@muster/shared/contract/allocations'
+import type { Allocation, AllocationRequest } from '@muster/shared/contract/allocations'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
 import { newAllocationId } from '@muster/shared/ids'
@@ -48,7 +49,10 @@ export async function allocateHere(
       const taken = await take(core, found, input, context, key, earlier?.replaces ?? null)
       if (taken) return taken
     }
-    if (Date.now() >= until || context.signal.aborted) throw noMatch(found, input)
+    // What there was may have gone to this very request, sent twice.
+    const twin = key === undefined ? undefined : await earlierAnswer(core, key, input)
+    if (twin?.kind === 'answer') return twin.allocation
+    if (Date.now() >= until || context.signal.aborted) throw noMatch(input.count, explain([found]))
     await pause.wait(askAgainMs * (0.75 + Math.random() / 2), context.signal)
   }
 }
@@ -120,7 +124,7 @@ async function earlierAnswer(
 const hashOf = (input: AllocationRequest) => createHash('sha256').update(JSON.stringify(input)).digest('hex')
 
 async function dryRun(core: Core, input: AllocationRequest, context: CallContext, found: Offer): Promise<Allocation> {
-  if (found.machines.length < input.count) throw noMatch(found, input)
+  if (found.machines.length < input.count) throw noMatch(input.count, explain([found]))
   const rows = await findMachines(
     core.sql,
     found.machines.map(({ id }) => id),
@@ -135,22 +139,6 @@ async function dryRun(core: Core, input: AllocationRequest, context: CallContext
     createdAt: new Date().toISOString(),
     machines: rows.map(row => viewOf(row, core.partition)),
     dryRun: true,
-    explanation: explanationOf(found),
+    explanation: explain([found]),
   }
-}
-
-function explanationOf(found: Offer): NoMatchExplanation {
-  return {
-    considered: found.why?.considered ?? 0,
-    matching: found.matching,
-    removed: Object.entries(found.why?.removed ?? {}).map(([constraint, machines]) => ({ constraint, machines: machines ?? 0 })),
-    nearest: found.why?.nearest ?? [],
-  }
-}
-
-function noMatch(found: Offer, input: AllocationRequest): Refusal {
-  const explanation = explanationOf(found)
-  const wanted = input.count === 1 ? 'a machine' : `${input.count} machines`
-  const detail = `asked for ${wanted}: ${explanation.matching} of ${explanation.considered} ready machines match`
-  return new Refusal('no-match', detail, { explanation })
 }

@@ -4,7 +4,7 @@ import type { CallContext } from '@muster/server/backend'
 import { allocationKey } from '@muster/shared/contract/allocations'
 import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
 import type { LabelKind } from '@muster/shared/contract/labels'
-import { endOfLog, parsePosition, positionText, readUpTo } from '@muster/shared/contract/log'
+import { endOfLog, endPage, parsePosition, positionText, readUpTo } from '@muster/shared/contract/log'
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
@@ -17,7 +17,7 @@ import { liveReplicas } from '../db/replicas.ts'
 import { allocationView } from '../domain/allocation.ts'
 import type { Core } from '../domain/core.ts'
 import * as machines from '../domain/machines.ts'
-import { moveMachine, refuseForeign, refuseLocked } from '../domain/move.ts'
+import { moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
 import { viewOf } from '../domain/view.ts'
 import { allocateHere } from './allocate.ts'
 
@@ -164,10 +164,10 @@ async function getAllocation(core: Core, id: string, context: CallContext): Prom
 async function releaseAllocation(core: Core, id: string, context: CallContext): Promise<CallAnswer<'allocations.release'>> {
   await existingAllocation(core, id, context)
   const owned = await allocationRows.machinesOfAllocations(core.sql, [id])
-  // All or none as far as that can be known: a locked machine stops the release before the first one moves.
-  for (const machine of owned) refuseLocked(machine)
-  for (const machine of owned)
-    if (machine.state !== 'releasing') await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name })
+  const toGo = owned.filter(machine => machine.state !== 'releasing')
+  // All or none as far as that can be known: a machine that cannot go stops the release before the first one moves.
+  for (const machine of toGo) refuseUnmovable(machine, 'release')
+  for (const machine of toGo) await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name })
   return getAllocation(core, id, context)
 }
 
@@ -203,8 +203,7 @@ function labelHandlers<Kind extends LabelKind>(core: Core, kind: Kind): LabelHan
 async function eventsBehind(core: Core, input: CallInput<'events.list'>): Promise<CallAnswer<'events.list'>> {
   const asked = readUpTo(parsePosition(input.after), core.partition)
   const lastSeq = await lastSequenceNumber(core.sql)
-  const position = (seq: number) => positionText(new Map([[core.partition, seq]]))
-  if (asked === endOfLog) return { items: [], nextCursor: position(lastSeq) }
+  if (asked === endOfLog) return endPage(core.partition, lastSeq)
   const rows = await listEvents(core.sql, { after: asked, limit: input.limit, machine: input.machine, kind: input.kind })
   const items = rows.map(row => ({
     partition: core.partition,
@@ -218,7 +217,7 @@ async function eventsBehind(core: Core, input: CallInput<'events.list'>): Promis
   // A short page was read to the end, whatever the filter hid.
   const lastItem = items.at(-1)?.seq ?? asked
   const last = items.length === input.limit ? lastItem : Math.max(lastSeq, lastItem)
-  return { items, nextCursor: position(last) }
+  return { items, nextCursor: positionText(new Map([[core.partition, last]])) }
 }
 
 /** The partition as it sees itself. */

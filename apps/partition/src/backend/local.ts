@@ -52,8 +52,8 @@ export class LocalBackend implements Backend {
     try {
       return { ...(await this.answer(name, input, context)), coverage: coverage() } as unknown as CallOutput<Name>
     } catch (error) {
-      // "No match" is an answer too, and says who gave it.
-      if (error instanceof Refusal && error.code === 'no-match')
+      // "Not here" is an answer too, and says who gave it.
+      if (error instanceof Refusal && (error.code === 'no-match' || error.code === 'not-found'))
         throw new Refusal(error.code, error.message, { ...error.facts, coverage: coverage() }, { cause: error })
       throw error
     }

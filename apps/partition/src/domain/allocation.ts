@@ -74,6 +74,9 @@ export async function hold(core: Core, owner: string, input: BusCallInput<'alloc
     }
     machines = machines.filter(id => !tried.has(id))
   }
+  // The machines this hold took earlier are in nobody's memory as free.
+  const standing = await standingHold(core, input.allocation)
+  if (standing) return standing
   throw new Refusal('no-match', `partition ${core.partition} has no ${input.wanted} free machines that match any more`)
 }
 

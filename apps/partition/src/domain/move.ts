@@ -125,6 +125,13 @@ export function refuseLocked(row: MachineRow): void {
   if (row.locked) throw new Refusal('locked', `${row.id} is locked${row.lock_reason ? `: ${row.lock_reason}` : ''}; unlock it first`)
 }
 
+/** The refusals that asking for `move` would meet just now. */
+export function refuseUnmovable(row: MachineRow, move: MoveName): void {
+  const next = outcomeOf(move, { from: row.state, origin: row.origin_state, isOwned: row.allocation_id !== null })
+  if (next.kind === 'refused') throw new Refusal(next.code, `${move} ${row.id}: ${next.reason}`, { state: row.state })
+  refuseLocked(row)
+}
+
 /** Users may touch only what they own; operators everything. */
 export function refuseForeign(caller: Caller, row: Pick<MachineRow, 'id' | 'owner'>): void {
   if (caller.role === 'user' && row.owner !== caller.name) throw new Refusal('forbidden', `${row.id} is not yours`)
