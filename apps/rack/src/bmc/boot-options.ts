@@ -40,6 +40,7 @@ export class BootOptions {
     this.#lapsesAt = options.saved.lapsesAt
   }
 
+  /** What a restart must find again. */
   saved(): SavedBootOptions {
     return { flags: this.#flags.toString('hex'), keepValid: this.#keepValid, lapsesAt: this.#lapsesAt }
   }

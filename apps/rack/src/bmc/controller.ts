@@ -76,6 +76,7 @@ export class Controller {
     this.#sessions = new SessionTable(options.limits, id => options.bootOptions.sessionEnded(id))
   }
 
+  /** What happened so far; a copy. */
   get counters(): BmcCounters {
     return {
       ...this.#counts,

@@ -13,6 +13,7 @@ export interface BmcFaults {
   life: 'alive' | 'silent'
 }
 
+/** A healthy BMC. */
 export const noFaults: BmcFaults = { latencyMs: 0, dropRate: 0, duplicateRate: 0, busyRate: 0, life: 'alive' }
 
 /** A latency drawn from what the faults say. `random` gives 0 to 1. */

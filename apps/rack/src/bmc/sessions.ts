@@ -85,6 +85,7 @@ export class SessionTable {
     return this.#count('open')
   }
 
+  /** The session in whichever state, by the BMC's own id. */
   get(id: number): Session | undefined {
     return this.#sessions.get(id)
   }

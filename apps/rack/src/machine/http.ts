@@ -63,6 +63,7 @@ const silenceLimitMs = 30_000
 /** Scripts, jobs, seeds: none is near this. */
 const textBytesMax = 1_048_576
 
+/** One machine's client: the rack's connections, the machine's own pace. */
 export class HttpClient {
   readonly #connections: Connections
   readonly #pacer: Pacer

@@ -49,6 +49,7 @@ const historyMax = 300
 /** How often a firmware with nothing to boot goes round its boot order before it stops at "no bootable device". */
 const bootRoundsMax = 100
 
+/** One machine. It starts switched off; `restorePower` brings it to where it was saved. */
 export class Machine implements Chassis {
   readonly name: string
   readonly facts: MachineFacts
@@ -81,14 +82,17 @@ export class Machine implements Chassis {
     this.#isEnlisted = options.saved?.isEnlisted ?? 'no'
   }
 
+  /** What the BMC's power sensor reads. */
   power(): 'on' | 'off' {
     return this.#power
   }
 
+  /** Where it is between power on and off. */
   get phase(): Phase {
     return this.#phase
   }
 
+  /** What is on the first disk. */
   get disk(): DiskContent {
     return this.#disk
   }
@@ -98,10 +102,12 @@ export class Machine implements Chassis {
     return this.#history
   }
 
+  /** Whether it ever enlisted. */
   get isEnlisted(): 'yes' | 'no' {
     return this.#isEnlisted
   }
 
+  /** What a restart must find again. */
   saved(): SavedMachine {
     return { power: this.#power, disk: this.#disk, isEnlisted: this.#isEnlisted }
   }

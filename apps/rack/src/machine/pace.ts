@@ -31,6 +31,7 @@ const paceTable = {
   real: { factor: 1, powerEffectMs: 2_000, cycleOffMs: 5_000, retry: { firstMs: 1_000, maxMs: 15_000 } },
 } as const satisfies Record<Pace, { factor: number; powerEffectMs: number; cycleOffMs: number; retry: { firstMs: number; maxMs: number } }>
 
+/** One machine's clock: real durations in, shortened waits out. */
 export class Pacer {
   readonly pace: Pace
   /** From a chassis order to its effect. */

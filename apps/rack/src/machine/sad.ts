@@ -14,6 +14,7 @@ export interface Behaviour {
   readonly phoneHome?: 'never'
 }
 
+/** The table: name → what is different. */
 export const sadMachines = {
   'never-powers-on': { powerOrders: 'on is ignored' },
   'slow-bmc': { bmc: { latencyMs: [1_500, 3_000] } },
@@ -34,6 +35,7 @@ export function behaviourOf(name: string): Behaviour {
   return isSadName(plain) ? sadMachines[plain] : {}
 }
 
+/** Whether the word alone, without a number, is one of the table's. */
 export function isSadName(name: string): name is SadName {
   return Object.hasOwn(sadMachines, name)
 }
