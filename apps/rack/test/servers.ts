@@ -116,6 +116,7 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
 
 /** Makes machines ready without an agent, as a fixture: the story tests make them so in earnest. */
 export async function makeReady(server: { databaseUrl: string; core: Core }, ids: readonly string[]): Promise<void> {
+  const known = server.core.memory.candidates.readyCount
   const sql = postgres(server.databaseUrl, { max: 1 })
   try {
     await sql`
@@ -124,7 +125,6 @@ export async function makeReady(server: { databaseUrl: string; core: Core }, ids
   } finally {
     await sql.end()
   }
-  const known = server.core.memory.candidates.readyCount
   server.core.bells.log.ring()
   await until(() => server.core.memory.candidates.readyCount >= known + ids.length)
 }

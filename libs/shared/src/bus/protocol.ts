@@ -1,7 +1,7 @@
 // What fronts and partitions say to each other on the bus: subjects, envelopes, and the calls that only the bus has. Every message carries
 // the protocol's version; no message carries the only copy of a fact.
 import { z } from 'zod'
-import { constraints, strategies } from '../allocation/constraints.ts'
+import { type ConstraintName, constraints, strategies } from '../allocation/constraints.ts'
 import { constraintNames } from '../allocation/matcher.ts'
 import { allocation } from '../contract/allocations.ts'
 import { caller } from '../contract/call.ts'
@@ -57,7 +57,7 @@ export const offerRequest = z.object({
 })
 export type OfferRequest = z.infer<typeof offerRequest>
 
-const constraintName = z.enum(constraintNames as [string, ...string[]])
+const constraintName = z.enum(constraintNames as [ConstraintName, ...ConstraintName[]])
 export const offer = z.object({
   v,
   partition: partitionName,

@@ -1,6 +1,6 @@
 // Calls about allocations: ask for machines, look at what one has, give it back.
 import { z } from 'zod'
-import { constraints, strategies } from '../allocation/constraints.ts'
+import { type ConstraintName, constraints, strategies } from '../allocation/constraints.ts'
 import { constraintNames } from '../allocation/matcher.ts'
 import { allocationId, duration, machine, machineId, partitionName, timestamp } from '../machine.ts'
 import { declareCall } from './call.ts'
@@ -19,8 +19,8 @@ export const noMatchExplanation = z.object({
   /** Ready machines that match, where `count` asks for more than there are. */
   matching: z.number().int(),
   /** Per constraint, how many of them it refused. */
-  removed: z.array(z.object({ constraint: z.enum(constraintNames as [string, ...string[]]), machines: z.number().int() })),
-  nearest: z.array(z.object({ machine: machineId, misses: z.array(z.enum(constraintNames as [string, ...string[]])) })),
+  removed: z.array(z.object({ constraint: z.enum(constraintNames as [ConstraintName, ...ConstraintName[]]), machines: z.number().int() })),
+  nearest: z.array(z.object({ machine: machineId, misses: z.array(z.enum(constraintNames as [ConstraintName, ...ConstraintName[]])) })),
 })
 export type NoMatchExplanation = z.infer<typeof noMatchExplanation>
 
