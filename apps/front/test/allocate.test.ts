@@ -4,6 +4,7 @@ import type { AllocationRequest } from '@muster/shared/contract/allocations'
 import { allocationRequest } from '@muster/shared/contract/allocations'
 import type { Machine } from '@muster/shared/machine'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { createFront } from '../src/front.ts'
 import { alice, type Backend, complaints, contextOf, elapse, type ModelFederation, refusalFrom, startModels } from './harness.ts'
 import { homeOf, ModelPartition } from './model-partition.ts'
 
@@ -36,6 +37,7 @@ describe('one machine', () => {
       dryRun: false,
       machines: [{ id: 'p2-000001', state: 'allocated' }],
     })
+    expect(allocation.coverage).toMatchObject({ asked: 3, answered: 3 })
     expect(statesIn(models).filter(state => state !== 'ready')).toEqual(['allocated'])
     expect((await elapse(backend.call('allocations.get', { id: allocation.id as string }, contextOf()))).machines).toEqual(
       allocation.machines,
@@ -63,6 +65,32 @@ describe('one machine', () => {
     const askedAt = Date.now()
     expect(ids(await elapse(create(backend)))).toEqual(['p3-000000'])
     expect(Date.now() - askedAt).toBeLessThan(400)
+    await models.stop()
+  })
+
+  test('a front that has not heard of anybody yet still hears all offers', async () => {
+    const models = await startModels({ p1: sized(16), p2: sized(8), p3: sized(4) })
+    for (const accepted of [['p1', 'p2', 'p3'], undefined]) {
+      const bus = models.broker.connect()
+      const log = { warn: () => undefined }
+      const front = createFront({ name: 'new', version: '0', bus, accepted, log })
+      expect(ids(await elapse(create(front.backend)))).toEqual(['p3-000000'])
+      models.partition('p3').setReady('p3-000000')
+      const refusal = await refusalFrom(elapse(create(front.backend, { constraints: { cpus: 99 } })))
+      expect(refusal).toMatchObject({ code: 'no-match', facts: { explanation: { considered: 3 } } })
+      front.stop()
+      await bus.close()
+    }
+    await models.stop()
+  })
+
+  test('a front that wrongly holds everybody silent still hears all offers', async () => {
+    const models = await startModels({ p1: sized(16), p2: sized(4) })
+    const { backend, presence } = await models.front()
+    for (const partition of models.partitions.values()) partition.tellPresence('leaving')
+    await vi.advanceTimersByTimeAsync(1)
+    expect(presence.standing('p1')).toBe('leaving')
+    expect(ids(await elapse(create(backend)))).toEqual(['p2-000000'])
     await models.stop()
   })
 

@@ -52,6 +52,8 @@ interface Story {
   readonly asks: readonly Ask[]
   /** When the first front loses its link for good. */
   readonly frontDiesAt: number | undefined
+  /** The broker restarts. */
+  readonly outage: { at: number; forMs: number } | undefined
 }
 
 const ms = (max: number) => fc.oneof(fc.integer({ min: 1, max: 60 }), fc.integer({ min: 1, max }))
@@ -95,6 +97,7 @@ const storiesFor = (holdMs: number): fc.Arbitrary<Story> =>
       { minLength: 1, maxLength: 8 },
     ),
     frontDiesAt: rarely(ms(4000)),
+    outage: rarely(fc.record({ at: fc.integer({ min: 0, max: 6000 }), forMs: ms(6000) })),
   })
 
 /** What a client was told. */
@@ -144,6 +147,9 @@ async function tell(kind: PartitionKind, tale: Story): Promise<void> {
     if (cut) setTimeout(() => bus.cutOff(), cut.at)
     if (cut) setTimeout(() => bus.heal(), cut.at + cut.forMs)
   })
+  const { outage } = tale
+  if (outage) setTimeout(() => broker.stop(), outage.at)
+  if (outage) setTimeout(() => broker.start(), outage.at + outage.forMs)
   if (tale.frontDiesAt !== undefined) setTimeout(() => void fronts[0]?.bus.close(), tale.frontDiesAt)
 
   const outcomes = await Promise.all(tale.asks.map((ask, index) => live(tale, ask, index, fronts)))

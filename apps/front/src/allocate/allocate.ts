@@ -1,7 +1,7 @@
 // An allocation over the federation: broadcast, choose, hold, remember the key, confirm. Nothing is ever allocated and given back: what is
 // not confirmed expires in its partition, and whatever the answer says is certain.
 import type { Backend, CallContext } from '@muster/server/backend'
-import { explain, noMatch, type PartialExplanation } from '@muster/shared/allocation/explanation'
+import { explain, noMatch } from '@muster/shared/allocation/explanation'
 import type { Bus } from '@muster/shared/bus/bus'
 import { type Allocation, type AllocationRequest, joinAllocations } from '@muster/shared/contract/allocations'
 import type { Coverage } from '@muster/shared/contract/call'
@@ -77,7 +77,7 @@ async function run(job: Job): Promise<AllocationOutput> {
   for (let round = 1; ; round++) {
     const held = await hold(job, offers, unclear)
     if (held.kind === 'held') {
-      const kept = await keep(job, held.attempt, replaces)
+      const kept = await keep(job, held.attempt, { replaces, coverage: offers.coverage })
       if (kept.kind === 'confirmed') return kept.output
       replaces = kept.replaces
     }
@@ -166,18 +166,20 @@ async function hold(job: Job, { offers }: Offers, unclear: Map<string, string>):
 type Kept = { readonly kind: 'confirmed'; readonly output: AllocationOutput } | { readonly kind: 'gone'; readonly replaces: string | null }
 
 /** Remembers the attempt under the key, where there is one, and confirms it; or confirms the attempt that was remembered before it. */
-async function keep(job: Job, attempt: Attempt, replaces: string | null): Promise<Kept> {
+async function keep(job: Job, attempt: Attempt, asked: { replaces: string | null; coverage: Coverage }): Promise<Kept> {
   const { key, context, limits } = job
   const { allocation, createdAt, parts } = attempt
-  if (!key) return confirmUnkeyed(job, attempt)
+  if (!key) return confirmUnkeyed(job, attempt, asked.coverage)
   const record = { key: key.text, requestHash: key.requestHash, allocation, createdAt, parts }
-  const standing = await remember({ ...job, signal: context.signal }, key, record, replaces)
+  const standing = await remember({ ...job, signal: context.signal }, key, record, asked.replaces)
   if (standing instanceof Refusal || standing.allocation !== allocation) await dropHolds(job, allocation, parts.map(nameOf))
   if (standing instanceof Refusal) throw standing
-  const until = standing.allocation === allocation ? holdEnd(job, attempt) : Date.now() + limits.settleMs
+  const isOurs = standing.allocation === allocation
+  const until = isOurs ? holdEnd(job, attempt) : Date.now() + limits.settleMs
   const settled = await settle(job, standing, Math.min(until, lastMoment(job)))
   if (settled.kind === 'unknown') throw unknownButKeyed(standing, settled)
-  return settled.kind === 'confirmed' ? { kind: 'confirmed', output: outputOf(settled) } : { kind: 'gone', replaces: standing.allocation }
+  if (settled.kind === 'gone') return { kind: 'gone', replaces: standing.allocation }
+  return { kind: 'confirmed', output: outputOf(settled, isOurs ? asked.coverage : coverageOfParts(settled)) }
 }
 
 /** The answer of an attempt on record, or undefined where it is gone and a new one may be made. */
@@ -185,14 +187,14 @@ async function settleRecorded(job: Job, record: Attempt): Promise<AllocationOutp
   const until = Math.max(holdEnd(job, record), Date.now() + job.limits.settleMs)
   const settled = await settle(job, record, Math.min(until, lastMoment(job)))
   if (settled.kind === 'unknown') throw unknownButKeyed(record, settled)
-  return settled.kind === 'confirmed' ? outputOf(settled) : undefined
+  return settled.kind === 'confirmed' ? outputOf(settled, coverageOfParts(settled)) : undefined
 }
 
 /** Without a key nobody can ask again, so what cannot be confirmed in full is given up, and so is what nobody waits for any more. */
-async function confirmUnkeyed(job: Job, attempt: Attempt): Promise<Kept> {
+async function confirmUnkeyed(job: Job, attempt: Attempt, coverage: Coverage): Promise<Kept> {
   const settled = await settle(job, attempt, Math.min(holdEnd(job, attempt), lastMoment(job)))
   const isOrphan = job.context.signal.aborted
-  if (settled.kind === 'confirmed' && !isOrphan) return { kind: 'confirmed', output: outputOf(settled) }
+  if (settled.kind === 'confirmed' && !isOrphan) return { kind: 'confirmed', output: outputOf(settled, coverage) }
   if (settled.kind === 'gone') return { kind: 'gone', replaces: null }
   const silent = await giveUp(job, attempt)
   if (silent.length > 0) throw unknownAndUnkeyed(attempt, silent)
@@ -213,9 +215,15 @@ function lastMoment({ context, limits }: Job): number {
   return context.deadline - limits.dropMs
 }
 
-function outputOf({ parts }: Extract<Settled, { kind: 'confirmed' }>): AllocationOutput {
-  const lines = parts.map(({ partition, ms }) => ({ name: partition, outcome: 'answered' as const, ms: Math.round(ms * 10) / 10 }))
-  return { ...parts.map(({ part }) => part).reduce(joinAllocations), coverage: coverageOf(lines) }
+type Confirmed = Extract<Settled, { kind: 'confirmed' }>
+
+function outputOf({ parts }: Confirmed, coverage: Coverage): AllocationOutput {
+  return { ...parts.map(({ part }) => part).reduce(joinAllocations), coverage }
+}
+
+/** Where an attempt on record is answered, nobody was asked but those who have its parts. */
+function coverageOfParts({ parts }: Confirmed): Coverage {
+  return coverageOf(parts.map(({ partition, ms }) => ({ name: partition, outcome: 'answered' as const, ms: Math.round(ms * 10) / 10 })))
 }
 
 function unknownButKeyed({ allocation }: Attempt, { silent, reasons }: Extract<Settled, { kind: 'unknown' }>): Refusal {
@@ -250,7 +258,7 @@ function missed(
 }
 
 function noMatchIn({ offers, coverage }: Offers, { count }: AllocationRequest): Refusal {
-  const refusal = noMatch(count, explain(offers as readonly PartialExplanation[]))
+  const refusal = noMatch(count, explain(offers))
   return new Refusal(refusal.code, refusal.message, { ...refusal.facts, coverage })
 }
 
@@ -299,7 +307,7 @@ async function look(looking: Looking): Promise<AllocationOutput> {
     createdAt: new Date().toISOString(),
     machines: found.sort((a, b) => (a.id < b.id ? -1 : 1)),
     dryRun: true,
-    explanation: explain(offers as readonly PartialExplanation[]),
+    explanation: explain(offers),
     coverage,
   }
 }

@@ -37,11 +37,11 @@ export async function collectOffers(
   const { bus, presence, limits, log } = asking
   const { envelope, request, purpose } = question
   const startedAt = performance.now()
-  const deadline = Math.min(envelope.deadline, Date.now() + limits.offersMs)
   const data = encodeJson({
     v: protocolVersion,
     id: envelope.id,
-    deadline,
+    // Not the second that we listen: clocks differ by more than that, and a partition does not answer what is too late by its own.
+    deadline: envelope.deadline,
     caller: envelope.caller,
     strategy: request.strategy,
     count: request.count,
@@ -49,7 +49,8 @@ export async function collectOffers(
     purpose,
   } satisfies OfferRequest)
 
-  const missing = new Set(presence.known().filter(partition => presence.standing(partition) === 'present'))
+  const expected = expectedOf(presence)
+  const missing = new Set(expected)
   const offers: Offer[] = []
   const lines = new Map<string, Line>()
   let unreadable = 0
@@ -78,13 +79,17 @@ export async function collectOffers(
     lines.set(partition, isStale ? { ...line, outcome: 'refused', reason: staleReason } : { ...line, outcome: 'answered' })
     missing.delete(partition)
     if (!isStale) offers.push(offer)
-    if (missing.size === 0) return 'enough'
+    if (expected.length > 0 && missing.size === 0) return 'enough'
     if (!isStale && request.strategy === 'first' && offer.machines.length >= request.count) return 'enough'
     timer ??= setTimeout(watchQuiet, limits.offersQuietMs)
     return 'more'
   }
   try {
-    await bus.gather(subjects.offer, data, { timeoutMs: deadline - Date.now(), signal: quiet.signal, onAnswer })
+    await bus.gather(subjects.offer, data, {
+      timeoutMs: Math.min(limits.offersMs, envelope.deadline - Date.now()),
+      signal: quiet.signal,
+      onAnswer,
+    })
   } catch (error) {
     if (!(error instanceof BusError)) throw error
     throw new Refusal('bus-away', `asking for offers: ${error.message}; nothing was allocated`, {}, { cause: error })
@@ -106,6 +111,16 @@ export async function collectOffers(
       lines.set(name, { name, ms: waitedMs, outcome: 'silent', reason })
     }
   return { offers, coverage: coverageOf([...lines.values()]) }
+}
+
+/**
+ * Whom to wait for: all but those known to be away. Where that is everybody, presence is more likely wrong than the whole federation gone.
+ * Where no partition is known at all, nobody: then only silence tells that all have answered.
+ */
+function expectedOf(presence: Presence): readonly string[] {
+  const known = presence.known()
+  const likely = known.filter(partition => ['present', 'unheard'].includes(presence.standing(partition)))
+  return likely.length > 0 ? likely : known
 }
 
 const staleReason = 'its offer came from a process that has been replaced'
