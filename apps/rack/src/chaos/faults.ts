@@ -1,0 +1,90 @@
+// Breaks servers at random while clients are at work, and brings them back: one after the other with pauses, now and then two at once.
+import { type Fault, type FaultKind, now } from './history.ts'
+import { type Chance, chance } from './random.ts'
+import { pause } from './recorder.ts'
+
+/** Something that can be killed, or frozen, and brought back. */
+export interface Victim {
+  readonly name: string
+  kill(): Promise<void>
+  /** Resolves when it is of use again. */
+  start(): Promise<void>
+  signal?(signal: 'SIGSTOP' | 'SIGCONT'): void
+  /** Resolves when it answers after having been frozen. */
+  answers?(): Promise<void>
+}
+
+export interface FaultsOptions {
+  readonly victims: { readonly [kind in FaultKind]?: readonly Victim[] }
+  readonly kinds: readonly FaultKind[]
+  readonly seed: number
+  /** How long a partition is frozen, in seconds. */
+  readonly freezeSeconds: readonly [number, number]
+  /** How long the pause between two faults is, in milliseconds. */
+  readonly everyMs: readonly [number, number]
+  readonly signal: AbortSignal
+  readonly say: (line: string) => void
+}
+
+/** Some 15 % of all faults have company. */
+const pairsOneIn = 7
+
+/** Breaks and mends until the signal; everything is mended when it resolves. Every kind comes once before any comes twice. */
+export async function runFaults(options: FaultsOptions): Promise<Fault[]> {
+  const { kinds, seed, signal, everyMs } = options
+  const random = chance('faults', seed)
+  const faults: Fault[] = []
+  if (kinds.length === 0) return faults
+  let left: FaultKind[] = []
+  const nextKind = () => {
+    if (left.length === 0) left = [...kinds].sort(() => random() - 0.5)
+    return left.pop() as FaultKind
+  }
+  while (!signal.aborted) {
+    await pauseUnless(random.between(...everyMs), signal)
+    if (signal.aborted) break
+    const victims = [pick(options, nextKind(), random)]
+    if (random.oneIn(pairsOneIn)) {
+      const second = pick(options, nextKind(), random)
+      if (second.victim.name !== victims[0]?.victim.name) victims.push(second)
+    }
+    const alone = victims.length === 1 ? 'yes' : 'no'
+    faults.push(...(await Promise.all(victims.map(each => breakAndMend(options, { ...each, alone, random })))))
+  }
+  return faults
+}
+
+function pick({ victims }: FaultsOptions, kind: FaultKind, random: Chance): { kind: FaultKind; victim: Victim } {
+  return { kind, victim: random.pick(victims[kind] ?? []) }
+}
+
+async function breakAndMend(
+  { freezeSeconds, signal, say }: FaultsOptions,
+  { kind, victim, alone, random }: { kind: FaultKind; victim: Victim; alone: 'yes' | 'no'; random: Chance },
+): Promise<Fault> {
+  const from = now()
+  const isFrozen = kind === 'freeze'
+  const awayMs = isFrozen ? random.between(freezeSeconds[0] * 1000, freezeSeconds[1] * 1000) : random.pick([0, 100, 500, 1500])
+  if (isFrozen) victim.signal?.('SIGSTOP')
+  else await victim.kill()
+  await pauseUnless(awayMs, signal)
+  const restartedAt = now()
+  const fault = { kind, target: victim.name, from, restartedAt, alone }
+  try {
+    if (isFrozen) {
+      victim.signal?.('SIGCONT')
+      await victim.answers?.()
+    } else await victim.start()
+    const to = now()
+    say(`${isFrozen ? 'froze' : 'killed'} ${victim.name}: away ${Math.round(to - from)} ms`)
+    return { ...fault, to }
+  } catch (error) {
+    say(`${victim.name} did not come back: ${(error as Error).message}`)
+    return fault
+  }
+}
+
+async function pauseUnless(ms: number, signal: AbortSignal): Promise<void> {
+  const until = Date.now() + ms
+  while (Date.now() < until && !signal.aborted) await pause(Math.min(100, until - Date.now()))
+}

@@ -1,0 +1,379 @@
+// One run: a federation of real processes, clients at work, faults at random; then peace, every open question asked again, and the judge.
+import { mkdtempSync, rmSync } from 'node:fs'
+import path from 'node:path'
+import { startPostgres } from '@muster/embedded/postgres'
+import { createClient } from '@muster/shared/client'
+import type { Child } from '../federation/child.ts'
+import { type Federation, startFederation } from '../federation/federation.ts'
+import { attemptsAround, check, type Limits, usualLimits, type Verdict } from './check.ts'
+import { type Antics, runClients } from './clients.ts'
+import { type Books, openBooks } from './collect.ts'
+import { runFaults, type Victim } from './faults.ts'
+import { insertReadyMachines } from './fixture.ts'
+import { type Consumed, type Fault, type FaultKind, finalOutcome, type History, now, type Request, wasAbandoned } from './history.ts'
+import { openLine } from './line.ts'
+import { chance } from './random.ts'
+import { pause, Recorder } from './recorder.ts'
+
+export interface ChaosOptions {
+  readonly allocations: number
+  readonly clients: number
+  readonly fronts: number
+  readonly partitions: number
+  /** Over all partitions; `rackMachines` of them with a BMC, which releasing speaks to. */
+  readonly machines: number
+  readonly rackMachines: number
+  readonly faults: readonly FaultKind[]
+  readonly seed: number
+  readonly freezeSeconds: readonly [number, number]
+  readonly faultEveryMs: readonly [number, number]
+  /** The clients stop by then, whatever they have reached. */
+  readonly limitMs: number
+  readonly limits?: Limits
+  readonly say?: (line: string) => void
+}
+
+export interface Outcome {
+  readonly seed: number
+  readonly verdict: Verdict
+  readonly figures: Figures
+}
+
+export interface Figures {
+  readonly requests: number
+  readonly acknowledged: number
+  readonly machinesGiven: number
+  readonly refused: number
+  readonly attempts: number
+  readonly seconds: number
+  /** Acknowledged allocations per second, each given back too. */
+  readonly rate: number
+  readonly antics: Antics
+  readonly faults: Record<string, number>
+  readonly kills: number
+  /** Requests without an answer when peace came, and how many of them turned out to have machines. */
+  readonly open: number
+  readonly openWithMachines: number
+  readonly events: number
+  readonly consumed: number
+  readonly holdsNotConfirmed: number
+  readonly longestHoldMs: number
+  readonly latencyMs: { readonly p50: number; readonly p99: number; readonly most: number }
+  /** Attempts under way while a broker was away: from its return to their answers. */
+  readonly brokerAnswerMs: { readonly attempts: number; readonly p50: number; readonly most: number }
+  /** From a kill's end to the first answer of /readyz, by kind of server. */
+  readonly backMs: Record<string, { readonly p50: number; readonly most: number }>
+}
+
+/** Everything is to be at rest so long after the last fault: holds have run out, releases are through. */
+const restLimitMs = 90_000
+
+/** Runs, and judges. Throws where the federation itself cannot be set up. */
+export async function runChaos(options: ChaosOptions): Promise<Outcome> {
+  const say = options.say ?? (() => {})
+  await using stage = await setStage(options, say)
+  const { federation, books } = stage
+  const lines = federation.fronts.map(({ url }) => openLine(url, federation.token))
+  const recorder = new Recorder(lines)
+  const overdue = new Set<string>()
+  const consumer = startConsumer(federation)
+  const work = new AbortController()
+  const faulty = new AbortController()
+  const startedAt = now()
+  const stopEarly = setTimeout(() => work.abort(), options.limitMs)
+  const progress = setInterval(() => {
+    const seconds = (now() - startedAt) / 1000
+    say(`${seconds.toFixed(0)} s: ${recorder.acknowledged} allocations acknowledged (${(recorder.acknowledged / seconds).toFixed(0)}/s)`)
+    // A database that is just away is asked again next time.
+    void noteOverdue(books, overdue)
+  }, 10_000)
+  try {
+    const faults = runFaults({
+      ...options,
+      kinds: options.faults,
+      victims: stage.victims,
+      everyMs: options.faultEveryMs,
+      signal: faulty.signal,
+      say,
+    })
+    const antics = await runClients({ ...options, recorder, signal: work.signal })
+    const seconds = (now() - startedAt) / 1000
+    faulty.abort()
+    const done = await faults
+    say('peace: waiting for rest')
+    await untilRest(books, recorder.requests)
+    const open = recorder.requests.filter(request => isOpen(request))
+    const openWithMachines = await settle(recorder, open, say)
+    await untilRest(books, [])
+    const consumed = await consumer.stop(await Promise.all(books.map(async book => (await book.read()).lastSeq)))
+    const partitions = await Promise.all(books.map(book => book.read()))
+    const history: History = {
+      requests: recorder.requests,
+      releases: recorder.releases,
+      partitions,
+      faults: done,
+      consumed,
+      overdue: [...overdue],
+      endedAt: now(),
+    }
+    const limits = options.limits ?? usualLimits
+    return {
+      seed: options.seed,
+      verdict: check(history, limits),
+      figures: figuresOf(history, { antics, seconds, open: open.length, openWithMachines }),
+    }
+  } finally {
+    clearTimeout(stopEarly)
+    clearInterval(progress)
+    faulty.abort()
+    work.abort()
+    await consumer.stop([])
+    for (const line of lines) line.close()
+  }
+}
+
+/** What is stuck at this moment. A database that is just away is asked again next time. */
+async function noteOverdue(books: readonly Books[], overdue: Set<string>): Promise<void> {
+  for (const book of books) for (const line of await book.overdue().catch(() => [])) overdue.add(line)
+}
+
+interface Stage extends AsyncDisposable {
+  readonly federation: Federation
+  readonly books: readonly Books[]
+  readonly victims: { readonly [kind in FaultKind]?: readonly Victim[] }
+}
+
+/** The federation, its machines ready, and ways to break every part of it. */
+async function setStage(options: ChaosOptions, say: (line: string) => void): Promise<Stage> {
+  const dataDir = mkdtempSync(path.join('/tmp', 'muster-chaos-'))
+  // A server of our own, so that it can be crashed and started again. Its data survives a crash of the process, not one of the host.
+  const place = { dir: path.join(dataDir, 'postgres'), maxConnections: 50 + options.partitions * 40, sync: 'off' as const }
+  let server = await startPostgres(place)
+  const before = process.env.DATABASE_URL
+  process.env.DATABASE_URL = server.url('postgres')
+  const end = async (federation?: Federation, books: readonly Books[] = []) => {
+    for (const book of books) await book[Symbol.asyncDispose]()
+    await federation?.stop()
+    await server.stop({ how: 'immediate' })
+    rmSync(dataDir, { recursive: true, force: true })
+  }
+  let federation: Federation
+  try {
+    federation = await startFederation({
+      dataDir,
+      partitions: options.partitions,
+      fronts: options.fronts,
+      machines: options.rackMachines,
+      port: 0,
+      pace: 'instant',
+      broker: 'always the embedded',
+      partitionEnv: { LOG_LEVEL: 'warn' },
+      say,
+    })
+  } catch (error) {
+    await end()
+    throw error
+  } finally {
+    if (before === undefined) delete process.env.DATABASE_URL
+    else process.env.DATABASE_URL = before
+  }
+  const { partitions, fronts, broker } = federation
+  const books = partitions.map(({ name, databaseUrl }) => openBooks(name, databaseUrl))
+  try {
+    const random = chance('machines', options.seed)
+    const inserted = options.machines - options.rackMachines
+    for (const [index, { name, databaseUrl }] of partitions.entries()) {
+      const share = Math.floor(inserted / partitions.length) + (index < inserted % partitions.length ? 1 : 0)
+      await insertReadyMachines(databaseUrl, { partition: name, machines: share, random })
+    }
+    await untilReady(federation, options.machines)
+  } catch (error) {
+    await end(federation, books)
+    throw error
+  }
+  const frozen = partitions.map(({ child, url }) => ({
+    ...victimOf(child),
+    signal: (signal: NodeJS.Signals) => child.signal(signal),
+    answers: () => untilAnswers(`${url}/readyz`),
+  }))
+  return {
+    federation,
+    books,
+    victims: {
+      front: fronts.map(({ child }) => victimOf(child)),
+      partition: partitions.map(({ child }) => victimOf(child)),
+      freeze: frozen,
+      broker: broker ? [victimOf(broker)] : [],
+      postgres: [
+        {
+          name: 'postgres',
+          kill: () => server.stop({ how: 'immediate' }),
+          start: async () => {
+            server = await startPostgres(place)
+            await Promise.all(partitions.map(({ url }) => untilAnswers(`${url}/readyz`)))
+          },
+        },
+      ],
+    },
+    [Symbol.asyncDispose]: () => end(federation, books),
+  }
+}
+
+const victimOf = (child: Child): Victim => ({ name: child.name, kill: () => child.kill(), start: () => child.start() })
+
+const answerLimitMs = 30_000
+
+async function untilAnswers(url: string): Promise<void> {
+  const until = Date.now() + answerLimitMs
+  for (;;) {
+    const response = await fetch(url, { signal: AbortSignal.timeout(2_000) }).catch(() => undefined)
+    await response?.arrayBuffer()
+    if (response?.ok) return
+    if (Date.now() > until) throw new Error(`${url} did not answer within ${answerLimitMs / 1000} s`)
+    await pause(30)
+  }
+}
+
+async function untilReady({ fronts, token }: Federation, machines: number): Promise<void> {
+  const client = createClient({ url: (fronts[0] as { url: string }).url, token })
+  const until = Date.now() + 120_000
+  for (;;) {
+    const { machines: states } = await client.partitions.status({})
+    if ((states.ready ?? 0) >= machines) return
+    if (Date.now() > until) throw new Error(`of ${machines} machines only these became ready in time: ${JSON.stringify(states)}`)
+    await pause(200)
+  }
+}
+
+/** Whether a request's fate is open: nobody told the client, or an attempt it walked away from may have gone on. */
+function isOpen(request: Request): boolean {
+  const outcome = finalOutcome(request)
+  return outcome?.kind === 'unknown' || (outcome?.kind === 'refused' && wasAbandoned(request))
+}
+
+/** Waits until all that ends by itself has ended: holds, releases, numbering. What belongs to open requests may stay. */
+async function untilRest(books: readonly Books[], requests: readonly Request[]): Promise<void> {
+  const mayStay = requests.filter(isOpen).reduce((sum, { count }) => sum + count, 0)
+  const until = Date.now() + restLimitMs
+  while (Date.now() < until) {
+    const unrest = await Promise.all(books.map(book => book.unrest()))
+    const total = (state: string) => unrest.reduce((sum, { states }) => sum + (states[state] ?? 0), 0)
+    const passing = ['reserved', 'releasing', 'commissioning'].reduce((sum, state) => sum + total(state), 0)
+    const unnumbered = unrest.reduce((sum, each) => sum + each.unnumbered, 0)
+    if (passing === 0 && unnumbered === 0 && total('allocated') <= mayStay) return
+    await pause(250)
+  }
+}
+
+/** Asks again for every open request, with its key: the way out that a client has. What it turns out to have is given back. */
+async function settle(recorder: Recorder, open: readonly Request[], say: (line: string) => void): Promise<number> {
+  let withMachines = 0
+  for (const request of open) {
+    const before = request.attempts.length
+    for (let attempt = 0; attempt < 10; attempt++) {
+      const outcome = await recorder.attempt(request, attempt)
+      if (outcome.kind === 'acknowledged') {
+        withMachines++
+        await recorder.release(outcome.allocation, attempt, 30_000)
+      }
+      // Scarcity is no answer to what became of the earlier attempts only if there were machines: there are, all are free by now.
+      if (outcome.kind === 'acknowledged' || (outcome.kind === 'refused' && outcome.code === 'no-match')) break
+      await pause(200)
+    }
+    if (request.attempts.length === before) throw new Error(`${request.key} was not asked again`)
+  }
+  if (open.length > 0) say(`${open.length} requests were open; ${withMachines} of them got their answer with machines`)
+  return withMachines
+}
+
+interface Consumer {
+  /** Reads on until it has seen these last numbers, in the order of the partitions, or a limit; answers what it saw. Idempotent. */
+  stop(lastSeqs: readonly number[]): Promise<Consumed[]>
+}
+
+const consumerLimitMs = 30_000
+
+/** Follows the events of all partitions through the first front, whatever happens to it. */
+function startConsumer({ fronts, partitions, token }: Federation): Consumer {
+  const seen = new Map<string, number[]>(partitions.map(({ name }) => [name, []]))
+  const stopping = new AbortController()
+  const client = createClient({ url: (fronts[0] as { url: string }).url, token })
+  const reading = (async () => {
+    for await (const { data } of client.events.stream({ after: '0' }, { signal: stopping.signal })) seen.get(data.partition)?.push(data.seq)
+  })().catch(() => {})
+  return {
+    stop: async lastSeqs => {
+      const until = Date.now() + consumerLimitMs
+      const isThrough = () => partitions.every(({ name }, index) => (seen.get(name)?.at(-1) ?? 0) >= (lastSeqs[index] ?? 0))
+      while (!stopping.signal.aborted && !isThrough() && Date.now() < until) await pause(100)
+      stopping.abort()
+      await reading
+      return [...seen].map(([partition, seqs]) => ({ partition, seqs }))
+    },
+  }
+}
+
+function figuresOf(
+  history: History,
+  { antics, seconds, open, openWithMachines }: { antics: Antics; seconds: number; open: number; openWithMachines: number },
+): Figures {
+  const { requests, faults, partitions, consumed } = history
+  const attempts = requests.flatMap(request => request.attempts)
+  const finals = requests.map(finalOutcome)
+  const acknowledged = finals.filter(outcome => outcome?.kind === 'acknowledged')
+  const latencies = attempts.flatMap(({ startedAt, endedAt, outcome }) => (outcome.kind === 'acknowledged' ? [endedAt - startedAt] : []))
+  const brokerFaults = faults.filter(({ kind, alone }) => kind === 'broker' && alone === 'yes')
+  const answers = brokerFaults.flatMap(({ from, to }) =>
+    to === undefined ? [] : attemptsAround(requests, { from, to }).map(({ endedAt }) => Math.max(0, endedAt - to)),
+  )
+  const holds = holdTimes(history)
+  const byKind = Map.groupBy(faults, ({ kind }) => kind)
+  return {
+    requests: requests.length,
+    acknowledged: acknowledged.length,
+    machinesGiven: acknowledged.reduce((sum, outcome) => sum + (outcome?.kind === 'acknowledged' ? outcome.machines.length : 0), 0),
+    refused: finals.filter(outcome => outcome?.kind === 'refused').length,
+    attempts: attempts.length,
+    seconds: Math.round(seconds),
+    rate: Math.round((acknowledged.length / seconds) * 10) / 10,
+    antics,
+    faults: Object.fromEntries([...byKind].map(([kind, some]) => [kind, some.length])),
+    kills: faults.filter(({ kind }) => kind !== 'freeze').length,
+    open,
+    openWithMachines,
+    events: partitions.reduce((sum, { log }) => sum + log.length, 0),
+    consumed: consumed.reduce((sum, { seqs }) => sum + seqs.length, 0),
+    holdsNotConfirmed: holds.unconfirmed,
+    longestHoldMs: Math.round(holds.longestMs),
+    latencyMs: { p50: quantile(latencies, 0.5), p99: quantile(latencies, 0.99), most: quantile(latencies, 1) },
+    brokerAnswerMs: { attempts: answers.length, p50: quantile(answers, 0.5), most: quantile(answers, 1) },
+    backMs: Object.fromEntries(
+      [...byKind].map(([kind, some]) => {
+        const times = some.flatMap(({ restartedAt, to }: Fault) => (to === undefined ? [] : [to - restartedAt]))
+        return [kind, { p50: quantile(times, 0.5), most: quantile(times, 1) }]
+      }),
+    ),
+  }
+}
+
+function holdTimes({ partitions }: History): { unconfirmed: number; longestMs: number } {
+  let unconfirmed = 0
+  let longestMs = 0
+  for (const { log } of partitions) {
+    const heldAt = new Map<string, number>()
+    for (const { move, machine, at } of log) {
+      if (machine === null) continue
+      if (move === 'hold') heldAt.set(machine, at)
+      else if (move === 'confirm' || move === 'drop' || move === 'expire') {
+        if (move !== 'confirm') unconfirmed++
+        longestMs = Math.max(longestMs, at - (heldAt.get(machine) ?? at))
+      }
+    }
+  }
+  return { unconfirmed, longestMs }
+}
+
+function quantile(numbers: readonly number[], share: number): number {
+  const sorted = [...numbers].sort((a, b) => a - b)
+  return Math.round((sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0) * 10) / 10
+}
