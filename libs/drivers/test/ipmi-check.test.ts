@@ -7,7 +7,7 @@ import { freeUdpPort, startIpmiSim } from './ipmi-sim.ts'
 import { needs } from './needs.ts'
 import { ScriptedBmc } from './scripted-bmc.ts'
 
-const timers = { setupMs: 60, loginMs: 1000, probeMs: 60, closeMs: 60, portClosedMs: 20, commandMs: 60, commandLimitMs: 300 }
+const timers = { setupMs: 250, loginMs: 3000, probeMs: 200, closeMs: 200, portClosedMs: 20, commandMs: 200, commandLimitMs: 1500 }
 
 function check(address: string, over: Record<string, unknown> = {}): Promise<BmcCheck> {
   return checkBmc(ipmi.settings.parse({ address, user: 'admin', password: 'secret', ...over }), { timers })

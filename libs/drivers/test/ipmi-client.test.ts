@@ -21,18 +21,19 @@ import { ipmiDriver } from '../src/ipmi.ts'
 import { freeUdpPort } from './ipmi-sim.ts'
 import { type Answer, ScriptedBmc, type ScriptedBmcOptions } from './scripted-bmc.ts'
 
+/** Shorter than the defaults where a test waits for silence, and long enough that a busy machine is not taken for a silent BMC. */
 const short: Partial<Timers> = {
-  setupMs: 60,
-  loginMs: 2000,
+  setupMs: 250,
+  loginMs: 6000,
   halfOpenMs: 1000,
   portClosedMs: 50,
-  commandMs: 60,
-  staleMs: 200,
-  commandLimitMs: 700,
-  onceMs: 150,
+  commandMs: 200,
+  staleMs: 500,
+  commandLimitMs: 1500,
+  onceMs: 300,
   busyMs: 5,
-  probeMs: 60,
-  closeMs: 60,
+  probeMs: 200,
+  closeMs: 200,
 }
 
 async function startBmc(options: ScriptedBmcOptions = {}): Promise<ScriptedBmc> {
@@ -141,6 +142,13 @@ describe('logging in', () => {
     expect(bmc.logins()).toBe(4)
   })
 
+  test('suspects the user name when a BMC answers Open Session but not RAKP 1 (pyghmi)', async () => {
+    const bmc = await startBmc()
+    bmc.setup = step => (step === 'rakp1' ? 'silence' : undefined)
+    const error = await failureOf(open(bmc, { timers: { halfOpenMs: 30_000 } }).power())
+    expect(error).toMatchObject({ kind: 'silent', hint: expect.stringContaining('check the user name') })
+  })
+
   test('asks for the level it needs, with the name alone to find the account, and the name not padded', async () => {
     const bmc = await startBmc()
     await open(bmc).power()
@@ -224,8 +232,8 @@ describe('logging in', () => {
 
   test('copes with a BMC that needs longer than the first wait for its hashes', async () => {
     const bmc = await startBmc()
-    bmc.hashMs = 100
-    expect(await open(bmc, { timers: { setupMs: 60 } }).power()).toBe('off')
+    bmc.hashMs = 400
+    expect(await open(bmc).power()).toBe('off')
     expect(bmc.logins()).toBe(2)
   })
 })
@@ -242,7 +250,7 @@ describe('a session', () => {
 
   test('is kept for the next call, and closed once, when idle', async () => {
     const bmc = await startBmc()
-    const machine = open(bmc, { timers: { keepAliveMs: 80 } })
+    const machine = open(bmc, { timers: { keepAliveMs: 300 } })
     for (let i = 0; i < 3; i++) await machine.power()
     expect(bmc.logins()).toBe(1)
     expect(bmc.sessionCount).toBe(1)
@@ -445,6 +453,15 @@ describe('cycle and reset', () => {
     bmc.power = 'off'
     await open(bmc).capabilities.reset?.()
     expect(controls(bmc)).toEqual(['on', 'on'])
+  })
+
+  test('become hard off and on for a BMC without a cycle of its own (pyghmi)', async () => {
+    const bmc = await startBmc()
+    bmc.power = 'on'
+    bmc.script = ({ name, data }) => (name === 'chassisControl' && data.readUInt8(0) === chassisControls.cycle ? { code: 0xcc } : undefined)
+    await open(bmc).cycle()
+    expect(controls(bmc)).toEqual(['cycle', 'off', 'on'])
+    expect(bmc.power).toBe('on')
   })
 
   test('turn on a machine that went off just then', async () => {

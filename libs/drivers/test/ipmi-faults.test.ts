@@ -12,18 +12,18 @@ import { type Direction, type Path, startUdpProxy } from './udp-proxy.ts'
 
 /** Short, but with room for a busy machine: ipmi_sim answers within a millisecond, its chassis script within ten. */
 const timers = {
-  setupMs: 120,
-  probeMs: 60,
-  commandMs: 120,
+  setupMs: 200,
+  probeMs: 100,
+  commandMs: 200,
   closeMs: 60,
-  staleMs: 1000,
-  commandLimitMs: 3000,
+  staleMs: 1500,
+  commandLimitMs: 4000,
   halfOpenMs: 2000,
   portClosedMs: 50,
 }
 
 /** Longer than each first wait above, so that the late datagram meets the next attempt. */
-const lateMs = 180
+const lateMs = 280
 
 const steps = [
   'suites asked',

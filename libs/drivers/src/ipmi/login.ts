@@ -230,7 +230,7 @@ async function attemptLogin(link: Link, choice: SuiteChoice, options: LoginOptio
     const answer = parseRakp2(payload)
     return answer?.tag === tag && (!('code' in answer) || answer.consoleId === consoleId) ? answer : undefined
   })
-  if (!rakp2) return { kind: 'again', why: 'no answer to RAKP 1' }
+  if (!rakp2) return { kind: 'again', why: noAnswerToRakp1 }
   if (!('code' in rakp2)) return restartOrThrow('RAKP 1', rakp2.status, credentials)
 
   const exchange: Exchange = {
@@ -327,9 +327,14 @@ async function awaitTurn(why: string, deadline: number, options: LoginOptions): 
   throw new Failure({
     kind: 'silent',
     got: `${why}; ${memory.abandonedAt.length} login attempts of the last ${seconds} s came to nothing`,
-    hint: 'Check that the BMC is powered and connected, that its address is right, and that IPMI over LAN is enabled: recent iDRAC, XCC and iLO ship with it off.',
+    hint:
+      why === noAnswerToRakp1
+        ? 'The BMC answers Open Session, so it is there: check the user name. Some BMCs keep silent about users they do not know.'
+        : 'Check that the BMC is powered and connected, that its address is right, and that IPMI over LAN is enabled: recent iDRAC, XCC and iLO ship with it off.',
   })
 }
+
+const noAnswerToRakp1 = 'no answer to RAKP 1'
 
 /** For statuses worth a fresh start, `again`; all others end the login. */
 function restartOrThrow(step: string, status: number, credentials: Credentials): Attempt {
