@@ -18,8 +18,6 @@ export interface Presence {
   describe(partition: string): string
   /** Whether an answer comes from a process that has been replaced since. A replica that nobody heard of yet is believed. */
   isStale(partition: string, replica: string, epoch: number): boolean
-  /** Ready machines by the partition's last word, a hint; undefined where it is not present. */
-  readyMachines(partition: string): number | undefined
   /** Called when a partition comes, goes, or has more ready machines. Returns the way to stop listening. */
   onChange(listener: () => void): () => void
   stop(): void
@@ -100,12 +98,6 @@ class PresenceWatch implements Presence {
   isStale(partition: string, replica: string, epoch: number): boolean {
     const known = this.#partitions.get(partition)?.get(replica)
     return known !== undefined && epoch < known.epoch
-  }
-
-  readyMachines(partition: string): number | undefined {
-    if (!this.#present.has(partition)) return undefined
-    const replicas = [...(this.#partitions.get(partition)?.values() ?? [])].filter(replica => this.#isServing(replica))
-    return Math.max(...replicas.map(replica => replica.ready))
   }
 
   onChange(listener: () => void): () => void {

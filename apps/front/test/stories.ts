@@ -141,21 +141,27 @@ async function tell(kind: PartitionKind, tale: Story): Promise<void> {
   )
   const fronts = [openFront(kind, broker, names), openFront(kind, broker, names)]
   await sleep(20)
+  const plans: NodeJS.Timeout[] = []
+  const at = (time: number, act: () => void) => void plans.push(setTimeout(act, time))
   tale.partitions.forEach(({ faults, cut }, index) => {
     const bus = buses[index] as FaultyBus
     bus.plan(faults)
-    if (cut) setTimeout(() => bus.cutOff(), cut.at)
-    if (cut) setTimeout(() => bus.heal(), cut.at + cut.forMs)
+    if (cut) at(cut.at, () => bus.cutOff())
+    if (cut) at(cut.at + cut.forMs, () => bus.heal())
   })
   const { outage } = tale
-  if (outage) setTimeout(() => broker.stop(), outage.at)
-  if (outage) setTimeout(() => broker.start(), outage.at + outage.forMs)
-  if (tale.frontDiesAt !== undefined) setTimeout(() => void fronts[0]?.bus.close(), tale.frontDiesAt)
+  if (outage) at(outage.at, () => broker.stop())
+  if (outage) at(outage.at + outage.forMs, () => broker.start())
+  if (tale.frontDiesAt !== undefined) at(tale.frontDiesAt, () => void fronts[0]?.bus.close())
 
   const outcomes = await Promise.all(tale.asks.map((ask, index) => live(tale, ask, index, fronts)))
   // And then the partition's own clock may look at holds only now and then.
   await sleep(latest(tale) + kind.holdMs + 2000)
+  // Also what has not begun yet.
+  for (const plan of plans) clearTimeout(plan)
   for (const bus of buses) bus.heal()
+  broker.start()
+  await sleep(kind.holdMs)
   const last = openFront(kind, broker, names)
   await sleep(2000)
 
