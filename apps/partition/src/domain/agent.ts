@@ -2,6 +2,7 @@
 import type { Enlistment, Inventory, Job, Signal } from '@muster/shared/agent'
 import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
+import type { State } from '@muster/shared/life-cycle'
 import type { NetworkInterface } from '@muster/shared/machine'
 import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
@@ -108,6 +109,10 @@ export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl:
 
 /** The agent's inventory replaces what was known of the hardware; names of subnets and addresses a person set stay. */
 export async function saveInventory(core: Core, machine: db.MachineRow, report: Inventory): Promise<void> {
+  if (machine.state !== 'commissioning')
+    throw new Refusal('wrong-state', `an inventory of ${machine.id} is taken while it commissions, not in state ${machine.state}`, {
+      state: machine.state,
+    })
   const known = new Map(machine.interfaces.map(port => [port.mac, port]))
   const interfaces: NetworkInterface[] = report.interfaces.map(port => ({
     ...port,
@@ -132,9 +137,13 @@ export async function saveInventory(core: Core, machine: db.MachineRow, report: 
   }))
 }
 
-/** A heartbeat, or the end of the agent's job. */
+/** States in which an agent is at work on the machine. */
+const agentStates: ReadonlySet<State> = new Set(['commissioning', 'deploying', 'rescue'])
+
+/** A heartbeat, or the end of the agent's job. Once that has ended the machine, a late or repeated signal changes nothing. */
 export async function receiveSignal(core: Core, machine: db.MachineRow, signal: Signal): Promise<void> {
   const { state } = machine
+  if (!agentStates.has(state) || (state === 'deploying' && !machine.netboot)) return
   if (signal.status === 'failed') {
     const fault = {
       code: `${signal.step}-failed`,

@@ -41,7 +41,7 @@ async function lookAt(core: Core, machine: MachineRow): Promise<void> {
 }
 
 async function store(core: Core, machine: MachineRow, outcome: Outcome): Promise<void> {
-  const look = { id: machine.id, claimToken: machine.claim_token }
+  const look = { id: machine.id, claimToken: machine.claim_token, version: machine.version }
   switch (outcome.kind) {
     case 'rest':
       await saveLook(core.sql, { ...look, waitingFor: null, attentionMs: null })

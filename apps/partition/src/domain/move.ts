@@ -97,7 +97,8 @@ function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
       return move === 'exitRescue' ? { origin_state: null, run: null } : forgotten
     case 'ready':
       if (move === 'released') return { ...forgotten, owner: null, allocation_id: null }
-      return { run: null, origin_state: null }
+      // The run stays until the next one, so that a repeated "done" of the agent is recognised; there is nothing its token could still do.
+      return { origin_state: null }
     case 'deployed':
       // Its disk is to be booted again.
       return move === 'exitRescue' ? { origin_state: null, step: leavingRescue } : {}

@@ -36,7 +36,7 @@ async function read(core: Core, board: Switchboard, power: PowerSwitch, signal: 
   const claim = { machine: power.machine_id, token: power.claim_token }
   const jitter = 0.5 + Math.random()
   try {
-    const seen = await (await board.session(power)).power({ signal })
+    const seen = await board.use(power, session => session.power({ signal }))
     await endClaim(core.sql, { ...claim, power: seen, fault: null, againMs: core.rules.powerCheckMs * jitter })
     if (seen !== power.observed) {
       core.bells.engine.ring()

@@ -11,6 +11,8 @@ interface Line {
   /** Of the settings the session was opened with: new ones need a new session. */
   fingerprint: string
   lastUsed: number
+  /** Calls under way: such a line is not closed for being idle, however long they take. */
+  users: number
 }
 
 /** Conversations kept: above the BMCs of a partition there is no use, below it sessions would come and go. */
@@ -20,23 +22,33 @@ const idleMs = 20_000
 
 export class Switchboard {
   readonly #core: Pick<Core, 'seal' | 'log'>
+  readonly #idleMs: number
   readonly #lines = new Map<string, Line>()
   readonly #sweeper: NodeJS.Timeout
 
-  constructor(core: Pick<Core, 'seal' | 'log'>) {
+  constructor(core: Pick<Core, 'seal' | 'log'>, options: { idleMs?: number } = {}) {
     this.#core = core
-    this.#sweeper = setInterval(() => void this.#sweep(), idleMs / 4)
+    this.#idleMs = options.idleMs ?? idleMs
+    this.#sweeper = setInterval(() => void this.#sweep(), this.#idleMs / 4)
     this.#sweeper.unref()
   }
 
-  /** The conversation with this switch. Throws DriverError `settings` where the stored settings no longer fit the driver. */
-  async session(power: PowerSwitch): Promise<PowerSession> {
+  /** Speaks with this switch. Throws DriverError `settings` where the stored settings no longer fit the driver. */
+  async use<T>(power: PowerSwitch, act: (session: PowerSession) => Promise<T>): Promise<T> {
+    const line = await this.#line(power)
+    line.users++
+    try {
+      return await act(line.session)
+    } finally {
+      line.users--
+      line.lastUsed = Date.now()
+    }
+  }
+
+  async #line(power: PowerSwitch): Promise<Line> {
     const fingerprint = `${power.driver} ${JSON.stringify(power.settings)} ${power.secrets?.toString('base64') ?? ''}`
     const known = this.#lines.get(power.machine_id)
-    if (known?.fingerprint === fingerprint) {
-      known.lastUsed = Date.now()
-      return known.session
-    }
+    if (known?.fingerprint === fingerprint) return known
     if (known) await this.#close(power.machine_id)
     const driver = power.driver === null ? undefined : driverOf(power.driver)
     const settings = driver?.settings.safeParse(openPowerSettings(this.#core, power))
@@ -52,8 +64,9 @@ export class Switchboard {
     const session = driver.open(settings.data as never, {
       log: (message, facts) => this.#core.log.debug({ machine: power.machine_id, ...facts }, message),
     })
-    this.#lines.set(power.machine_id, { session, fingerprint, lastUsed: Date.now() })
-    return session
+    const line = { session, fingerprint, lastUsed: Date.now(), users: 0 }
+    this.#lines.set(power.machine_id, line)
+    return line
   }
 
   /** Closes every conversation. */
@@ -63,8 +76,10 @@ export class Switchboard {
   }
 
   async #sweep(): Promise<void> {
-    const limit = Date.now() - idleMs
-    await Promise.all([...this.#lines].filter(([, line]) => line.lastUsed < limit).map(([machine]) => this.#close(machine)))
+    const limit = Date.now() - this.#idleMs
+    await Promise.all(
+      [...this.#lines].filter(([, line]) => line.users === 0 && line.lastUsed < limit).map(([machine]) => this.#close(machine)),
+    )
   }
 
   async #close(machine: string): Promise<void> {

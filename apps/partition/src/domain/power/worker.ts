@@ -3,7 +3,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { PowerSession } from '@muster/drivers/driver'
-import { type ClaimedOrder, claimOrders, endClaim, hasQueuedOrder, holdClaim } from '../../db/power.ts'
+import { type ClaimedOrder, claimOrders, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
 import { faultOf, type Switchboard } from './switchboard.ts'
@@ -44,7 +44,7 @@ type Ending = { state: 'done' | 'failed' | 'superseded'; power: 'on' | 'off' | '
 async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, signal: AbortSignal): Promise<void> {
   let ending: Ending | 'lost'
   try {
-    ending = await act(core, await board.session(order.switch), order, signal)
+    ending = await board.use(order.switch, session => act(core, session, order, signal))
   } catch (error) {
     // On our way out the claim is left to run out: whoever takes the order over observes first.
     if (signal.aborted) return
@@ -77,7 +77,7 @@ async function act(core: Core, session: PowerSession, order: ClaimedOrder, signa
     const claim = { machine: order.machine_id, token: order.switch.claim_token, claimMs, order: order.id, phase }
     if ((await holdClaim(core.sql, claim)) === 'lost') return 'lost'
     if (phase === 'on' && order.boot !== null) await setBoot(core, session, order.machine_id, order.boot, signal)
-    const reached = await bring(core, session, phase, claim, signal)
+    const reached = await bring(core, session, { wanted: phase, order: order.action }, claim, signal)
     if (reached !== 'reached') return reached
   }
   return { state: 'done', power: phases.at(-1) as 'on' | 'off' }
@@ -95,11 +95,14 @@ async function setBoot(core: Core, session: PowerSession, machine: string, devic
   }
 }
 
+/** The power an order is to end with: one that waits for the same lets the running one finish. */
+const endsIn = (action: PowerAction) => (action === 'off' ? 'off' : 'on')
+
 /** Brings the power to `wanted` and sees it there. */
 async function bring(
   core: Core,
   session: PowerSession,
-  wanted: 'on' | 'off',
+  { wanted, order }: { wanted: 'on' | 'off'; order: PowerAction },
   claim: Parameters<typeof holdClaim>[1],
   signal: AbortSignal,
 ): Promise<'reached' | 'lost' | Ending> {
@@ -114,7 +117,8 @@ async function bring(
     if (elapsedMs > limitMs)
       throw new Error(`power ${wanted} via ${session.target}: accepted, but after ${Math.round(limitMs / 1000)} s it still reads ${seen}`)
     if ((await holdClaim(core.sql, claim)) === 'lost') return 'lost'
-    if (await hasQueuedOrder(core.sql, claim.machine)) return { state: 'superseded', power: seen }
+    const next = await queuedAction(core.sql, claim.machine)
+    if (next !== undefined && endsIn(next) !== endsIn(order)) return { state: 'superseded', power: seen }
     if (acted === 0 || (acted === 1 && elapsedMs > limitMs * repeatAfter)) {
       acted++
       await (wanted === 'on' ? session.on({ signal }) : session.off({ how: 'hard', signal }))
