@@ -6,7 +6,7 @@ import {
   type Enlistment,
   enlistment,
   type Inventory,
-  inventoryReport,
+  inventory,
   type Job,
   kernelArguments,
   type Signal,
@@ -109,7 +109,7 @@ export async function startTestPartition({ port = 0 }: { port?: number } = {}): 
   })
   app.post('/agent/inventory', async c => {
     const machine = byToken(bearerOf(c.req.header('authorization'))) as KnownMachine
-    machine.inventory = inventoryReport.parse(await c.req.json())
+    machine.inventory = inventory.parse(await c.req.json())
     return c.body(null, 204)
   })
   app.post('/agent/signal', async c => {

@@ -4,7 +4,7 @@
 //   GET  /boot/ipxe/<mac>            anonymous; iPXE text. An unknown MAC gets the enlistment script.
 //   POST /agent/enlist               anonymous; {@link enlistment} → {@link enlisted}
 //   GET  /agent/job                  Bearer agent token; {@link job}
-//   POST /agent/inventory            Bearer agent token; {@link inventoryReport} → 204
+//   POST /agent/inventory            Bearer agent token; {@link inventory} → 204
 //   POST /agent/signal               Bearer agent token; {@link signal} → 204; repeats are harmless
 //   GET  /metadata/<token>/meta-data | user-data | vendor-data | network-config      cloud-init's NoCloud seed
 //   POST /metadata/<token>/phone-home                                                cloud-init's phone_home form
@@ -36,8 +36,6 @@ export const bmcReport = z.strictObject({ driver: z.string().max(32), settings: 
 export const enlistment = z.strictObject({ ...inventory.shape, hostname: hostname.optional(), bmc: bmcReport.optional() })
 export type Enlistment = z.output<typeof enlistment>
 export const enlisted = z.strictObject({ id: machineId, outcome: z.enum(['created', 'known']) })
-
-export const inventoryReport = inventory
 
 export const job = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('commission'), machine: machineId, heartbeatMs: z.number().int() }),

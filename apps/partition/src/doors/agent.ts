@@ -1,7 +1,7 @@
 // The agent door: enlistment (anonymous), jobs, inventories and signals (with the token from the boot script).
 
 import type { DoorEnv } from '@muster/server/http/incoming'
-import { enlistment, inventoryReport, signal } from '@muster/shared/agent'
+import { enlistment, inventory, signal } from '@muster/shared/agent'
 import { invalidInput, Refusal } from '@muster/shared/errors'
 import type { Hono } from 'hono'
 import type { z } from 'zod'
@@ -19,7 +19,7 @@ export function agentDoor(core: Core, options: { baseUrl: string }): Hono<DoorEn
   app.get('/job', async c => c.json(jobOf(core, await machineOf(core, c.req.header('authorization')), options.baseUrl)))
   app.post('/inventory', async c => {
     const machine = await machineOf(core, c.req.header('authorization'))
-    await saveInventory(core, machine, checked(inventoryReport, await jsonBody(c.req)))
+    await saveInventory(core, machine, checked(inventory, await jsonBody(c.req)))
     return c.body(null, 204)
   })
   app.post('/signal', async c => {
