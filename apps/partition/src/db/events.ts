@@ -11,26 +11,37 @@ export interface EventRow {
   data: Record<string, unknown>
 }
 
-/**
- * Numbers at most `limit` committed events, oldest first, and returns the last number of the log. The head's row lock makes the replicas take
- * turns; a machine's own events keep their order, because its row lock had ordered their ids.
- */
-export async function numberEvents(sql: Sql, limit: number): Promise<{ numbered: number; lastSeq: number }> {
-  return sql.begin(async transaction => {
-    const [head] = await transaction<{ last_seq: number }[]>`select last_seq from event_log for update`
-    const lastSeq = head?.last_seq ?? 0
-    const rows = await transaction`
-      with batch as (select id, row_number() over (order by id) as place from events where seq is null order by id limit ${limit})
-      update events e set seq = ${lastSeq} + batch.place from batch where e.id = batch.id returning e.id`
-    if (rows.length > 0) await transaction`update event_log set last_seq = ${lastSeq + rows.length}`
-    return { numbered: rows.length, lastSeq: lastSeq + rows.length }
-  })
+/** What a look at the log found. */
+export interface LogLook {
+  /** The log's last number. */
+  lastSeq: number
+  /** The first that this look has given, or null where it gave none. */
+  firstGiven: number | null
+  /** The machines of the events it has given numbers to, as their rows are: null where the machine is gone. */
+  machines: { id: string; version: number | null }[]
 }
 
-/** Whether there is anything to number: cheap enough to ask ten times a second. */
-export async function hasUnnumberedEvents(sql: Sql): Promise<boolean> {
-  const rows = await sql`select from events where seq is null limit 1`
-  return rows.length > 0
+/**
+ * Numbers at most `limit` committed events, oldest first, and tells where the log ends. The head's row lock makes the replicas take turns: who
+ * finds it taken numbers nothing and looks again. A machine's own events keep their order, because its row lock had ordered their ids.
+ */
+export async function numberEvents(sql: Sql, limit: number): Promise<LogLook> {
+  const [look] = await sql<{ last_seq: number; first_given: number | null; machines: LogLook['machines'] }[]>`
+    with locked as materialized (
+      select last_seq from event_log where exists (select from events where seq is null) for update skip locked),
+    -- The lock may be on a newer row than this statement's snapshot shows: then others have numbered what it takes for new.
+    head as materialized (select locked.last_seq from locked join event_log as seen on seen.last_seq = locked.last_seq),
+    batch as materialized (
+      select id, row_number() over (order by id) as place from events where seq is null and exists (select from head) order by id limit ${limit}),
+    given as (
+      update events e set seq = head.last_seq + batch.place from batch, head where e.id = batch.id returning e.seq, e.machine_id),
+    moved as (update event_log set last_seq = last_seq + (select count(*) from given) where exists (select from given))
+    select coalesce((select max(seq) from given), (select last_seq from event_log)) as last_seq, (select min(seq) from given) as first_given,
+      coalesce((
+        select jsonb_agg(jsonb_build_object('id', id, 'version', version)) from (
+          select distinct given.machine_id as id, m.version from given left join machines m on m.id = given.machine_id
+          where given.machine_id is not null) as changed), '[]') as machines`
+  return { lastSeq: look?.last_seq ?? 0, firstGiven: look?.first_given ?? null, machines: look?.machines ?? [] }
 }
 
 export async function lastSequenceNumber(sql: Sql): Promise<number> {
@@ -51,14 +62,15 @@ export function listEvents(
     order by seq limit ${options.limit}`
 }
 
-/** The machines that events behind `after` speak of, and the last number read: how a replica's memory follows the log. */
+/** The machines that events behind `after` speak of, as their rows are, and the last number read: how a replica follows what others changed. */
 export async function changedMachines(
   sql: Sql,
   after: number,
   limit: number,
-): Promise<{ machines: string[]; lastSeq: number; read: number }> {
-  const rows = await sql<{ seq: number; machine_id: string | null }[]>`
-    select seq, machine_id from events where seq > ${after} order by seq limit ${limit}`
-  const machines = [...new Set(rows.flatMap(row => (row.machine_id === null ? [] : [row.machine_id])))]
-  return { machines, lastSeq: rows.at(-1)?.seq ?? after, read: rows.length }
+): Promise<{ machines: LogLook['machines']; lastSeq: number; read: number }> {
+  const rows = await sql<{ seq: number; id: string | null; version: number | null }[]>`
+    select e.seq, e.machine_id as id, m.version from events e left join machines m on m.id = e.machine_id
+    where e.seq > ${after} order by e.seq limit ${limit}`
+  const machines = new Map(rows.flatMap(({ id, version }) => (id === null ? [] : [[id, { id, version }]])))
+  return { machines: [...machines.values()], lastSeq: rows.at(-1)?.seq ?? after, read: rows.length }
 }

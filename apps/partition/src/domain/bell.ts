@@ -13,6 +13,11 @@ export class Bell {
     for (const wake of this.#waiting) wake()
   }
 
+  /** Forgets a ring that nobody waited for: for who is about to look anyway. */
+  forget(): void {
+    this.#isRung = false
+  }
+
   /** Resolves after a ring, `limitMs`, or the signal, whichever is first. */
   wait(limitMs: number, signal: AbortSignal): Promise<void> {
     if (this.#isRung || signal.aborted) {

@@ -66,6 +66,11 @@ export class Candidates {
     return this.#entries.size
   }
 
+  /** The version of the row that is known, or undefined. */
+  versionOf(id: string): number | undefined {
+    return this.#entries.get(id)?.version
+  }
+
   /** Takes over a row, unless a newer one is known. */
   put(row: MachineRow): void {
     const known = this.#entries.get(row.id)
