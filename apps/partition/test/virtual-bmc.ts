@@ -41,7 +41,11 @@ export function settingsOf({ bmc }: VirtualMachine): Record<string, unknown> {
   return { address: `${bmc.address}:${bmc.port}`, user: bmc.user, password: bmc.password }
 }
 
-/** What the power really did: `on` and `off`, in order. */
-export function switchedBy(machine: VirtualMachine): string[] {
-  return machine.history.flatMap(({ what }) => (what === 'power on' ? ['on'] : what === 'power off' ? ['off'] : []))
+/** A place in the machine's history, which forgets its oldest entries. */
+export const markOf = (machine: VirtualMachine) => machine.history.at(-1)
+
+/** What the power really did since that mark: `on` and `off`, in order. */
+export function switchedSince(machine: VirtualMachine, mark: ReturnType<typeof markOf>): string[] {
+  const since = mark === undefined ? 0 : machine.history.lastIndexOf(mark) + 1
+  return machine.history.slice(since).flatMap(({ what }) => (what === 'power on' ? ['on'] : what === 'power off' ? ['off'] : []))
 }

@@ -264,7 +264,10 @@ export async function replaceMacs(sql: Sql, id: string, macs: readonly string[])
     where not exists (select from macs where macs.mac = mac.mac and machine_id = ${id})`
 }
 
-/** Machines that the engine should look at now, claimed for `claimMs` under a fresh token each. */
+/**
+ * Machines that the engine should look at now, claimed for `claimMs` under a fresh token each. Their attention moves to the end of the claim: should
+ * the process die they are looked at then, and news that come during the look are told from the news that led to it.
+ */
 export function claimDueMachines(sql: Sql, options: { limit: number; claimMs: number }): Promise<MachineRow[]> {
   return sql<MachineRow[]>`
     with due as (
@@ -272,22 +275,26 @@ export function claimDueMachines(sql: Sql, options: { limit: number; claimMs: nu
       where attention_at <= now() and (claimed_until is null or claimed_until < now())
       order by attention_at limit ${options.limit} for update skip locked),
     claimed as (
-      update machines m set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond'
+      update machines m set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond',
+        attention_at = now() + ${options.claimMs} * interval '1 millisecond'
       from due where m.id = due.id returning m.*)
     select m.*, ${withPower(sql)} from claimed m join machine_power p on p.machine_id = m.id`
 }
 
 /**
  * What the engine found and stores without a move: what it waits for, and when to look again. No event, no new version. Only the holder of
- * the claim may: a replica that slept past its claim, or was overtaken by a move, writes nothing. Returns whether it did.
+ * the claim may: a replica that slept past its claim, or was overtaken by a move, writes nothing. A machine that changed during the look
+ * keeps what it says, and news of it are looked at next. Returns whether it did.
  */
 export async function saveLook(
   sql: Sql,
-  look: { id: string; claimToken: number; waitingFor: string | null; attentionMs: number | null },
+  look: { id: string; claimToken: number; version: number; waitingFor: string | null; attentionMs: number | null },
 ): Promise<'saved' | 'stale'> {
+  const next = look.attentionMs === null ? sql`null::timestamptz` : sql`now() + ${look.attentionMs} * interval '1 millisecond'`
   const rows = await sql`
-    update machines set waiting_for = ${look.waitingFor}, claimed_until = null,
-      attention_at = ${look.attentionMs === null ? sql`null` : sql`now() + ${look.attentionMs} * interval '1 millisecond'`}
+    update machines set claimed_until = null,
+      waiting_for = case when version = ${look.version} then ${look.waitingFor}::text else waiting_for end,
+      attention_at = case when version <> ${look.version} then now() when attention_at = claimed_until then ${next} else least(attention_at, ${next}) end
     where id = ${look.id} and claim_token = ${look.claimToken} returning id`
   return rows.length === 1 ? 'saved' : 'stale'
 }

@@ -120,7 +120,8 @@ export async function claimOrders(sql: Sql, options: { limit: number; claimMs: n
       select distinct on (o.machine_id) o.id from power_orders o join claimed on claimed.machine_id = o.machine_id
       where o.state in ('queued', 'running') order by o.machine_id, o.state = 'running' desc),
     started as (
-      update power_orders o set state = 'running', started_at = coalesce(started_at, now()) from next_order n where o.id = n.id returning o.*)
+      update power_orders o set state = 'running', started_at = coalesce(started_at, now()) from next_order n
+      where o.id = n.id and o.state in ('queued', 'running') returning o.*)
     select started.*, row_to_json(claimed.*) as power from started join claimed on claimed.machine_id = started.machine_id`
   return rows.map(({ power, ...order }) => ({ ...order, switch: revive(power) }))
 }
@@ -146,10 +147,10 @@ export async function holdClaim(
   return rows.length === 1 ? 'ours' : 'lost'
 }
 
-/** Whether an order waits behind the one that runs. */
-export async function hasQueuedOrder(sql: Sql, machine: string): Promise<boolean> {
-  const rows = await sql`select from power_orders where machine_id = ${machine} and state = 'queued'`
-  return rows.length > 0
+/** What the order that waits behind the running one is to do, or undefined. */
+export async function queuedAction(sql: Sql, machine: string): Promise<PowerAction | undefined> {
+  const [row] = await sql<{ action: PowerAction }[]>`select action from power_orders where machine_id = ${machine} and state = 'queued'`
+  return row?.action
 }
 
 export interface Observation {

@@ -116,9 +116,12 @@ async function bring(
     const elapsedMs = Date.now() - started
     if (elapsedMs > limitMs)
       throw new Error(`power ${wanted} via ${session.target}: accepted, but after ${Math.round(limitMs / 1000)} s it still reads ${seen}`)
+    const heldAt = Date.now()
     if ((await holdClaim(core.sql, claim)) === 'lost') return 'lost'
     const next = await queuedAction(core.sql, claim.machine)
     if (next !== undefined && endsIn(next) !== endsIn(order)) return { state: 'superseded', power: seen }
+    // A process that was frozen just now may have lost its claim meanwhile: look again before acting.
+    if (Date.now() - heldAt > claimMs / 2) continue
     if (acted === 0 || (acted === 1 && elapsedMs > limitMs * repeatAfter)) {
       acted++
       await (wanted === 'on' ? session.on({ signal }) : session.off({ how: 'hard', signal }))

@@ -1,0 +1,592 @@
+// The engine and the power worker, killed at every point where a process can die, overtaken, frozen, and doubled. Real PostgreSQL, real BMCs: what
+// counts is the row, and what the power of the machine really did.
+import type { PowerSession } from '@muster/drivers/driver'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
+import type { Sql } from '../src/db/connect.ts'
+import { changeMachine, claimDueMachines, type MachineRow, saveLook } from '../src/db/machines.ts'
+import { claimChecks, claimOrders, endClaim, giveOrder, holdClaim } from '../src/db/power.ts'
+import { receiveSignal } from '../src/domain/agent.ts'
+import type { Core } from '../src/domain/core.ts'
+import { lookAtDue } from '../src/domain/engine.ts'
+import { deploy, orderPower, requestMove } from '../src/domain/machines.ts'
+import { holdMachines, moveMachine } from '../src/domain/move.ts'
+import { Switchboard } from '../src/domain/power/switchboard.ts'
+import { runPowerWorker } from '../src/domain/power/worker.ts'
+import { storedPowerSettings } from '../src/domain/power-settings.ts'
+import { leavingRescue } from '../src/domain/steps.ts'
+import { addMachine, movesOf, operator, reread, startCore, type TestCore, until } from './harness.ts'
+import { markOf, settingsOf, startBmcs, switchedSince, type VirtualMachine } from './virtual-bmc.ts'
+
+/** A process that can be killed, or frozen, before any one of the things it does to the outside. */
+class Life {
+  #left: number
+  readonly #how: 'killed' | 'frozen'
+  readonly #thaw = Promise.withResolvers<void>()
+  readonly reached = Promise.withResolvers<void>()
+  isDead = false
+
+  /** `at`: how many things it may do before. Infinity: it lives. */
+  constructor(at: number, how: 'killed' | 'frozen' = 'killed') {
+    this.#left = at
+    this.#how = how
+  }
+
+  thaw(): void {
+    this.#thaw.resolve()
+  }
+
+  async step<T>(act: () => PromiseLike<T>): Promise<T> {
+    if (this.#left-- === 0) {
+      this.reached.resolve()
+      if (this.#how === 'frozen') await this.#thaw.promise
+      else this.isDead = true
+    }
+    if (this.isDead) throw new Error('this process was killed')
+    return await act()
+  }
+}
+
+/** The same database for a process that can be killed: every statement is a step. */
+function mortalSql(sql: Sql, life: Life): Sql {
+  return new Proxy(sql, {
+    apply: (target, self, args: unknown[]) => {
+      const query = Reflect.apply(target as never, self, args) as PromiseLike<unknown>
+      if (!Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw)) return query
+      // A fragment within another query is never awaited, so it is no step.
+      const run = query.then.bind(query)
+      // biome-ignore lint/suspicious/noThenProperty: a query is a thenable, and this is where it is sent
+      query.then = ((ok: never, no: never) =>
+        life.step(() => new Promise((resolve, reject) => void run(resolve, reject))).then(ok, no)) as never
+      return query
+    },
+  })
+}
+
+/** The same BMCs: every call is a step. */
+function mortalBoard(board: Switchboard, life: Life): Switchboard {
+  const mortal = (session: PowerSession): PowerSession => ({
+    ...session,
+    target: session.target,
+    power: options => life.step(() => session.power(options)),
+    on: options => life.step(() => session.on(options)),
+    off: options => life.step(() => session.off(options)),
+    capabilities: {
+      ...session.capabilities,
+      ...(session.capabilities.bootNext && {
+        bootNext: {
+          ...session.capabilities.bootNext,
+          set: options => life.step(() => (session.capabilities.bootNext as never as { set: (o: unknown) => Promise<never> }).set(options)),
+        },
+      }),
+    },
+  })
+  return {
+    use: (power: never, act: (session: PowerSession) => Promise<unknown>) => board.use(power, session => act(mortal(session))),
+  } as never as Switchboard
+}
+
+/** What a replica does until there is nothing to do: look, carry out orders, look. */
+async function live(core: TestCore, board: Switchboard, life: Life): Promise<void> {
+  const own: Core = { ...core, sql: mortalSql(core.sql, life) }
+  try {
+    await lookAtDue(own)
+    await carryOutOrders(core, own, mortalBoard(board, life), life)
+    await lookAtDue(own)
+  } catch (error) {
+    if (!life.isDead) throw error
+  }
+}
+
+/** The power worker until no order is open, or its process is dead. */
+async function carryOutOrders(core: TestCore, own: Core, board: Switchboard, life: Life): Promise<void> {
+  const stopping = new AbortController()
+  const worker = runPowerWorker(own, board, stopping.signal)
+  await until(async () => life.isDead || (await openOrders(core)) === 0, 20_000)
+  stopping.abort()
+  await worker
+}
+
+const openOrders = async (core: TestCore) => (await core.sql`select from power_orders where state in ('queued', 'running')`).length
+
+/** Time passes until the claims of a dead process have run out. */
+async function claimsRunOut(core: TestCore): Promise<void> {
+  await core.sql`update machines set attention_at = case when attention_at >= claimed_until then now() else attention_at end, claimed_until = now() - interval '1 second' where claimed_until is not null`
+  await core.sql`update machine_power set claimed_until = now() - interval '1 second' where claimed_until is not null`
+}
+
+/** A machine with that BMC. Its power is as the monitor would have seen it. */
+async function machineWith(core: TestCore, bmc: VirtualMachine, columns: Partial<MachineRow>): Promise<MachineRow> {
+  const row = await addMachine(core, { attention_at: null, ...columns })
+  const stored = storedPowerSettings(core, row.id, 'ipmi', settingsOf(bmc))
+  await core.sql`
+    update machine_power set driver = 'ipmi', settings = ${core.sql.json(stored.settings as never)}, secrets = ${stored.secrets},
+      observed = ${bmc.power}, seen_at = now(), check_at = now() + interval '1 hour' where machine_id = ${row.id}`
+  return reread(core, row.id)
+}
+
+const owned = { owner: 'alice', allocation_id: 'a-0123456789bcdfgh' }
+
+interface Scenario {
+  name: string
+  from: Partial<MachineRow>
+  before: 'on' | 'off'
+  ask: (core: TestCore, machine: MachineRow) => Promise<unknown>
+  /** What the power does, and nothing else. */
+  power: ('on' | 'off')[]
+  ends: Partial<MachineRow>
+  moves: string[]
+}
+
+const signal = new AbortController().signal
+const scenarios: Scenario[] = [
+  {
+    name: 'commissioning',
+    from: { state: 'new' },
+    before: 'on',
+    ask: (core, { id }) => requestMove(core, operator, 'commission', { id }),
+    power: ['off', 'on'],
+    ends: { state: 'commissioning', waiting_for: 'the agent to finish commissioning', power: 'on' },
+    moves: ['new commission commissioning'],
+  },
+  {
+    name: 'deploying',
+    from: { state: 'allocated', ...owned },
+    before: 'off',
+    ask: (core, { id }) => deploy(core, operator, { id, os: 'debian/12', sshKeys: [] }),
+    power: ['on'],
+    ends: { state: 'deploying', waiting_for: 'the agent to install', power: 'on' },
+    moves: ['allocated deploy deploying'],
+  },
+  {
+    name: 'releasing',
+    from: { state: 'deployed', ...owned },
+    before: 'on',
+    ask: (core, { id }) => requestMove(core, operator, 'release', { id }),
+    power: ['off'],
+    ends: { state: 'ready', owner: null, allocation_id: null, run: null, deployment: null, deployment_secrets: null, power: 'off' },
+    moves: ['deployed release releasing', 'releasing released ready'],
+  },
+  {
+    name: 'leaving rescue',
+    from: { state: 'rescue', origin_state: 'deployed', run: 'r0', ...owned },
+    before: 'on',
+    ask: (core, { id }) => requestMove(core, operator, 'exitRescue', { id }),
+    power: ['off', 'on'],
+    ends: { state: 'deployed', step: leavingRescue, run: 'r0', origin_state: null, power: 'on' },
+    moves: ['rescue exitRescue deployed'],
+  },
+  ...(['on', 'off', 'cycle'] as const).map((action): Scenario => {
+    const before = action === 'on' ? 'off' : 'on'
+    return {
+      name: `power ${action}`,
+      from: { state: 'deployed', ...owned },
+      before,
+      ask: (core, { id }) => orderPower(core, operator, { id, action }, signal),
+      power: action === 'cycle' ? ['off', 'on'] : [action],
+      ends: { state: 'deployed', power: action === 'off' ? 'off' : 'on' },
+      moves: [],
+    }
+  }),
+]
+
+describe('a process that dies before any one of its steps, and another that takes over', () => {
+  test.concurrent.each(scenarios)('$name comes to its end once', { timeout: 120_000 }, async scenario => {
+    const ends: (() => Promise<void>)[] = []
+    const ending = (end: () => Promise<void>) => void ends.push(end)
+    try {
+      const core = await startCore({}, ending)
+      const [bmc] = (await startBmcs(1, {}, ending)) as [VirtualMachine]
+      let at = 0
+      for (let isComplete = false; !isComplete; at++) {
+        bmc.pressPower({ to: scenario.before } as never)
+        const machine = await machineWith(core, bmc, scenario.from)
+        const before = markOf(bmc)
+        await scenario.ask(core, machine)
+        // A dead process leaves its session behind; the BMC has few, so it is closed for it.
+        const [board, next] = [new Switchboard(core), new Switchboard(core)]
+        const life = new Life(at)
+        await live(core, board, life)
+        isComplete = !life.isDead
+        await claimsRunOut(core)
+        await board.close()
+        await live(core, next, new Life(Number.POSITIVE_INFINITY))
+        await next.close()
+
+        const where = `${scenario.name}, killed before step ${at}`
+        expect(switchedSince(bmc, before), where).toEqual(scenario.power)
+        expect(await reread(core, machine.id), where).toMatchObject(scenario.ends)
+        expect(await movesOf(core.sql, machine.id), where).toEqual(scenario.moves)
+        const orders = await core.sql<{ state: string }[]>`select state from power_orders where machine_id = ${machine.id}`
+        expect(orders, where).toEqual([{ state: 'done' }])
+        const [open] = await core.sql`select claimed_until from machine_power where machine_id = ${machine.id}`
+        expect(open?.claimed_until, where).toBeNull()
+        await core.sql`delete from machines`
+      }
+      // Orders: about a dozen steps of the engine, and at least as many of the worker; fewer would mean that the killing does not work.
+      expect(at).toBeGreaterThan(8)
+    } finally {
+      for (const end of ends.reverse()) await end()
+    }
+  })
+})
+
+describe('one worker among several', () => {
+  const ends: (() => Promise<void>)[] = []
+  let core: TestCore
+  let bmcs: readonly VirtualMachine[]
+  let board: Switchboard
+  beforeAll(async () => {
+    const ending = (end: () => Promise<void>) => void ends.push(end)
+    core = await startCore({ connections: 12 }, ending)
+    bmcs = await startBmcs(14, {}, ending)
+    board = new Switchboard(core)
+    ending(() => board.close())
+  })
+  afterAll(async () => {
+    for (const end of ends.reverse()) await end()
+  })
+
+  test.each([
+    ['before it claims', 0],
+    ['before it says what it will do', 1],
+    ['before it looks', 2],
+    ['between its last word and the cut', 4],
+    ['before it notes that the power is cut', 7],
+    ['before it ends its claim', 14],
+  ])('that freezes %s and wakes too late writes nothing and switches nothing', async (_, at) => {
+    const bmc = bmcs[0] as VirtualMachine
+    bmc.pressPower({ to: 'on' })
+    const machine = await machineWith(core, bmc, { state: 'deployed', ...owned })
+    const before = markOf(bmc)
+    await orderPower(core, operator, { id: machine.id, action: 'cycle' }, signal)
+    const life = new Life(at, 'frozen')
+    const stopping = new AbortController()
+    const frozen = runPowerWorker({ ...core, sql: mortalSql(core.sql, life) }, mortalBoard(board, life), stopping.signal)
+    await life.reached.promise
+    await claimsRunOut(core)
+    await carryOutOrders(core, core, board, new Life(Number.POSITIVE_INFINITY))
+    expect(switchedSince(bmc, before)).toEqual(['off', 'on'])
+    const ended = await core.sql`select * from power_orders where machine_id = ${machine.id}`
+    const seen = await core.sql`select * from machine_power where machine_id = ${machine.id}`
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 60_000 })
+    life.thaw()
+    await new Promise(resolve => setTimeout(resolve, 300))
+    stopping.abort()
+    await frozen
+    vi.useRealTimers()
+    expect(switchedSince(bmc, before)).toEqual(['off', 'on'])
+    expect(await core.sql`select * from power_orders where machine_id = ${machine.id}`).toEqual(ended)
+    expect(await core.sql`select * from machine_power where machine_id = ${machine.id}`).toEqual(seen)
+    await core.sql`delete from machines`
+  })
+
+  test('two engines and two workers at once give each machine one cycle, and each BMC one caller', async () => {
+    const used = bmcs.slice(2)
+    const machines = await Promise.all(used.map(bmc => machineWith(core, bmc, { state: 'new' })))
+    const before = used.map(markOf)
+    const stopping = new AbortController()
+    const boards = [board, new Switchboard(core)] as const
+    const workers = boards.map(each => runPowerWorker({ ...core, bells: { ...core.bells } }, each, stopping.signal))
+    const looks = async () => {
+      for (let look = 0; look < 8; look++) await lookAtDue(core)
+    }
+    await Promise.all([...machines.map(({ id }) => requestMove(core, operator, 'commission', { id })), looks(), looks()])
+    await lookAtDue(core)
+    await until(async () => (await openOrders(core)) === 0)
+    await Promise.all([looks(), looks()])
+    stopping.abort()
+    await Promise.all(workers)
+    await boards[1].close()
+    for (const [i, machine] of machines.entries()) {
+      expect(switchedSince(used[i] as VirtualMachine, before[i])).toEqual(['on'])
+      expect(await core.sql`select state from power_orders where machine_id = ${machine.id}`).toEqual([{ state: 'done' }])
+      expect((await reread(core, machine.id)).waiting_for).toBe('the agent to finish commissioning')
+    }
+    await core.sql`delete from machines`
+  })
+
+  test('keeps its conversation through an order that takes longer than conversations are kept', async () => {
+    const [slow] = (await startBmcs(1, { powerEffectMs: 700 })) as [VirtualMachine]
+    const machine = await machineWith(core, slow, { state: 'deployed', ...owned })
+    const impatient = new Switchboard(core, { idleMs: 100 })
+    await orderPower(core, operator, { id: machine.id, action: 'on' }, signal)
+    await carryOutOrders(core, core, impatient, new Life(Number.POSITIVE_INFINITY))
+    await impatient.close()
+    expect(await core.sql`select state, fault from power_orders where machine_id = ${machine.id}`).toEqual([{ state: 'done', fault: null }])
+    await core.sql`delete from machines`
+  })
+
+  test('a second order joins an equal one, replaces one that waits, and ends one that wants another power', async () => {
+    const machine = await machineWith(core, bmcs[1] as VirtualMachine, { state: 'deployed', ...owned })
+    const order = (action: 'on' | 'off' | 'cycle') => giveOrder(core.sql, { machine: machine.id, action, boot: null, askedBy: 'alice' })
+    const [first, same] = [await order('on'), await order('on')]
+    expect(same.id).toBe(first.id)
+    const [claimed] = await claimOrders(core.sql, { limit: 1, claimMs: 10_000 })
+    expect(claimed).toMatchObject({ id: first.id, state: 'running' })
+    expect((await order('on')).id).toBe(first.id)
+    const other = await order('off')
+    expect(other.id).not.toBe(first.id)
+    // Replaced while it waits: one order, the last word.
+    expect(await order('cycle')).toMatchObject({ id: other.id, action: 'cycle' })
+    expect(await claimOrders(core.sql, { limit: 5, claimMs: 10_000 })).toEqual([])
+    await core.sql`delete from machines`
+  })
+
+  test('a running order is cut short only by one that wants another power', async () => {
+    const [bmc] = (await startBmcs(1, { powerEffectMs: 400 })) as [VirtualMachine]
+    bmc.pressPower({ to: 'on' })
+    const before = markOf(bmc)
+    const machine = await machineWith(core, bmc, { state: 'deployed', ...owned })
+    const order = (action: 'on' | 'off' | 'cycle') => orderPower(core, operator, { id: machine.id, action }, signal)
+    const statesOf = async () =>
+      (
+        await core.sql<
+          { action: string; state: string }[]
+        >`select action, state from power_orders where machine_id = ${machine.id} order by id`
+      ).map(({ action, state }) => `${action} ${state}`)
+    const running = () => until(async () => (await core.sql`select from power_orders where state = 'running'`).length > 0)
+    const stopping = new AbortController()
+    const worker = runPowerWorker(core, board, stopping.signal)
+
+    await order('cycle')
+    await running()
+    // On is what the cycle ends with anyway: it waits its turn.
+    await order('on')
+    await until(async () => (await openOrders(core)) === 0)
+    expect(await statesOf()).toEqual(['cycle done', 'on done'])
+    expect(switchedSince(bmc, before)).toEqual(['off', 'on'])
+
+    await order('cycle')
+    await running()
+    await order('off')
+    await until(async () => (await openOrders(core)) === 0)
+    expect((await statesOf()).slice(2)).toEqual(['cycle superseded', 'off done'])
+    expect(bmc.power).toBe('off')
+    stopping.abort()
+    await worker
+    await core.sql`delete from machines`
+  })
+})
+
+describe('a look that is overtaken', () => {
+  const claimed = async (core: TestCore) => {
+    await core.sql`update machines set attention_at = now()`
+    const [row] = await claimDueMachines(core.sql, { limit: 1, claimMs: 30_000 })
+    return row as MachineRow
+  }
+  const rest = (row: MachineRow) =>
+    saveLook(core.sql, { id: row.id, claimToken: row.claim_token, version: row.version, waitingFor: null, attentionMs: null })
+  let core: TestCore
+  const ends: (() => Promise<void>)[] = []
+  beforeAll(async () => {
+    core = await startCore({}, end => void ends.push(end))
+  })
+  afterAll(async () => {
+    for (const end of ends.reverse()) await end()
+  })
+  const due = async () => (await core.sql`select from machines where attention_at <= now() and claimed_until is null`).length
+
+  test('by news of the power does not put the machine to rest', async () => {
+    const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'manual' })
+    const look = await claimed(core)
+    const [check] = await claimChecks(core.sql, { limit: 1, claimMs: 1000 })
+    await endClaim(core.sql, { machine: machine.id, token: check?.claim_token as number, power: 'on', fault: null, againMs: 60_000 })
+    await rest(look)
+    expect(await due()).toBe(1)
+    await lookAtDue(core)
+    // Nobody uses a ready machine: it is switched off.
+    expect(await core.sql`select action from power_orders where machine_id = ${machine.id}`).toEqual([{ action: 'off' }])
+    await core.sql`delete from machines`
+  })
+
+  test('by what the agent says does not overwrite it', async () => {
+    const machine = await addMachine(core, { state: 'deploying', run: 'r1', last_signal_at: new Date(), waiting_for: 'the agent: write' })
+    const look = await claimed(core)
+    await receiveSignal(core, machine, { status: 'done', step: 'install', message: '' })
+    await saveLook(core.sql, {
+      id: look.id,
+      claimToken: look.claim_token,
+      version: look.version,
+      waitingFor: 'the agent: write',
+      attentionMs: 15_000,
+    })
+    expect(await reread(core, machine.id)).toMatchObject({
+      netboot: false,
+      waiting_for: 'the first boot of the installed system to phone home',
+    })
+    expect(await due()).toBe(1)
+    await core.sql`delete from machines`
+  })
+
+  test('by a move, or by a hold, stores nothing', async () => {
+    const machine = await addMachine(core, { state: 'ready' })
+    const look = await claimed(core)
+    await moveMachine(core, { id: machine.id, move: 'markBroken', actor: 'olga' })
+    expect(await rest(look)).toBe('stale')
+    expect(await due()).toBe(1)
+    await core.sql`delete from machines`
+
+    const other = await addMachine(core, { state: 'ready' })
+    const second = await claimed(core)
+    await holdMachines(core, {
+      allocation: 'a-1123456789bcdfgh',
+      owner: 'alice',
+      strategy: 'best',
+      count: 1,
+      note: '',
+      constraints: {},
+      createdAt: new Date(),
+      machines: [other.id],
+      wanted: 1,
+    })
+    await rest(second)
+    expect(await reread(core, other.id)).toMatchObject({
+      state: 'reserved',
+      waiting_for: 'the confirmation',
+      attention_at: expect.any(Date),
+    })
+    await core.sql`delete from machines`
+  })
+
+  test('by another replica after its claim ran out stores nothing', async () => {
+    await addMachine(core, { state: 'ready' })
+    const first = await claimed(core)
+    await claimsRunOut(core)
+    const second = await claimed(core)
+    expect(second.claim_token).toBeGreaterThan(first.claim_token)
+    expect(await rest(first)).toBe('stale')
+    expect((await core.sql`select from machines where claimed_until > now()`).length).toBe(1)
+    expect(await rest(second)).toBe('saved')
+    await core.sql`delete from machines`
+  })
+
+  test('of a process that died is made again when its claim has run out', async () => {
+    await addMachine(core, { state: 'ready' })
+    await core.sql`update machines set attention_at = now()`
+    await claimDueMachines(core.sql, { limit: 1, claimMs: 50 })
+    expect(await claimDueMachines(core.sql, { limit: 1, claimMs: 50 })).toEqual([])
+    await new Promise(resolve => setTimeout(resolve, 80))
+    expect(await claimDueMachines(core.sql, { limit: 1, claimMs: 50 })).toHaveLength(1)
+    await core.sql`delete from machines`
+  })
+
+  test('the same holds for the power: an old claim neither prolongs, notes nor ends anything', async () => {
+    const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'manual' })
+    const order = await giveOrder(core.sql, { machine: machine.id, action: 'on', boot: null, askedBy: 'alice' })
+    const [old] = await claimOrders(core.sql, { limit: 1, claimMs: 10_000 })
+    await core.sql`update machine_power set claimed_until = now() - interval '1 second'`
+    const [fresh] = await claimOrders(core.sql, { limit: 1, claimMs: 10_000 })
+    expect(fresh?.switch.claim_token).toBeGreaterThan(old?.switch.claim_token as number)
+    const oldClaim = { machine: machine.id, token: old?.switch.claim_token as number }
+    expect(await holdClaim(core.sql, { ...oldClaim, claimMs: 10_000, order: order.id, phase: 'on' })).toBe('lost')
+    const said = { ...oldClaim, power: 'on' as const, fault: null, againMs: 1000 }
+    expect(await endClaim(core.sql, said, { id: order.id, state: 'done', fault: null })).toBe('lost')
+    expect(await core.sql`select state, phase, ended_at from power_orders`).toEqual([{ state: 'running', phase: null, ended_at: null }])
+    expect(await core.sql`select observed from machine_power`).toEqual([{ observed: 'off' }])
+    await core.sql`delete from machines`
+  })
+
+  test('an order that ended just before it was claimed again is not carried out twice', async () => {
+    const machine = await addMachine(core, { state: 'deployed', ...owned }, { powerDriver: 'manual' })
+    await giveOrder(core.sql, { machine: machine.id, action: 'cycle', boot: null, askedBy: 'alice' })
+    const [old] = await claimOrders(core.sql, { limit: 1, claimMs: 1 })
+    await new Promise(resolve => setTimeout(resolve, 10))
+    // The claimer has looked already when the order ends, and comes to its row only then.
+    const isLocked = Promise.withResolvers<void>()
+    const mayEnd = Promise.withResolvers<void>()
+    const ending = core.sql.begin(async sql => {
+      await sql`update power_orders set state = 'done' where id = ${old?.id as number}`
+      isLocked.resolve()
+      await mayEnd.promise
+    })
+    await isLocked.promise
+    const claiming = claimOrders(core.sql, { limit: 1, claimMs: 1 })
+    const blocked = () => core.sql`select from pg_locks where not granted`
+    await Promise.race([claiming, until(async () => (await blocked()).length > 0)])
+    mayEnd.resolve()
+    await ending
+    expect(await claiming).toEqual([])
+    await core.sql`update machine_power set claimed_until = null`
+    expect(await claimOrders(core.sql, { limit: 1, claimMs: 1 })).toEqual([])
+    expect(await core.sql`select state from power_orders`).toEqual([{ state: 'done' }])
+    await core.sql`delete from machines`
+  })
+})
+
+describe('deadlines', () => {
+  const late = async (core: TestCore, columns: Partial<MachineRow>) => {
+    const machine = await addMachine(core, { attention_at: new Date(), deadline_at: new Date(Date.now() - 1000), ...columns })
+    await lookAtDue(core)
+    return reread(core, machine.id)
+  }
+
+  test('a machine that is late fails with what it waited for, and what a person can do', async () => {
+    const core = await startCore()
+    const agentless = { waiting_for: 'the agent to finish commissioning', run: 'r1' }
+    expect(await late(core, { state: 'commissioning', ...agentless })).toMatchObject({
+      state: 'failed_commissioning',
+      deadline_at: null,
+      fault: {
+        code: 'deadline-passed',
+        message: 'commissioning took longer than it may; it was waiting for the agent to finish commissioning',
+        hint: expect.stringContaining('console'),
+      },
+    })
+    const mute = { netboot: false, waiting_for: 'the first boot of the installed system to phone home', run: 'r2', ...owned }
+    expect(await late(core, { state: 'deploying', ...mute })).toMatchObject({
+      state: 'failed_deployment',
+      owner: 'alice',
+      fault: { code: 'deadline-passed', message: expect.stringContaining('phone home') },
+    })
+    expect(await late(core, { state: 'releasing', ...owned })).toMatchObject({
+      state: 'failed_releasing',
+      owner: 'alice',
+      fault: { code: 'deadline-passed', message: expect.stringContaining('the engine') },
+    })
+  })
+
+  test('an agent that falls silent is held dead long before the deadline', async () => {
+    const core = await startCore({ rules: { agentSilenceMs: 1000 } })
+    const machine = await addMachine(core, {
+      state: 'commissioning',
+      run: 'r1',
+      deadline_at: new Date(Date.now() + 60_000),
+      last_signal_at: new Date(Date.now() - 5000),
+    })
+    const order = await giveOrder(core.sql, { machine: machine.id, action: 'cycle', boot: 'network', askedBy: 'engine' })
+    await core.sql`update power_orders set state = 'done' where id = ${order.id}`
+    await core.sql`update machines set attention_at = now()`
+    await lookAtDue(core)
+    expect(await reread(core, machine.id)).toMatchObject({
+      state: 'failed_commissioning',
+      fault: { code: 'agent-silent', message: expect.stringMatching(/last heard [56] s ago/), hint: expect.any(String) },
+    })
+  })
+
+  test('what is to be done next is looked at when it falls due, not a look later', async () => {
+    const core = await startCore()
+    const machine = await addMachine(core, {
+      state: 'commissioning',
+      run: 'r1',
+      deadline_at: new Date(Date.now() + 3000),
+      attention_at: new Date(),
+    })
+    await lookAtDue(core)
+    const row = await reread(core, machine.id)
+    expect(row.attention_at?.getTime()).toBeLessThanOrEqual((row.deadline_at?.getTime() as number) + 50)
+  })
+
+  test('a version that changed meanwhile is tried again, not lost', async () => {
+    const core = await startCore()
+    const machine = await addMachine(core, { state: 'ready' })
+    const noise = async () => {
+      for (let change = 0; change < 15; change++) {
+        const row = await reread(core, machine.id)
+        await changeMachine(core.sql, { id: row.id, version: row.version, patch: { note: `${change}` }, actor: 'x', events: [] })
+      }
+    }
+    await Promise.all([noise(), moveMachine(core, { id: machine.id, move: 'markBroken', actor: 'olga' })])
+    expect(await reread(core, machine.id)).toMatchObject({ state: 'broken' })
+    expect(await movesOf(core.sql, machine.id)).toEqual(['ready markBroken broken'])
+  })
+})
