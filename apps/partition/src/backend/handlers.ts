@@ -167,7 +167,7 @@ async function releaseAllocation(core: Core, id: string, context: CallContext): 
   const toGo = owned.filter(machine => machine.state !== 'releasing')
   // All or none as far as that can be known: a machine that cannot go stops the release before the first one moves.
   for (const machine of toGo) refuseUnmovable(machine, 'release')
-  for (const machine of toGo) await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name })
+  for (const machine of toGo) await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name, allocation: id })
   return getAllocation(core, id, context)
 }
 

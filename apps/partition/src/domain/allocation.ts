@@ -105,7 +105,7 @@ export async function drop(core: Core, actor: string, input: BusCallInput<'alloc
   const freed = await endHolds(core, { allocation })
   if (input.confirmed === 'keep') return freed.length
   const machines = await db.machinesOfAllocations(core.sql, [allocation])
-  for (const machine of machines) await moveMachine(core, { id: machine.id, move: 'release', actor })
+  for (const machine of machines) await moveMachine(core, { id: machine.id, move: 'release', actor, allocation })
   return freed.length + machines.length
 }
 

@@ -20,6 +20,8 @@ export interface MoveRequest {
   actor: string
   /** The engine's and the agent's moves name the state they saw; a machine that has left it since is not moved. */
   from?: State
+  /** Who gives back an allocation names it: a machine that has gone to another owner since is not moved. */
+  allocation?: string
   /** Looks at the row before the move; throws Refusal to stop it. */
   check?: (row: MachineRow) => void
   /** Kept with the move. */
@@ -28,7 +30,7 @@ export interface MoveRequest {
   data?: Record<string, unknown>
 }
 
-/** `moved`; `joined`: an equal request had been carried out; `late`: the machine has left `from`. */
+/** `moved`; `joined`: an equal request had been carried out; `late`: the machine has left `from`, or `allocation`. */
 export interface Moved {
   outcome: 'moved' | 'joined' | 'late'
   row: MachineRow
@@ -39,6 +41,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
   for (let attempt = 1; attempt <= maxAttempts; attempt++) {
     const row = await existingMachine(core, request.id)
     if (request.from !== undefined && row.state !== request.from) return { outcome: 'late', row }
+    if (request.allocation !== undefined && row.allocation_id !== request.allocation) return { outcome: 'late', row }
     const isRequest = lifeCycle[row.state].moves[request.move]?.by === 'request'
     const next = outcomeOf(request.move, { from: row.state, origin: row.origin_state, isOwned: row.allocation_id !== null })
     if (next.kind === 'refused') {
