@@ -45,24 +45,36 @@ export async function saveSwitch(
     where machine_id = ${machine}`
 }
 
+export interface NewOrder {
+  machine: string
+  action: PowerAction
+  boot: 'network' | 'disk' | null
+  askedBy: string
+}
+
 /**
  * Gives an order. One equal to the order under way (or waiting) joins it; another one takes the place of the one waiting. Answers the
- * order that will be carried out.
+ * order that will be carried out. With the engine's claim on the machine: undefined, and no order, where the machine has moved on since.
  */
-export async function giveOrder(
-  sql: Sql,
-  order: { machine: string; action: PowerAction; boot: 'network' | 'disk' | null; askedBy: string },
-): Promise<PowerOrder> {
+export function giveOrder(sql: Sql, order: NewOrder & { claimToken: number }): Promise<PowerOrder | undefined>
+export function giveOrder(sql: Sql, order: NewOrder): Promise<PowerOrder>
+export async function giveOrder(sql: Sql, order: NewOrder & { claimToken?: number }): Promise<PowerOrder | undefined> {
+  // Locked: a move waits until the order is there, and an order until the move is.
+  const allowed =
+    order.claimToken === undefined
+      ? sql`select ${order.machine}::text as machine_id`
+      : sql`select id as machine_id from machines where id = ${order.machine} and claim_token = ${order.claimToken} for share`
   const [row] = await sql<PowerOrder[]>`
-    with joined as (
-      select * from power_orders
-      where machine_id = ${order.machine} and action = ${order.action} and boot is not distinct from ${order.boot}
+    with allowed as materialized (${allowed}),
+    joined as (
+      select power_orders.* from power_orders join allowed using (machine_id)
+      where action = ${order.action} and boot is not distinct from ${order.boot}
         and (state = 'queued' or state = 'running' and not exists (
           select from power_orders where machine_id = ${order.machine} and state = 'queued'))
       limit 1),
     given as (
       insert into power_orders as o (machine_id, action, boot, asked_by)
-      select ${order.machine}, ${order.action}, ${order.boot}::text, ${order.askedBy} where not exists (select from joined)
+      select machine_id, ${order.action}, ${order.boot}::text, ${order.askedBy} from allowed where not exists (select from joined)
       on conflict (machine_id) where state = 'queued'
       do update set action = excluded.action, boot = excluded.boot, asked_by = excluded.asked_by, asked_at = now()
       returning *),
@@ -70,7 +82,7 @@ export async function giveOrder(
       insert into events (kind, machine_id, actor, data)
       select 'power.ordered', ${order.machine}, ${order.askedBy}, jsonb_build_object('action', ${order.action}::text, 'order', id) from given)
     select * from joined union all select * from given`
-  return row as PowerOrder
+  return row
 }
 
 /** The latest order of a machine, or undefined. */

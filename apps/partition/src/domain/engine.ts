@@ -50,7 +50,7 @@ async function store(core: Core, machine: MachineRow, outcome: Outcome): Promise
       await saveLook(core.sql, { ...look, waitingFor: outcome.reason, attentionMs: untilDeadline(machine, outcome.againMs) })
       return
     case 'order':
-      await giveOrder(core.sql, { machine: machine.id, ...outcome.wish, askedBy: 'engine' })
+      if (!(await giveOrder(core.sql, { machine: machine.id, ...outcome.wish, askedBy: 'engine', claimToken: machine.claim_token }))) return
       core.bells.power.ring()
       await saveLook(core.sql, { ...look, waitingFor: outcome.reason, attentionMs: untilDeadline(machine, orderLookMs) })
       return
