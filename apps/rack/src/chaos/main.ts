@@ -16,6 +16,7 @@ interface Arguments {
   seed: number
   freeze: [number, number]
   minutes: number
+  keep: boolean
   json: boolean
 }
 
@@ -39,6 +40,7 @@ const program = new Command('chaos')
   ])
   .option('--minutes <n>', 'the clients stop by then, whatever they have reached', wholeNumber(1, 10_000), 30)
   .option('--seed <n>', 'decides wishes and faults', wholeNumber(0, 2 ** 31 - 1), Math.floor(Math.random() * 2 ** 31))
+  .option('--keep', 'keep the folder with the logs and databases', false)
   .option('--json', 'only the line of JSON on standard output, no table', false)
   .addHelpText(
     'after',
@@ -53,6 +55,7 @@ try {
     ...args,
     freezeSeconds: args.freeze,
     faultEveryMs: [500, 5_000],
+    folder: args.keep ? 'keep' : 'remove',
     limitMs: args.minutes * 60_000,
     say,
   })

@@ -30,6 +30,8 @@ export interface ChaosOptions {
   /** The clients stop by then, whatever they have reached. */
   readonly limitMs: number
   readonly limits?: Limits
+  /** `keep`: the folder with the logs and databases stays, for whoever wants to know why. */
+  readonly folder?: 'keep' | 'remove'
   readonly say?: (line: string) => void
 }
 
@@ -155,7 +157,8 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
     for (const book of books) await book[Symbol.asyncDispose]()
     await federation?.stop()
     await server.stop({ how: 'immediate' })
-    rmSync(dataDir, { recursive: true, force: true })
+    if (options.folder === 'keep') say(`logs and databases are in ${dataDir}`)
+    else rmSync(dataDir, { recursive: true, force: true })
   }
   let federation: Federation
   try {
