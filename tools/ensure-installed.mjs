@@ -1,5 +1,6 @@
-// Runs before `npm start` and `npm test`, on whatever Node the machine has: installs the locked packages (Node 24 among
-// them) when they are not there or older than the lock file. Plain JavaScript that Node 18 understands, on purpose.
+// First part of `npm start` and `npm test`, on whatever Node the machine has: installs the locked packages (Node 24 among them) when they are
+// not there or older than the lock file. Plain JavaScript that Node 18 understands, on purpose. Not a prestart script: those do not run
+// under ignore-scripts, which keeps packages from running theirs.
 import { spawnSync } from 'node:child_process'
 import { existsSync, statSync } from 'node:fs'
 
