@@ -10,8 +10,8 @@ export interface ClientsOptions {
   readonly clients: number
   readonly fronts: number
   readonly seed: number
-  /** They stop when so many allocations have been acknowledged, or at the signal. */
-  readonly allocations: number
+  /** Whether it is time to stop. */
+  readonly isEnough: () => boolean
   readonly signal: AbortSignal
 }
 
@@ -41,7 +41,7 @@ async function runClient(options: ClientsOptions, client: number, antics: Antics
   const { recorder, seed, signal } = options
   const random = chance('client', seed, client)
   const later: Promise<void>[] = []
-  for (let number = 0; !signal.aborted && recorder.acknowledged < options.allocations; number++) {
+  for (let number = 0; !signal.aborted && !options.isEnough(); number++) {
     const request = recorder.open(client, `s${seed}-c${client}-${number}`, wish(random))
     const front = random.between(0, options.fronts - 1)
     const allocation = await insist(options, request, { front, random, antics })

@@ -6,6 +6,8 @@ import { pause } from './recorder.ts'
 /** Something that can be killed, or frozen, and brought back. */
 export interface Victim {
   readonly name: string
+  /** What is gone when all that carry this name are: two replicas of one partition are never broken together. */
+  readonly service: string
   kill(): Promise<void>
   /** Resolves when it is of use again. */
   start(): Promise<void>
@@ -18,10 +20,12 @@ export interface FaultsOptions {
   readonly victims: { readonly [kind in FaultKind]?: readonly Victim[] }
   readonly kinds: readonly FaultKind[]
   readonly seed: number
-  /** How long a partition is frozen, in seconds. */
+  /** How long a partition is frozen, in seconds: at least, at most. */
   readonly freezeSeconds: readonly [number, number]
   /** How long the pause between two faults is, in milliseconds. */
   readonly everyMs: readonly [number, number]
+  /** What has been broken and mended so far: grows. */
+  readonly faults: Fault[]
   readonly signal: AbortSignal
   readonly say: (line: string) => void
 }
@@ -30,11 +34,10 @@ export interface FaultsOptions {
 const pairsOneIn = 7
 
 /** Breaks and mends until the signal; everything is mended when it resolves. Every kind comes once before any comes twice. */
-export async function runFaults(options: FaultsOptions): Promise<Fault[]> {
-  const { kinds, seed, signal, everyMs } = options
+export async function runFaults(options: FaultsOptions): Promise<void> {
+  const { kinds, seed, signal, everyMs, faults } = options
   const random = chance('faults', seed)
-  const faults: Fault[] = []
-  if (kinds.length === 0) return faults
+  if (kinds.length === 0) return
   let left: FaultKind[] = []
   const nextKind = () => {
     if (left.length === 0) left = [...kinds].sort(() => random() - 0.5)
@@ -46,12 +49,11 @@ export async function runFaults(options: FaultsOptions): Promise<Fault[]> {
     const victims = [pick(options, nextKind(), random)]
     if (random.oneIn(pairsOneIn)) {
       const second = pick(options, nextKind(), random)
-      if (second.victim.name !== victims[0]?.victim.name) victims.push(second)
+      if (second.victim.service !== victims[0]?.victim.service) victims.push(second)
     }
     const alone = victims.length === 1 ? 'yes' : 'no'
     faults.push(...(await Promise.all(victims.map(each => breakAndMend(options, { ...each, alone, random })))))
   }
-  return faults
 }
 
 function pick({ victims }: FaultsOptions, kind: FaultKind, random: Chance): { kind: FaultKind; victim: Victim } {
@@ -64,7 +66,9 @@ async function breakAndMend(
 ): Promise<Fault> {
   const from = now()
   const isFrozen = kind === 'freeze'
-  const awayMs = isFrozen ? random.between(freezeSeconds[0] * 1000, freezeSeconds[1] * 1000) : random.pick([0, 100, 500, 1500])
+  const [least, most] = freezeSeconds
+  // Mostly short, now and then as long as may be.
+  const awayMs = isFrozen ? (least + (most - least) * random() ** 2) * 1000 : random.pick([0, 100, 500, 1500])
   if (isFrozen) victim.signal?.('SIGSTOP')
   else await victim.kill()
   await pauseUnless(awayMs, signal)

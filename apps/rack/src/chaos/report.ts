@@ -4,7 +4,7 @@ import type { Outcome } from './run.ts'
 const shownViolations = 10
 
 /** The table of rules, what was found, and the figures of the run. */
-export function verdictTable({ seed, verdict, figures }: Outcome): string {
+export function verdictTable({ seed, verdict, figures }: Pick<Outcome, 'seed' | 'verdict' | 'figures'>): string {
   const width = Math.max(...verdict.findings.map(({ rule }) => rule.length))
   const rows = verdict.findings.flatMap(({ promise, rule, looked, violations }) => [
     `${promise.padEnd(5)} ${rule.padEnd(width)} ${String(looked).padStart(9)}  ${violations.length === 0 ? 'kept' : `BROKEN ${violations.length} times`}`,

@@ -14,6 +14,7 @@ import { type Consumed, type Fault, type FaultKind, finalOutcome, type History, 
 import { openLine } from './line.ts'
 import { chance } from './random.ts'
 import { pause, Recorder } from './recorder.ts'
+import { startReplica } from './replica.ts'
 
 export interface ChaosOptions {
   readonly allocations: number
@@ -27,6 +28,10 @@ export interface ChaosOptions {
   readonly seed: number
   readonly freezeSeconds: readonly [number, number]
   readonly faultEveryMs: readonly [number, number]
+  /** The clients go on until so many servers have been killed, also beyond their allocations. Default 0. */
+  readonly leastKills?: number
+  /** Processes per partition, on one database. Default 1. */
+  readonly replicas?: 1 | 2
   /** The clients stop by then, whatever they have reached. */
   readonly limitMs: number
   readonly limits?: Limits
@@ -39,6 +44,7 @@ export interface Outcome {
   readonly seed: number
   readonly verdict: Verdict
   readonly figures: Figures
+  readonly history: History
 }
 
 export interface Figures {
@@ -90,18 +96,21 @@ export async function runChaos(options: ChaosOptions): Promise<Outcome> {
     void noteOverdue(books, overdue)
   }, 10_000)
   try {
-    const faults = runFaults({
+    const faults: Fault[] = []
+    const breaking = runFaults({
       ...options,
+      faults,
       kinds: options.faults,
       victims: stage.victims,
       everyMs: options.faultEveryMs,
       signal: faulty.signal,
       say,
     })
-    const antics = await runClients({ ...options, recorder, signal: work.signal })
+    const isEnough = () => recorder.acknowledged >= options.allocations && faults.filter(isKill).length >= (options.leastKills ?? 0)
+    const antics = await runClients({ ...options, recorder, isEnough, signal: work.signal })
     const seconds = (now() - startedAt) / 1000
     faulty.abort()
-    const done = await faults
+    await breaking
     say('peace: waiting for rest')
     await untilRest(books, recorder.requests)
     const open = recorder.requests.filter(request => isOpen(request))
@@ -113,7 +122,7 @@ export async function runChaos(options: ChaosOptions): Promise<Outcome> {
       requests: recorder.requests,
       releases: recorder.releases,
       partitions,
-      faults: done,
+      faults,
       consumed,
       overdue: [...overdue],
       endedAt: now(),
@@ -122,6 +131,7 @@ export async function runChaos(options: ChaosOptions): Promise<Outcome> {
     return {
       seed: options.seed,
       verdict: check(history, limits),
+      history,
       figures: figuresOf(history, { antics, seconds, open: open.length, openWithMachines }),
     }
   } finally {
@@ -153,8 +163,10 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
   let server = await startPostgres(place)
   const before = process.env.DATABASE_URL
   process.env.DATABASE_URL = server.url('postgres')
+  const seconds: Awaited<ReturnType<typeof startReplica>>[] = []
   const end = async (federation?: Federation, books: readonly Books[] = []) => {
     for (const book of books) await book[Symbol.asyncDispose]()
+    for (const { child } of seconds) await child.stop()
     await federation?.stop()
     await server.stop({ how: 'immediate' })
     if (options.folder === 'keep') say(`logs and databases are in ${dataDir}`)
@@ -183,6 +195,8 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
   const { partitions, fronts, broker } = federation
   const books = partitions.map(({ name, databaseUrl }) => openBooks(name, databaseUrl))
   try {
+    if (options.replicas === 2)
+      for (const { name } of partitions) seconds.push(await startReplica(federation, { dataDir, partition: name, replica: 'b' }))
     const random = chance('machines', options.seed)
     const inserted = options.machines - options.rackMachines
     for (const [index, { name, databaseUrl }] of partitions.entries()) {
@@ -194,26 +208,30 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
     await end(federation, books)
     throw error
   }
-  const frozen = partitions.map(({ child, url }) => ({
-    ...victimOf(child),
-    signal: (signal: NodeJS.Signals) => child.signal(signal),
+  const servers = [...partitions, ...seconds]
+  const ofPartition = ({ name, url, child }: { name: string; url: string; child: Child }): Victim => ({
+    ...victimOf(child, `partition ${name}`),
+    // Two replicas answer for one partition: what one of them cannot do, the other must.
+    name: seconds.length === 0 ? child.name : `replica of ${name} at ${url}`,
+    signal: signal => child.signal(signal),
     answers: () => untilAnswers(`${url}/readyz`),
-  }))
+  })
   return {
     federation,
     books,
     victims: {
       front: fronts.map(({ child }) => victimOf(child)),
-      partition: partitions.map(({ child }) => victimOf(child)),
-      freeze: frozen,
+      partition: servers.map(ofPartition),
+      freeze: servers.map(ofPartition),
       broker: broker ? [victimOf(broker)] : [],
       postgres: [
         {
           name: 'postgres',
+          service: 'postgres',
           kill: () => server.stop({ how: 'immediate' }),
           start: async () => {
             server = await startPostgres(place)
-            await Promise.all(partitions.map(({ url }) => untilAnswers(`${url}/readyz`)))
+            await Promise.all(servers.map(({ url }) => untilAnswers(`${url}/readyz`)))
           },
         },
       ],
@@ -222,7 +240,14 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
   }
 }
 
-const victimOf = (child: Child): Victim => ({ name: child.name, kill: () => child.kill(), start: () => child.start() })
+const isKill = ({ kind }: Fault) => kind !== 'freeze'
+
+const victimOf = (child: Child, service = child.name): Victim => ({
+  name: child.name,
+  service,
+  kill: () => child.kill(),
+  start: () => child.start(),
+})
 
 const answerLimitMs = 30_000
 
@@ -341,7 +366,7 @@ function figuresOf(
     rate: Math.round((acknowledged.length / seconds) * 10) / 10,
     antics,
     faults: Object.fromEntries([...byKind].map(([kind, some]) => [kind, some.length])),
-    kills: faults.filter(({ kind }) => kind !== 'freeze').length,
+    kills: faults.filter(isKill).length,
     open,
     openWithMachines,
     events: partitions.reduce((sum, { log }) => sum + log.length, 0),
