@@ -1,4 +1,5 @@
 // The same stories over real partitions: their own code on a real PostgreSQL, in real time.
+
 import { mkdtempSync, writeFileSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -6,6 +7,7 @@ import path from 'node:path'
 import { freshDatabase } from '@muster/embedded/test-postgres'
 import { connect } from '@muster/partition/db/connect'
 import { migrate } from '@muster/partition/db/migrate'
+import { defaultRules } from '@muster/partition/domain/core'
 import { startPartition } from '@muster/partition/partition'
 import { createLog } from '@muster/server/log'
 import type { Bus } from '@muster/shared/bus/bus'
@@ -42,13 +44,7 @@ async function startReal({ name, bus, cpus }: { name: string; bus: Bus; cpus: re
       host: '127.0.0.1',
       port: 0,
       url: undefined,
-      rules: {
-        deadlinesMs: { reserved: holdMs },
-        agentSilenceMs: 90_000,
-        powerCheckMs: 30_000,
-        powerChangeMs: 60_000,
-        enlisted: 'keep as new',
-      },
+      rules: { ...defaultRules, deadlinesMs: { reserved: holdMs } },
     },
     log: createLog({ level: 'fatal', name }),
     bus,

@@ -3,16 +3,16 @@ import { hostname } from 'node:os'
 import path from 'node:path'
 import { loadConfig, secret, variable, wholeNumber } from '@muster/server/config'
 import { logLevels } from '@muster/server/log'
-import { durationMs, durationPattern } from '@muster/shared/duration'
+import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
 import { z } from 'zod'
-import type { Rules } from './domain/core.ts'
+import { defaultRules, type Rules } from './domain/core.ts'
 
-const duration = (fallback: string) =>
+const duration = (fallbackMs: number) =>
   z
     .string()
-    .default(fallback)
+    .default(durationText(fallbackMs))
     .refine(text => durationPattern.test(text), 'must be a duration such as 500ms, 30s or 2m')
     .transform(durationMs)
 
@@ -63,10 +63,13 @@ const variables = {
   url: variable('MUSTER_URL', z.url({ protocol: /^https?$/ }).optional()),
   logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),
   deadlinesMs: variable('MUSTER_DEADLINES', deadlines),
-  agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration('90s')),
-  powerCheckMs: variable('MUSTER_POWER_CHECK', duration('30s')),
-  powerChangeMs: variable('MUSTER_POWER_CHANGE', duration('60s')),
-  enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default('keep as new')),
+  agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration(defaultRules.agentSilenceMs)),
+  powerCheckMs: variable('MUSTER_POWER_CHECK', duration(defaultRules.powerCheckMs)),
+  powerTransitionMs: variable('MUSTER_POWER_TRANSITION_CHECK', duration(defaultRules.powerTransitionMs)),
+  powerChangeMs: variable('MUSTER_POWER_CHANGE', duration(defaultRules.powerChangeMs)),
+  powerSoftMs: variable('MUSTER_POWER_SOFT', duration(defaultRules.powerSoftMs)),
+  powerRestartMs: variable('MUSTER_POWER_RESTART', duration(defaultRules.powerRestartMs)),
+  enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default(defaultRules.enlisted)),
 } as const
 
 /** A sealing key as bytes, whichever way it is written. */
@@ -109,7 +112,10 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,
       powerCheckMs: given.powerCheckMs,
+      powerTransitionMs: given.powerTransitionMs,
       powerChangeMs: given.powerChangeMs,
+      powerSoftMs: given.powerSoftMs,
+      powerRestartMs: given.powerRestartMs,
       enlisted: given.enlisted,
     },
   }

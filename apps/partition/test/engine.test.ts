@@ -181,7 +181,7 @@ const scenarios: Scenario[] = [
       name: `power ${action}`,
       from: { state: 'deployed', ...owned },
       before,
-      ask: (core, { id }) => orderPower(core, operator, { id, action }, signal),
+      ask: (core, { id }) => orderPower(core, operator, { id, action, how: 'hard' }, signal),
       power: action === 'cycle' ? ['off', 'on'] : [action],
       ends: { state: 'deployed', power: action === 'off' ? 'off' : 'on' },
       moves: [],
@@ -258,7 +258,7 @@ describe('one worker among several', () => {
     bmc.pressPower({ to: 'on' })
     const machine = await machineWith(core, bmc, { state: 'deployed', ...owned })
     const before = markOf(bmc)
-    await orderPower(core, operator, { id: machine.id, action: 'cycle' }, signal)
+    await orderPower(core, operator, { id: machine.id, action: 'cycle', how: 'hard' }, signal)
     const life = new Life(at, 'frozen')
     const stopping = new AbortController()
     const frozen = runPowerWorker({ ...core, sql: mortalSql(core.sql, life) }, mortalBoard(board, life), stopping.signal)
@@ -309,12 +309,20 @@ describe('one worker among several', () => {
     const [slow] = (await startBmcs(1, { powerEffectMs: 700 })) as [VirtualMachine]
     const machine = await machineWith(core, slow, { state: 'deployed', ...owned })
     const impatient = new Switchboard(core, { idleMs: 100 })
-    await orderPower(core, operator, { id: machine.id, action: 'on' }, signal)
+    await orderPower(core, operator, { id: machine.id, action: 'on', how: 'hard' }, signal)
     await carryOutOrders(core, core, impatient, new Life(Number.POSITIVE_INFINITY))
     await impatient.close()
     expect(await core.sql`select state, fault from power_orders where machine_id = ${machine.id}`).toEqual([{ state: 'done', fault: null }])
     await core.sql`delete from machines`
   })
+
+  /** The history of a machine's switch, in words. */
+  async function statesOf(core: TestCore, machine: string): Promise<string[]> {
+    const rows = await core.sql<
+      { action: string; state: string }[]
+    >`select action, state from power_orders where machine_id = ${machine} order by id`
+    return rows.map(({ action, state }) => `${action} ${state}`)
+  }
 
   test('a second order joins an equal one, replaces one that waits, and ends one that wants another power', async () => {
     const machine = await machineWith(core, bmcs[1] as VirtualMachine, { state: 'deployed', ...owned })
@@ -326,8 +334,10 @@ describe('one worker among several', () => {
     expect((await order('on')).id).toBe(first.id)
     const other = await order('off')
     expect(other.id).not.toBe(first.id)
-    // Replaced while it waits: one order, the last word.
-    expect(await order('cycle')).toMatchObject({ id: other.id, action: 'cycle' })
+    // Replaced while it waits: the last word is what waits, and what it replaced stays in the history.
+    const last = await order('cycle')
+    expect(last.id).not.toBe(other.id)
+    expect(await statesOf(core, machine.id)).toEqual(['on running', 'off superseded', 'cycle queued'])
     expect(await claimOrders(core.sql, { limit: 5, claimMs: 10_000 })).toEqual([])
     await core.sql`delete from machines`
   })
@@ -337,13 +347,7 @@ describe('one worker among several', () => {
     bmc.pressPower({ to: 'on' })
     const before = markOf(bmc)
     const machine = await machineWith(core, bmc, { state: 'deployed', ...owned })
-    const order = (action: 'on' | 'off' | 'cycle') => orderPower(core, operator, { id: machine.id, action }, signal)
-    const statesOf = async () =>
-      (
-        await core.sql<
-          { action: string; state: string }[]
-        >`select action, state from power_orders where machine_id = ${machine.id} order by id`
-      ).map(({ action, state }) => `${action} ${state}`)
+    const order = (action: 'on' | 'off' | 'cycle') => orderPower(core, operator, { id: machine.id, action, how: 'hard' }, signal)
     const running = () => until(async () => (await core.sql`select from power_orders where state = 'running'`).length > 0)
     const stopping = new AbortController()
     const worker = runPowerWorker(core, board, stopping.signal)
@@ -353,14 +357,14 @@ describe('one worker among several', () => {
     // On is what the cycle ends with anyway: it waits its turn.
     await order('on')
     await until(async () => (await openOrders(core)) === 0)
-    expect(await statesOf()).toEqual(['cycle done', 'on done'])
+    expect(await statesOf(core, machine.id)).toEqual(['cycle done', 'on done'])
     expect(switchedSince(bmc, before)).toEqual(['off', 'on'])
 
     await order('cycle')
     await running()
     await order('off')
     await until(async () => (await openOrders(core)) === 0)
-    expect((await statesOf()).slice(2)).toEqual(['cycle superseded', 'off done'])
+    expect((await statesOf(core, machine.id)).slice(2)).toEqual(['cycle superseded', 'off done'])
     expect(bmc.power).toBe('off')
     stopping.abort()
     await worker
@@ -390,7 +394,14 @@ describe('a look that is overtaken', () => {
     const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'manual' })
     const look = await claimed(core)
     const [check] = await claimChecks(core.sql, { limit: 1, claimMs: 1000 })
-    await endClaim(core.sql, { machine: machine.id, token: check?.claim_token as number, power: 'on', fault: null, againMs: 60_000 })
+    await endClaim(core.sql, {
+      machine: machine.id,
+      token: check?.claim_token as number,
+      power: 'on',
+      fault: null,
+      againMs: 60_000,
+      inTransitionMs: 60_000,
+    })
     await rest(look)
     expect(await due()).toBe(1)
     await lookAtDue(core)
@@ -479,7 +490,7 @@ describe('a look that is overtaken', () => {
     expect(fresh?.switch.claim_token).toBeGreaterThan(old?.switch.claim_token as number)
     const oldClaim = { machine: machine.id, token: old?.switch.claim_token as number }
     expect(await holdClaim(core.sql, { ...oldClaim, claimMs: 10_000, order: order.id, phase: 'on' })).toBe('lost')
-    const said = { ...oldClaim, power: 'on' as const, fault: null, againMs: 1000 }
+    const said = { ...oldClaim, power: 'on' as const, fault: null, againMs: 1000, inTransitionMs: 1000 }
     expect(await endClaim(core.sql, said, { id: order.id, state: 'done', fault: null })).toBe('lost')
     expect(await core.sql`select state, phase, ended_at from power_orders`).toEqual([{ state: 'running', phase: null, ended_at: null }])
     expect(await core.sql`select observed from machine_power`).toEqual([{ observed: 'off' }])

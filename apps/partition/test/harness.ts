@@ -30,6 +30,9 @@ export const usualRules: Rules = {
   agentSilenceMs: 90_000,
   powerCheckMs: 30_000,
   powerChangeMs: 5_000,
+  powerTransitionMs: 5_000,
+  powerSoftMs: 10_000,
+  powerRestartMs: 10_000,
   enlisted: 'keep as new',
 }
 

@@ -172,7 +172,7 @@ class Real {
     const power = outcome === 'done' ? seen : null
     await endClaim(
       this.#core.sql,
-      { machine: this.id, token: order.switch.claim_token, power, fault, againMs: 60_000 },
+      { machine: this.id, token: order.switch.claim_token, power, fault, againMs: 60_000, inTransitionMs: 60_000 },
       { id: order.id, state: outcome, fault },
     )
     return 1

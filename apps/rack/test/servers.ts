@@ -6,7 +6,7 @@ import { freshDatabase } from '@muster/embedded/test-postgres'
 import { createFront } from '@muster/front/front'
 import type { PartitionSettings } from '@muster/partition/config'
 import { migrate } from '@muster/partition/db/migrate'
-import type { Core } from '@muster/partition/domain/core'
+import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { startPartition } from '@muster/partition/partition'
 import { createLocalBroker } from '@muster/server/bus/local-bus'
 import { startDoor } from '@muster/server/http/door'
@@ -110,7 +110,7 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
     host: '127.0.0.1',
     port: 0,
     url: undefined,
-    rules: { deadlinesMs: {}, agentSilenceMs: 60_000, powerCheckMs: 60_000, powerChangeMs: 5_000, enlisted: 'keep as new' },
+    rules: { ...defaultRules, powerCheckMs: 60_000, powerChangeMs: 5_000 },
   }
 }
 

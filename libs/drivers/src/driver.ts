@@ -64,6 +64,8 @@ export interface Capabilities {
   readonly bootNext?: BootNext
   /** A reset without power loss; a machine that is off is turned on. The same care about repeating as in `cycle`. */
   readonly reset?: (options?: CallOptions) => Promise<void>
+  /** Starts the BMC itself anew, for one that accepts orders and does not carry them out. The machine's power stays; the BMC is gone for a minute. */
+  readonly restartController?: (options?: CallOptions) => Promise<void>
   /** The identify light: on for that many seconds (1 to 255), until further notice, or off. */
   readonly identify?: (options: { light: number | 'on' | 'off' } & CallOptions) => Promise<void>
   /** Who the BMC says it is. */

@@ -5,7 +5,7 @@ import { parseBmcAddress, printBmcAddress } from './ipmi/address.ts'
 import { clearBootNext, readBootNext, setBootNext } from './ipmi/boot-next.ts'
 import { IpmiClient } from './ipmi/client.ts'
 import { kgBytesMax, type Privilege, passwordBytesMax, userBytesMax } from './ipmi/codec.ts'
-import { deviceId } from './ipmi/device.ts'
+import { coldReset, deviceId } from './ipmi/device.ts'
 import { identityOf, readFru } from './ipmi/fru.ts'
 import type { BmcMemory, Credentials } from './ipmi/login.ts'
 import { chassisStatus, identify, powerOff, powerOn, restart } from './ipmi/power.ts'
@@ -106,6 +106,7 @@ function powerSession(client: IpmiClient): PowerSession {
       reset: options => client.run('reset', turn => restart(turn, 'reset'), options),
       identify: options => client.run(`identify light ${options.light}`, turn => identify(turn, options.light), options),
       controller: options => client.run('ask who the BMC is', deviceId, options),
+      restartController: options => client.run('restart the BMC', coldReset, options),
       sensors: options => client.run('read sensors', readSensors, options),
       identity: options => client.run('read inventory', async turn => identityOf(await readFru(turn)), options),
     },

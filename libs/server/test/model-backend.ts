@@ -14,7 +14,7 @@ import { compareKeys, decodeCursor, directionOf, type Key, type Page, pageFrom, 
 import { Refusal } from '@muster/shared/errors'
 import { newAllocationId, newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, requestsIn, type State, states } from '@muster/shared/life-cycle'
-import type { Machine, MachineDetail } from '@muster/shared/machine'
+import type { Machine, MachineDetail, PowerOrder } from '@muster/shared/machine'
 import type { Backend, CallContext, ReadinessCheck } from '../src/backend.ts'
 
 type Held = MachineDetail & { origin: State | null }
@@ -171,6 +171,25 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
   const poolCalls = labelCalls('pool')
   const zoneCalls = labelCalls('zone')
 
+  const orders: PowerOrder[] = []
+  const orderOf = (machine: string, input: { action: PowerOrder['action']; how: PowerOrder['how'] }): PowerOrder => {
+    const at = new Date().toISOString()
+    const { action, how } = input
+    return {
+      id: orders.length + 1,
+      machine,
+      action,
+      how,
+      state: 'done',
+      askedBy: 'somebody',
+      askedAt: at,
+      reason: '',
+      startedAt: at,
+      endedAt: at,
+      fault: null,
+    }
+  }
+
   const status = () => ({
     name,
     status: 'ready' as const,
@@ -286,8 +305,11 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       const machine = unlocked(input.id)
       if (!machine.powerDriver) throw new Refusal('no-power-driver', `machine ${machine.id} has no power settings`)
       machine.power = input.action === 'off' ? 'off' : 'on'
-      return shown(machine)
+      const order = orderOf(machine.id, input)
+      orders.unshift(order)
+      return { ...shown(machine), order }
     },
+    'machines.powerOrders': input => ({ items: orders.filter(({ machine }) => machine === found(input.id).id).slice(0, input.limit) }),
     'allocations.create': (input, context) => ({ ...allocate(input, context), coverage }),
     'allocations.list': input => {
       const items = [...allocations.values()].filter(

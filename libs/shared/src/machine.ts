@@ -104,6 +104,25 @@ export const machineDetail = machine.extend({
 })
 export type MachineDetail = z.infer<typeof machineDetail>
 
+/** An order to a machine's switch: what was asked, by whom, and what came of it. */
+export const powerOrder = z.object({
+  id: z.number().int(),
+  machine: machineId,
+  action: z.enum(['on', 'off', 'cycle']),
+  /** How to switch off: `soft` asks the operating system first. */
+  how: z.enum(['soft', 'hard']),
+  /** `superseded`: another order took its place. */
+  state: z.enum(['queued', 'running', 'done', 'failed', 'superseded']),
+  askedBy: z.string(),
+  askedAt: timestamp,
+  /** Why, where it is not plain. */
+  reason: z.string(),
+  startedAt: timestamp.nullable(),
+  endedAt: timestamp.nullable(),
+  fault: fault.nullable(),
+})
+export type PowerOrder = z.infer<typeof powerOrder>
+
 /** The answer to "why is it stuck?". */
 export const explanation = z.object({
   id: machineId,
@@ -119,8 +138,6 @@ export const explanation = z.object({
   nextStep: z.string(),
   allowed: z.array(z.enum(moveNames)),
   /** The power orders under way or waiting, oldest first. */
-  powerOrders: z.array(
-    z.object({ action: z.enum(['on', 'off', 'cycle']), state: z.enum(['queued', 'running']), askedBy: z.string(), askedAt: timestamp }),
-  ),
+  powerOrders: z.array(powerOrder),
 })
 export type Explanation = z.infer<typeof explanation>

@@ -45,7 +45,10 @@ function plainActions(): [name: ActionName, call: Call][] {
 }
 
 /** An action takes the id and, some, optional texts. */
-type ActionName = Exclude<keyof typeof calls, 'list' | 'get' | 'explain' | 'create' | 'update' | 'delete' | 'deploy' | 'power'>
+type ActionName = Exclude<
+  keyof typeof calls,
+  'list' | 'get' | 'explain' | 'create' | 'update' | 'delete' | 'deploy' | 'power' | 'powerOrders'
+>
 
 /** `--wait [DURATION]`, the same for every action. */
 function waitOption(): Option {

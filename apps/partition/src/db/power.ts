@@ -1,6 +1,6 @@
 // Power: what is known of each machine's switch, and the orders given to it.
 import type { Fault } from '@muster/shared/machine'
-import type { Sql } from './connect.ts'
+import { isDuplicate, type Sql } from './connect.ts'
 
 export type PowerAction = 'on' | 'off' | 'cycle'
 
@@ -24,7 +24,13 @@ export interface PowerOrder {
   asked_by: string
   asked_at: Date
   state: 'queued' | 'running' | 'done' | 'failed' | 'superseded'
-  phase: 'off' | 'on' | null
+  /** What the worker was about to do: `off`, or `on.again` with the rung of its ladder. */
+  phase: string | null
+  /** How to switch off. */
+  how: 'soft' | 'hard'
+  reason: string
+  started_at: Date | null
+  ended_at: Date | null
   fault: Fault | null
 }
 
@@ -49,7 +55,11 @@ export interface NewOrder {
   machine: string
   action: PowerAction
   boot: 'network' | 'disk' | null
+  /** `soft`: ask the operating system first. Default hard. */
+  how?: 'soft' | 'hard'
   askedBy: string
+  /** Why, where it is not plain: `seen on, wanted off`. */
+  reason?: string
 }
 
 /**
@@ -59,30 +69,49 @@ export interface NewOrder {
 export function giveOrder(sql: Sql, order: NewOrder & { claimToken: number }): Promise<PowerOrder | undefined>
 export function giveOrder(sql: Sql, order: NewOrder): Promise<PowerOrder>
 export async function giveOrder(sql: Sql, order: NewOrder & { claimToken?: number }): Promise<PowerOrder | undefined> {
+  const how = order.how ?? 'hard'
   // Locked: a move waits until the order is there, and an order until the move is.
   const allowed =
     order.claimToken === undefined
       ? sql`select ${order.machine}::text as machine_id`
       : sql`select id as machine_id from machines where id = ${order.machine} and claim_token = ${order.claimToken} for share`
-  const [row] = await sql<PowerOrder[]>`
-    with allowed as materialized (${allowed}),
-    joined as (
-      select power_orders.* from power_orders join allowed using (machine_id)
-      where action = ${order.action} and boot is not distinct from ${order.boot}
-        and (state = 'queued' or state = 'running' and not exists (
-          select from power_orders where machine_id = ${order.machine} and state = 'queued'))
-      limit 1),
-    given as (
-      insert into power_orders as o (machine_id, action, boot, asked_by)
-      select machine_id, ${order.action}, ${order.boot}::text, ${order.askedBy} from allowed where not exists (select from joined)
-      on conflict (machine_id) where state = 'queued'
-      do update set action = excluded.action, boot = excluded.boot, asked_by = excluded.asked_by, asked_at = now()
-      returning *),
-    noted as (
-      insert into events (kind, machine_id, actor, data)
-      select 'power.ordered', ${order.machine}, ${order.askedBy}, jsonb_build_object('action', ${order.action}::text, 'order', id) from given)
-    select * from joined union all select * from given`
-  return row
+  for (;;) {
+    try {
+      const [row] = await sql<PowerOrder[]>`
+        with allowed as materialized (${allowed}),
+        joined as (
+          select power_orders.* from power_orders join allowed using (machine_id)
+          where action = ${order.action} and boot is not distinct from ${order.boot} and how = ${how}
+            and (state = 'queued' or state = 'running' and not exists (
+              select from power_orders where machine_id = ${order.machine} and state = 'queued'))
+          limit 1),
+        replaced as (
+          update power_orders o set state = 'superseded', ended_at = now() from allowed
+          where o.machine_id = allowed.machine_id and o.state = 'queued' and not exists (select from joined) returning o.id),
+        given as (
+          insert into power_orders (machine_id, action, boot, how, asked_by, reason)
+          select machine_id, ${order.action}, ${order.boot}::text, ${how}, ${order.askedBy}, ${order.reason ?? ''} from allowed
+          -- Counting makes the insert wait for the update: only one order may wait.
+          where not exists (select from joined) and (select count(*) from replaced) >= 0
+          returning *),
+        noted as (
+          insert into events (kind, machine_id, actor, data)
+          select 'power.ordered', ${order.machine}, ${order.askedBy},
+            jsonb_build_object('action', ${order.action}::text, 'how', ${how}::text, 'order', id, 'reason', ${order.reason ?? ''}::text) from given
+          union all
+          select 'power.order-ended', ${order.machine}, ${order.askedBy}, jsonb_build_object('order', id, 'outcome', 'superseded') from replaced)
+        select * from joined union all select * from given`
+      return row
+    } catch (error) {
+      // Two orders at once: the other was written first, and this one takes its place or joins it.
+      if (!isDuplicate(error, 'power_orders_queued')) throw error
+    }
+  }
+}
+
+/** The orders of a machine, latest first: what was asked, by whom, and what came of it. */
+export function listOrders(sql: Sql, machine: string, limit: number): Promise<PowerOrder[]> {
+  return sql<PowerOrder[]>`select * from power_orders where machine_id = ${machine} order by id desc limit ${limit}`
 }
 
 /** The latest order of a machine, or undefined. */
@@ -91,14 +120,20 @@ export async function latestOrder(sql: Sql, machine: string): Promise<PowerOrder
   return row
 }
 
-/** The latest order that the engine gave at or after `since`, or undefined. */
-export async function latestOrderOfEngine(sql: Sql, machine: string, since: Date): Promise<PowerOrder | undefined> {
+/** The latest order that the engine gave at or after `since`, and how many it gave; undefined where none. */
+export async function latestOrderOfEngine(
+  sql: Sql,
+  machine: string,
+  since: Date,
+): Promise<{ order: PowerOrder; count: number } | undefined> {
   // A Date has milliseconds, the row's time has microseconds.
-  const [row] = await sql<PowerOrder[]>`
-    select * from power_orders
+  const [row] = await sql<(PowerOrder & { given: number })[]>`
+    select *, count(*) over () as given from power_orders
     where machine_id = ${machine} and asked_by = 'engine' and asked_at >= date_trunc('milliseconds', ${since}::timestamptz)
     order by id desc limit 1`
-  return row
+  if (!row) return undefined
+  const { given, ...order } = row
+  return { order, count: given }
 }
 
 export async function findOrder(sql: Sql, id: number): Promise<PowerOrder | undefined> {
@@ -147,7 +182,7 @@ function revive(row: PowerSwitch): PowerSwitch {
 /** Prolongs the claim and notes what is about to be done. `lost`: the claim has run out and another may act: do nothing. */
 export async function holdClaim(
   sql: Sql,
-  claim: { machine: string; token: number; claimMs: number; order?: number; phase?: 'off' | 'on' },
+  claim: { machine: string; token: number; claimMs: number; order?: number; phase?: string },
 ): Promise<'ours' | 'lost'> {
   const rows = await sql`
     with kept as (
@@ -173,6 +208,8 @@ export interface Observation {
   fault: Fault | null
   /** When to look again, in milliseconds. */
   againMs: number
+  /** The same for a machine on its way somewhere: its power is news. */
+  inTransitionMs: number
 }
 
 /**
@@ -187,7 +224,9 @@ export async function endClaim(
   const rows = await sql`
     with before as (select machine_id, observed from machine_power where machine_id = ${seen.machine} and claim_token = ${seen.token} for update),
     ended as (
-      update machine_power p set claimed_until = null, check_at = now() + ${seen.againMs} * interval '1 millisecond',
+      update machine_power p set claimed_until = null, check_at = now() + interval '1 millisecond' * case
+          when exists (select from machines m where m.id = p.machine_id and m.deadline_at is not null and m.state <> 'reserved')
+          then least(${seen.againMs}::float8, ${seen.inTransitionMs}::float8) else ${seen.againMs}::float8 end,
         observed = coalesce(${seen.power}::text, p.observed), seen_at = case when ${seen.power}::text is null then p.seen_at else now() end,
         fault = ${seen.fault === null ? null : sql.json(seen.fault)}, failures = case when ${seen.fault === null} then 0 else p.failures + 1 end
       from before where p.machine_id = before.machine_id returning p.machine_id, before.observed as was, p.observed as is_now),

@@ -15,10 +15,28 @@ export interface Rules {
   readonly agentSilenceMs: number
   /** How often a BMC is read when nothing happens. */
   readonly powerCheckMs: number
+  /** The same for machines on their way somewhere. */
+  readonly powerTransitionMs: number
   /** How long a BMC may take to show a change of power. */
   readonly powerChangeMs: number
+  /** How long an operating system may take to shut down when asked. */
+  readonly powerSoftMs: number
+  /** How long a BMC that was restarted may be gone. */
+  readonly powerRestartMs: number
   /** Whether machines that enlist are commissioned without being asked for. */
   readonly enlisted: 'commission' | 'keep as new'
+}
+
+/** What a partition does that nobody told otherwise. */
+export const defaultRules: Rules = {
+  deadlinesMs: {},
+  agentSilenceMs: 90_000,
+  powerCheckMs: 30_000,
+  powerTransitionMs: 5_000,
+  powerChangeMs: 60_000,
+  powerSoftMs: 180_000,
+  powerRestartMs: 180_000,
+  enlisted: 'keep as new',
 }
 
 export interface Core {

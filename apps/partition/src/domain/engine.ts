@@ -36,7 +36,14 @@ async function lookAt(core: Core, machine: MachineRow): Promise<void> {
     latestOrder(core.sql, machine.id),
     latestOrderOfEngine(core.sql, machine.id, machine.state_since),
   ])
-  const outcome = decide({ machine, order, own, now: new Date(), agentSilenceMs: core.rules.agentSilenceMs })
+  const outcome = decide({
+    machine,
+    order,
+    own: own?.order,
+    ownCount: own?.count ?? 0,
+    now: new Date(),
+    agentSilenceMs: core.rules.agentSilenceMs,
+  })
   await store(core, machine, outcome)
 }
 
@@ -50,7 +57,16 @@ async function store(core: Core, machine: MachineRow, outcome: Outcome): Promise
       await saveLook(core.sql, { ...look, waitingFor: outcome.reason, attentionMs: untilDeadline(machine, outcome.againMs) })
       return
     case 'order':
-      if (!(await giveOrder(core.sql, { machine: machine.id, ...outcome.wish, askedBy: 'engine', claimToken: machine.claim_token }))) return
+      if (
+        !(await giveOrder(core.sql, {
+          machine: machine.id,
+          ...outcome.wish,
+          askedBy: 'engine',
+          ...(outcome.drift !== undefined && { reason: outcome.drift }),
+          claimToken: machine.claim_token,
+        }))
+      )
+        return
       core.bells.power.ring()
       await saveLook(core.sql, { ...look, waitingFor: outcome.reason, attentionMs: untilDeadline(machine, orderLookMs) })
       return

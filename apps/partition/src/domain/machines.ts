@@ -1,7 +1,7 @@
 // What people do with one machine: create, change, look, lock, switch, and ask for moves.
 import type { Caller } from '@muster/shared/contract/call'
 import { mayAct } from '@muster/shared/contract/call'
-import type { CallInput } from '@muster/shared/contract/contract'
+import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
@@ -14,7 +14,7 @@ import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
-import { viewOf } from './view.ts'
+import { orderViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
 const idAttempts = 5
@@ -147,12 +147,7 @@ export async function explainMachine(core: Core, id: string): Promise<Explanatio
     lastFault: row.fault ?? found?.fault ?? null,
     nextStep: nextStep(row, allowed),
     allowed: row.locked ? [] : allowed,
-    powerOrders: orders.map(order => ({
-      action: order.action,
-      state: order.state as 'queued' | 'running',
-      askedBy: order.asked_by,
-      askedAt: order.asked_at.toISOString(),
-    })),
+    powerOrders: orders.map(orderViewOf),
   }
 }
 
@@ -268,7 +263,12 @@ export async function setLock(
 }
 
 /** Gives a power order where the table leaves the power to people, or repeats what the table wants anyway. */
-export async function orderPower(core: Core, caller: Caller, input: CallInput<'machines.power'>, signal: AbortSignal): Promise<Machine> {
+export async function orderPower(
+  core: Core,
+  caller: Caller,
+  input: CallInput<'machines.power'>,
+  signal: AbortSignal,
+): Promise<CallAnswer<'machines.power'>> {
   const row = await existingMachine(core, input.id)
   refuseForeign(caller, row)
   refuseLocked(row)
@@ -278,23 +278,28 @@ export async function orderPower(core: Core, caller: Caller, input: CallInput<'m
     const why = `power ${input.action} ${row.id}: in state ${row.state} it is to be ${wantedPower}`
     throw new Refusal('wrong-state', `${why}; only a deployed machine's power is its owner's business`, { state: row.state })
   }
-  const order = await power.giveOrder(core.sql, { machine: row.id, action: input.action, boot: null, askedBy: caller.name })
+  const how = input.action === 'off' ? input.how : 'hard'
+  const given = await power.giveOrder(core.sql, { machine: row.id, action: input.action, boot: null, how, askedBy: caller.name })
   core.bells.power.ring()
-  if (input.wait !== undefined) await untilEnded(core, order.id, durationMs(input.wait), signal)
-  return viewOf(await existingMachine(core, input.id), core.partition)
+  const order = input.wait === undefined ? given : await ended(core, given, durationMs(input.wait), signal)
+  return { ...viewOf(await existingMachine(core, input.id), core.partition), order: orderViewOf(order) }
 }
 
-async function untilEnded(core: Core, order: number, limitMs: number, signal: AbortSignal): Promise<void> {
+/** The order when it has ended, or as it is when the time is up. */
+async function ended(core: Core, given: power.PowerOrder, limitMs: number, signal: AbortSignal): Promise<power.PowerOrder> {
   const until = Date.now() + limitMs
   const pause = new Bell()
-  while (Date.now() < until && !signal.aborted) {
-    const found = await power.findOrder(core.sql, order)
-    if (found && found.state !== 'queued' && found.state !== 'running') {
-      if (found.state === 'failed') throw new Refusal('internal', found.fault?.message ?? 'the power order failed', { fault: found.fault })
-      return
-    }
+  let order = given
+  while ((order.state === 'queued' || order.state === 'running') && Date.now() < until && !signal.aborted) {
     await pause.wait(200, signal)
+    order = (await power.findOrder(core.sql, given.id)) ?? order
   }
+  return order
+}
+
+export async function powerOrders(core: Core, input: CallInput<'machines.powerOrders'>): Promise<CallAnswer<'machines.powerOrders'>> {
+  await existingMachine(core, input.id)
+  return { items: (await power.listOrders(core.sql, input.id, input.limit)).map(orderViewOf) }
 }
 
 /** Takes a tag off a machine. Idempotent. */

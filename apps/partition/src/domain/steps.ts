@@ -11,6 +11,8 @@ export interface Facts {
   order: PowerOrder | undefined
   /** The latest that the engine gave since the machine came into this state: a crash cannot make it give one twice. */
   own: PowerOrder | undefined
+  /** How many it has given since then. */
+  ownCount: number
   now: Date
   agentSilenceMs: number
 }
@@ -23,7 +25,8 @@ export interface PowerWish {
 export type Outcome =
   /** Nothing to do until a person or a report says so. */
   | { kind: 'rest' }
-  | { kind: 'order'; wish: PowerWish; reason: string }
+  /** `drift`: the power was not what the table wants, and nobody here had ordered it. */
+  | { kind: 'order'; wish: PowerWish; reason: string; drift?: string }
   | { kind: 'wait'; reason: string; againMs: number }
   | { kind: 'move'; move: MoveName }
   | { kind: 'fail'; move: 'fail' | 'expire'; fault: Omit<Fault, 'since'> }
@@ -34,6 +37,8 @@ export const leavingRescue = 'leave rescue'
 /** The engine is told by a nudge when something happens; this is only how long it trusts that. */
 const lookAgainMs = 15_000
 const holdLookMs = 1_000
+/** Orders given to a machine that loses its power again and again on the same way. */
+const powerLossLimit = 3
 /** A failed order in a state that only wants the power off: the next try. */
 const retryOffMs = 60_000
 
@@ -79,11 +84,26 @@ function lateFault(machine: MachineRow): Omit<Fault, 'since'> {
 const intoNetwork: PowerWish = { action: 'cycle', boot: 'network' }
 
 /** Power-cycle into the network, then wait for what the agent says. */
-function viaAgent({ machine, own, now, agentSilenceMs }: Facts, waitsFor: string): Outcome {
+function viaAgent({ machine, own, ownCount, now, agentSilenceMs }: Facts, waitsFor: string): Outcome {
   const reason = 'the power cycle into network boot'
   if (own === undefined || own.state === 'superseded') return { kind: 'order', wish: intoNetwork, reason }
   if (own.state === 'failed' && machine.state !== 'rescue') return failedOrder(own)
   if (own.state === 'queued' || own.state === 'running') return { kind: 'wait', reason, againMs: lookAgainMs }
+  if (isLost(machine, own)) {
+    if (ownCount >= powerLossLimit && machine.state !== 'rescue')
+      return {
+        kind: 'fail',
+        move: 'fail',
+        fault: {
+          code: 'power-lost',
+          message: `the machine was found off ${ownCount} times`,
+          hint: 'somebody or something takes its power: look at it, then try again',
+        },
+      }
+    const drift = 'seen off, wanted on'
+    if (machine.netboot || machine.state === 'rescue') return { kind: 'order', wish: intoNetwork, reason, drift }
+    return { kind: 'order', wish: { action: 'on', boot: 'disk' }, reason: 'the power on, for its first boot', drift }
+  }
   if (machine.state === 'rescue') return { kind: 'rest' }
   const silentMs = machine.last_signal_at === null ? 0 : now.getTime() - machine.last_signal_at.getTime()
   // After the installation the agent is gone, and the new system says one thing only, at its end.
@@ -103,6 +123,11 @@ function viaAgent({ machine, own, now, agentSilenceMs }: Facts, waitsFor: string
   return { kind: 'wait', reason: said ?? waitsFor, againMs: isAgentExpected ? Math.min(lookAgainMs, agentSilenceMs) : lookAgainMs }
 }
 
+/** The power went away after our order had been carried out. */
+function isLost(machine: MachineRow, own: PowerOrder): boolean {
+  return machine.power === 'off' && machine.power_seen_at !== null && own.ended_at !== null && machine.power_seen_at > own.ended_at
+}
+
 function failedOrder(order: PowerOrder): Outcome {
   const fault: Omit<Fault, 'since'> = order.fault ?? { code: 'power-failed', message: `power ${order.action} failed` }
   return {
@@ -116,7 +141,7 @@ function failedOrder(order: PowerOrder): Outcome {
 function releasing({ machine, own }: Facts): Outcome {
   if (machine.power_driver === null) return { kind: 'move', move: 'released' }
   if (own === undefined || own.state === 'superseded')
-    return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off' }
+    return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off', drift: 'seen on, wanted off' }
   if (own.state === 'done') return { kind: 'move', move: 'released' }
   if (own.state === 'failed') return failedOrder(own)
   return { kind: 'wait', reason: 'the power off', againMs: lookAgainMs }
@@ -141,5 +166,5 @@ function keepOff({ machine, order, now }: Facts): Outcome {
       reason: `the next try to power off (${order.fault?.message ?? 'the last one failed'})`,
       againMs: retryOffMs - askedMs,
     }
-  return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off' }
+  return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off', drift: 'seen on, wanted off' }
 }

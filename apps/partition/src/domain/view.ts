@@ -1,6 +1,7 @@
 // Rows as the API shows them.
-import type { Machine } from '@muster/shared/machine'
+import type { Machine, PowerOrder } from '@muster/shared/machine'
 import type { MachineRow } from '../db/machines.ts'
+import type { PowerOrder as PowerOrderRow } from '../db/power.ts'
 
 const text = (date: Date | null) => date?.toISOString() ?? null
 
@@ -35,5 +36,21 @@ export function viewOf(row: MachineRow, partition: string): Machine {
     version: row.version,
     createdAt: row.created_at.toISOString(),
     updatedAt: row.updated_at.toISOString(),
+  }
+}
+
+export function orderViewOf(row: PowerOrderRow): PowerOrder {
+  return {
+    id: row.id,
+    machine: row.machine_id,
+    action: row.action,
+    how: row.how,
+    state: row.state,
+    askedBy: row.asked_by,
+    askedAt: row.asked_at.toISOString(),
+    reason: row.reason,
+    startedAt: text(row.started_at),
+    endedAt: text(row.ended_at),
+    fault: row.fault,
   }
 }

@@ -1,5 +1,7 @@
 // A helper that runs several partitions in one process, as they are, each with a database and a link to the broker of its own.
+
 import { findMachines } from '@muster/partition/db/machines'
+import { defaultRules } from '@muster/partition/domain/core'
 import { type RunningPartition, startPartition } from '@muster/partition/partition'
 import { createLog } from '@muster/server/log'
 import type { Own } from '@muster/server/process'
@@ -41,7 +43,7 @@ const host = {
         host: '127.0.0.1',
         port: 0,
         url: undefined,
-        rules: { deadlinesMs: {}, agentSilenceMs: 90_000, powerCheckMs: 30_000, powerChangeMs: 60_000, enlisted: 'keep as new' },
+        rules: defaultRules,
       } as const
       const running = await startPartition({ settings, log, own, onSuperseded: () => process.exit(1) })
       started.push({ running, databaseUrl })

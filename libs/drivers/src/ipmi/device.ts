@@ -1,7 +1,8 @@
-/** Who the BMC is: Get Device ID (IPMI v2.0 20.1). */
+/** The BMC itself: Get Device ID (IPMI v2.0 20.1) and Cold Reset (20.2). */
 import type { Controller } from '../driver.ts'
 import { completed, type Turn, tooShort } from './client.ts'
 import { commands } from './codec.ts'
+import { Failure } from './failure.ts'
 
 /** Maker, product and firmware of the BMC. */
 export async function deviceId(turn: Turn): Promise<Controller> {
@@ -13,6 +14,16 @@ export async function deviceId(turn: Turn): Promise<Controller> {
   const controller = parseDeviceId(data)
   if (!controller) throw tooShort('Get Device ID', data)
   return controller
+}
+
+/** Starts the BMC anew. Needs ADMINISTRATOR. Many BMCs are gone before they answer, so silence after the command is taken for its effect. */
+export async function coldReset(turn: Turn): Promise<void> {
+  try {
+    const reply = await turn.command(commands.coldReset, { privilege: 'ADMINISTRATOR', sends: 'once' })
+    completed(reply, 'Cold Reset', 'This BMC cannot be restarted over the network. Take its power away for a minute instead.')
+  } catch (error) {
+    if (!(error instanceof Failure) || error.facts.outcome !== 'unknown') throw error
+  }
 }
 
 /** Reads the data of Get Device ID; undefined if it is shorter than 11 bytes. */

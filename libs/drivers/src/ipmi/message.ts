@@ -18,6 +18,7 @@ export const commands = {
   getBootOptions: { netFn: 0x00, command: 0x09 },
   getSensorReading: { netFn: 0x04, command: 0x2d },
   getDeviceId: { netFn: 0x06, command: 0x01 },
+  coldReset: { netFn: 0x06, command: 0x02 },
   getDeviceGuid: { netFn: 0x06, command: 0x08 },
   getChannelAuthCapabilities: { netFn: 0x06, command: 0x38 },
   setSessionPrivilege: { netFn: 0x06, command: 0x3b },

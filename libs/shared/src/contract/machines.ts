@@ -16,6 +16,7 @@ import {
   networkInterface,
   osName,
   partitionName,
+  powerOrder,
   powerStates,
   state,
 } from '../machine.ts'
@@ -180,13 +181,33 @@ export const machines = {
   restore: move('restore', 'Bring a retired machine back as new', 'operator', {}),
   lock: move('lock', 'Protect a machine from every change', 'user', { reason: z.string().max(1000).default('') }),
   unlock: move('unlock', 'Lift the lock', 'user', {}),
-  power: move(
-    'power',
-    'Switch the power, where the life cycle leaves it to people',
-    'user',
-    { action: z.enum(['on', 'off', 'cycle']), wait: duration.optional().describe('answer when the order has ended, or after this time') },
-    ['no-power-driver'],
-  ),
+  power: declareCall({
+    summary: 'Switch the power, where the life cycle leaves it to people',
+    description:
+      'Records the order and answers at once. An order equal to the one under way joins it; another one takes its place. The answer names the order.',
+    rest: { method: 'POST', path: '/machines/{id}/power' },
+    status: 202,
+    role: 'user',
+    input: z.strictObject({
+      ...id,
+      action: z.enum(['on', 'off', 'cycle']),
+      how: z.enum(['soft', 'hard']).default('hard').describe('off: ask the operating system first'),
+      wait: duration.optional().describe('answer when the order has ended, or after this time'),
+    }),
+    answer: machine.extend({ order: powerOrder }),
+    spread: ofMachine,
+    errors: ['not-found', 'wrong-state', 'locked', 'no-power-driver'],
+  }),
+  powerOrders: declareCall({
+    summary: 'The power orders of a machine, latest first: what was asked, by whom, and what came of it',
+    rest: { method: 'GET', path: '/machines/{id}/power-orders' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject({ ...id, limit: z.number().int().min(1).max(1000).default(100) }),
+    answer: z.object({ items: z.array(powerOrder) }),
+    spread: ofMachine,
+    errors: ['not-found'],
+  }),
 }
 
 /** A call that asks something of one machine: intent is recorded and answered with 202 at once; the engine does the work. */

@@ -37,7 +37,13 @@ async function read(core: Core, board: Switchboard, power: PowerSwitch, signal: 
   const jitter = 0.5 + Math.random()
   try {
     const seen = await board.use(power, session => session.power({ signal }))
-    await endClaim(core.sql, { ...claim, power: seen, fault: null, againMs: core.rules.powerCheckMs * jitter })
+    await endClaim(core.sql, {
+      ...claim,
+      power: seen,
+      fault: null,
+      againMs: core.rules.powerCheckMs * jitter,
+      inTransitionMs: core.rules.powerTransitionMs * jitter,
+    })
     if (seen !== power.observed) {
       core.bells.engine.ring()
       core.bells.log.ring()
@@ -45,6 +51,7 @@ async function read(core: Core, board: Switchboard, power: PowerSwitch, signal: 
   } catch (error) {
     if (signal.aborted) return
     const againMs = Math.min(core.rules.powerCheckMs * 2 ** Math.min(power.failures, 10), backOffLimitMs) * jitter
-    await endClaim(core.sql, { ...claim, power: null, fault: faultOf(error), againMs })
+    // Also in transition: a dead BMC asked more often costs the living, and tells nothing.
+    await endClaim(core.sql, { ...claim, power: null, fault: faultOf(error), againMs, inTransitionMs: againMs })
   }
 }

@@ -5,6 +5,7 @@ import type { Fault } from '@muster/shared/machine'
 import type { PowerSwitch } from '../../db/power.ts'
 import type { Core } from '../core.ts'
 import { openPowerSettings } from '../power-settings.ts'
+import { Gate, gated } from './gate.ts'
 
 interface Line {
   session: PowerSession
@@ -24,6 +25,8 @@ export class Switchboard {
   readonly #core: Pick<Core, 'seal' | 'log'>
   readonly #idleMs: number
   readonly #lines = new Map<string, Line>()
+  /** By driver and address: several machines may be behind one BMC. */
+  readonly #gates = new Map<string, Gate>()
   readonly #sweeper: NodeJS.Timeout
 
   constructor(core: Pick<Core, 'seal' | 'log'>, options: { idleMs?: number } = {}) {
@@ -64,9 +67,20 @@ export class Switchboard {
     const session = driver.open(settings.data as never, {
       log: (message, facts) => this.#core.log.debug({ machine: power.machine_id, ...facts }, message),
     })
-    const line = { session, fingerprint, lastUsed: Date.now(), users: 0 }
+    const line = { session: gated(session, this.#gateOf(power)), fingerprint, lastUsed: Date.now(), users: 0 }
     this.#lines.set(power.machine_id, line)
     return line
+  }
+
+  #gateOf(power: PowerSwitch): Gate {
+    const { address } = power.settings
+    const key = `${power.driver} ${typeof address === 'string' ? address : power.machine_id}`
+    let gate = this.#gates.get(key)
+    if (!gate) {
+      gate = new Gate()
+      this.#gates.set(key, gate)
+    }
+    return gate
   }
 
   /** Closes every conversation. */
@@ -77,6 +91,7 @@ export class Switchboard {
 
   async #sweep(): Promise<void> {
     const limit = Date.now() - this.#idleMs
+    if (this.#gates.size > maxLines) this.#gates.clear()
     await Promise.all(
       [...this.#lines].filter(([, line]) => line.users === 0 && line.lastUsed < limit).map(([machine]) => this.#close(machine)),
     )

@@ -1,11 +1,11 @@
 // The power worker carries out orders. Per switch one order at a time, in the whole partition; it observes first, acts only if what is seen
 // differs from what is wanted, and believes only what it then sees. A cycle is off, then on, so that each act may be repeated after a crash.
-
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { PowerSession } from '@muster/drivers/driver'
+import { DriverError, type PowerSession } from '@muster/drivers/driver'
 import { type ClaimedOrder, claimOrders, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
+import { ladder, type Rung, type RungName, startAt } from './ladder.ts'
 import { faultOf, type Switchboard } from './switchboard.ts'
 
 /** A worker that says nothing for so long is dead or frozen, and its order goes to another. Longer than any single call to a BMC. */
@@ -14,8 +14,8 @@ const claimMs = 45_000
 const slots = 200
 /** Pauses between looks at a BMC whose power is changing. */
 const changeLook = { firstMs: 150, limitMs: 2_000 }
-/** An order that the BMC has swallowed is given once more, after this part of the time it may take. */
-const repeatAfter = 0.4
+/** A BMC without a free session gets time to end one (most drop theirs after a minute); other trouble passes sooner. */
+const troublePauses = { busy: [5_000, 15_000, 60_000], other: [1_000, 4_000] } as const
 
 /** Runs the worker until the signal, then waits for the calls in flight. */
 export async function runPowerWorker(core: Core, board: Switchboard, signal: AbortSignal): Promise<void> {
@@ -44,7 +44,7 @@ type Ending = { state: 'done' | 'failed' | 'superseded'; power: 'on' | 'off' | '
 async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, signal: AbortSignal): Promise<void> {
   let ending: Ending | 'lost'
   try {
-    ending = await board.use(order.switch, session => act(core, session, order, signal))
+    ending = await board.use(order.switch, session => new Work(core, session, order, signal).run())
   } catch (error) {
     // On our way out the claim is left to run out: whoever takes the order over observes first.
     if (signal.aborted) return
@@ -63,6 +63,7 @@ async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, sig
       power: ending.power,
       fault,
       againMs: core.rules.powerCheckMs * (0.5 + Math.random()),
+      inTransitionMs: core.rules.powerTransitionMs,
     },
     { id: order.id, state: ending.state, fault },
   )
@@ -70,63 +71,172 @@ async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, sig
   core.bells.log.ring()
 }
 
-async function act(core: Core, session: PowerSession, order: ClaimedOrder, signal: AbortSignal): Promise<Ending | 'lost'> {
-  // What a crash had left to do: a cycle that had come to "on" does not cut the power again.
-  const phases: ('off' | 'on')[] = order.action === 'cycle' ? (order.phase === 'on' ? ['on'] : ['off', 'on']) : [order.action]
-  for (const phase of phases) {
-    const claim = { machine: order.machine_id, token: order.switch.claim_token, claimMs, order: order.id, phase }
-    if ((await holdClaim(core.sql, claim)) === 'lost') return 'lost'
-    if (phase === 'on' && order.boot !== null) await setBoot(core, session, order.machine_id, order.boot, signal)
-    const reached = await bring(core, session, { wanted: phase, order: order.action }, claim, signal)
-    if (reached !== 'reached') return reached
-  }
-  return { state: 'done', power: phases.at(-1) as 'on' | 'off' }
-}
-
-/** The next boot's device. A BMC that cannot is no reason to fail: most machines try the network first anyway. */
-async function setBoot(core: Core, session: PowerSession, machine: string, device: 'network' | 'disk', signal: AbortSignal): Promise<void> {
-  const { bootNext } = session.capabilities
-  if (!bootNext) return
-  try {
-    await bootNext.set({ device, firmware: 'uefi', signal })
-  } catch (error) {
-    if (signal.aborted) throw error
-    core.log.warn({ err: error, machine }, `the boot device of ${machine} could not be set; its own boot order decides`)
-  }
-}
-
 /** The power an order is to end with: one that waits for the same lets the running one finish. */
 const endsIn = (action: PowerAction) => (action === 'off' ? 'off' : 'on')
 
-/** Brings the power to `wanted` and sees it there. */
-async function bring(
-  core: Core,
-  session: PowerSession,
-  { wanted, order }: { wanted: 'on' | 'off'; order: PowerAction },
-  claim: Parameters<typeof holdClaim>[1],
-  signal: AbortSignal,
-): Promise<'reached' | 'lost' | Ending> {
-  const limitMs = core.rules.powerChangeMs
-  const started = Date.now()
-  let acted = 0
-  let pauseMs = changeLook.firstMs
-  for (;;) {
-    const seen = await session.power({ signal })
-    if (seen === wanted) return 'reached'
-    const elapsedMs = Date.now() - started
-    if (elapsedMs > limitMs)
-      throw new Error(`power ${wanted} via ${session.target}: accepted, but after ${Math.round(limitMs / 1000)} s it still reads ${seen}`)
-    const heldAt = Date.now()
-    if ((await holdClaim(core.sql, claim)) === 'lost') return 'lost'
-    const next = await queuedAction(core.sql, claim.machine)
-    if (next !== undefined && endsIn(next) !== endsIn(order)) return { state: 'superseded', power: seen }
-    // A process that was frozen just now may have lost its claim meanwhile: look again before acting.
-    if (Date.now() - heldAt > claimMs / 2) continue
-    if (acted === 0 || (acted === 1 && elapsedMs > limitMs * repeatAfter)) {
-      acted++
-      await (wanted === 'on' ? session.on({ signal }) : session.off({ how: 'hard', signal }))
+/** One order under way: its switch's session, and where on the ladder it is. */
+class Work {
+  readonly #core: Core
+  readonly #session: PowerSession
+  readonly #order: ClaimedOrder
+  readonly #signal: AbortSignal
+  #troubles = 0
+
+  constructor(core: Core, session: PowerSession, order: ClaimedOrder, signal: AbortSignal) {
+    this.#core = core
+    this.#session = session
+    this.#order = order
+    this.#signal = signal
+  }
+
+  async run(): Promise<Ending | 'lost'> {
+    const order = this.#order
+    const [writtenPhase, writtenRung] = (order.phase ?? '').split('.') as [string, RungName | undefined]
+    // What a crash had left to do: a cycle that had come to "on" does not cut the power again.
+    const phases: ('off' | 'on')[] = order.action === 'cycle' ? (writtenPhase === 'on' ? ['on'] : ['off', 'on']) : [order.action]
+    for (const phase of phases) {
+      if (phase === 'on' && order.boot !== null) {
+        if ((await this.#keepClaim('on')) === 'lost') return 'lost'
+        await this.#setBoot(order.boot)
+      }
+      const reached = await this.#climb(phase, phase === writtenPhase ? writtenRung : undefined)
+      if (reached !== 'reached') return reached
     }
-    await sleep(pauseMs, undefined, { signal })
-    pauseMs = Math.min(pauseMs * 1.6, changeLook.limitMs)
+    return { state: 'done', power: phases.at(-1) as 'on' | 'off' }
+  }
+
+  /** Goes up the ladder until the power is seen as wanted. Throws when the last rung did not help: a person is next. */
+  async #climb(wanted: 'on' | 'off', written: RungName | undefined): Promise<'reached' | 'lost' | Ending> {
+    const { rules } = this.#core
+    const canRestart = this.#session.capabilities.restartController !== undefined
+    const limits = { softMs: rules.powerSoftMs, changeMs: rules.powerChangeMs, restartMs: rules.powerRestartMs }
+    const rungs = ladder(wanted, this.#order.how, canRestart, limits)
+    let seen: string = 'unknown'
+    for (const rung of rungs.slice(startAt(rungs, written))) {
+      const outcome = await this.#stand(wanted, rung)
+      if (outcome === 'reached' || outcome === 'lost' || typeof outcome === 'object') return outcome
+      seen = outcome
+    }
+    const tried = rungs.map(({ act }) => act).join(', then ')
+    throw new DriverError({
+      kind: 'refused',
+      tried: `power ${wanted}`,
+      target: this.#session.target,
+      got: `accepted, but it still reads ${seen} after ${tried}`,
+      hint: 'somebody must look at the machine: its button, its cable, its BMC',
+      outcome: 'unknown',
+    })
+  }
+
+  /** One rung: act once, then watch for its effect until its limit. Answers what was last seen where it had none. */
+  async #stand(wanted: 'on' | 'off', rung: Rung): Promise<'reached' | 'lost' | Ending | 'still on' | 'still off' | 'still unknown'> {
+    const started = Date.now()
+    let hasActed = false
+    let pauseMs = changeLook.firstMs
+    for (;;) {
+      // A BMC that starts anew does not answer for a while, and that is as it should be.
+      const seen =
+        rung.act === 'restart' && hasActed
+          ? await this.#seenOrSilent()
+          : await this.#patiently(rung, started, () => this.#session.power({ signal: this.#signal }))
+      if (seen === wanted) return 'reached'
+      if (Date.now() - started > rung.limitMs) return `still ${seen}`
+      const heldAt = Date.now()
+      if ((await this.#keepClaim(`${wanted}.${rung.name}`)) === 'lost') return 'lost'
+      const next = await queuedAction(this.#core.sql, this.#order.machine_id)
+      if (next !== undefined && endsIn(next) !== endsIn(this.#order.action)) return { state: 'superseded', power: seen }
+      // A process that was frozen just now may have lost its claim meanwhile: look again before acting.
+      if (Date.now() - heldAt > claimMs / 2) continue
+      if (!hasActed) {
+        hasActed = true
+        if ((await this.#act(rung, started)) === 'cannot') return `still ${seen}`
+      }
+      await sleep(pauseMs, undefined, { signal: this.#signal })
+      pauseMs = Math.min(pauseMs * 1.6, changeLook.limitMs)
+    }
+  }
+
+  async #act(rung: Rung, started: number): Promise<'done' | 'cannot'> {
+    const signal = this.#signal
+    switch (rung.act) {
+      case 'on':
+        await this.#patiently(rung, started, () => this.#session.on({ signal }))
+        return 'done'
+      case 'hard off':
+        await this.#patiently(rung, started, () => this.#session.off({ how: 'hard', signal }))
+        return 'done'
+      case 'soft off':
+        try {
+          await this.#patiently(rung, started, () => this.#session.off({ how: 'soft', signal }))
+          return 'done'
+        } catch (error) {
+          // Not every BMC can ask; the switch can be pressed all the same.
+          if (error instanceof DriverError && (error.kind === 'unsupported' || error.kind === 'refused')) return 'cannot'
+          throw error
+        }
+      case 'restart':
+        this.#core.log.warn({ machine: this.#order.machine_id }, 'the BMC accepts but does not switch; restarting the BMC')
+        try {
+          await this.#session.capabilities.restartController?.({ signal })
+          return 'done'
+        } catch (error) {
+          // An account that may not, or a BMC that cannot: the press is repeated without it.
+          if (error instanceof DriverError && !error.retryable) return 'cannot'
+          throw error
+        }
+    }
+  }
+
+  /** Repeats what may pass by itself (no answer, no free session), a few times and within the rung's limit. */
+  async #patiently<T>(rung: Rung, started: number, ask: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        const answer = await ask()
+        this.#troubles = 0
+        return answer
+      } catch (error) {
+        if (!(error instanceof DriverError) || !error.retryable || this.#signal.aborted) throw error
+        const pauses = troublePauses[error.kind === 'busy' ? 'busy' : 'other']
+        const pauseMs = pauses[this.#troubles]
+        this.#troubles++
+        if (pauseMs === undefined || Date.now() - started + pauseMs > rung.limitMs) throw error
+        await sleep(pauseMs * (0.75 + Math.random() / 2), undefined, { signal: this.#signal })
+        if ((await this.#keepClaim()) === 'lost') throw error
+      }
+    }
+  }
+
+  async #seenOrSilent(): Promise<'on' | 'off' | 'unknown'> {
+    try {
+      return await this.#session.power({ signal: this.#signal })
+    } catch (error) {
+      if (error instanceof DriverError && error.retryable) return 'unknown'
+      throw error
+    }
+  }
+
+  /** The next boot's device. A BMC that cannot is no reason to fail: most machines try the network first anyway. */
+  async #setBoot(device: 'network' | 'disk'): Promise<void> {
+    const { bootNext } = this.#session.capabilities
+    if (!bootNext) return
+    try {
+      await bootNext.set({ device, firmware: 'uefi', signal: this.#signal })
+    } catch (error) {
+      if (this.#signal.aborted) throw error
+      const machine = this.#order.machine_id
+      this.#core.log.warn({ err: error, machine }, `the boot device of ${machine} could not be set; its own boot order decides`)
+    }
+  }
+
+  /** Prolongs the claim and writes down what is about to be done. */
+  #keepClaim(phase?: string): Promise<'ours' | 'lost'> {
+    const { machine_id: machine, id: order } = this.#order
+    return holdClaim(this.#core.sql, {
+      machine,
+      token: this.#order.switch.claim_token,
+      claimMs,
+      order,
+      ...(phase !== undefined && { phase }),
+    })
   }
 }
