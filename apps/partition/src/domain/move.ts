@@ -96,7 +96,7 @@ function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
       return { run: newRun(), netboot: true }
     case 'rescue':
       // A deployed machine keeps its run, so that what it was told stays readable when it is back.
-      return { origin_state: row.state, run: row.run ?? newRun() }
+      return { origin_state: row.state, run: row.state === 'deployed' ? row.run : newRun() }
     case 'allocated':
       return move === 'exitRescue' ? { origin_state: null, run: null } : forgotten
     case 'ready':
@@ -106,11 +106,13 @@ function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
     case 'deployed':
       // Its disk is to be booted again.
       return move === 'exitRescue' ? { origin_state: null, step: leavingRescue } : {}
+    case 'releasing':
+      // Its metadata is nobody's from now on, whatever becomes of the machine.
+      return { run: null }
     case 'new':
     case 'reserved':
     case 'failed_commissioning':
     case 'failed_deployment':
-    case 'releasing':
     case 'failed_releasing':
     case 'broken':
     case 'retired':
