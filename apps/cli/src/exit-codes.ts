@@ -12,6 +12,15 @@ export const exitTable = {
   unreachable: { code: 7, meaning: 'the server, its partition, database or bus does not answer; try again' },
   'timed-out': { code: 8, meaning: 'the time to wait ran out; the work may still go on' },
   'failed-state': { code: 9, meaning: 'the machine ended in a failed state' },
+  'bmc-odd': { code: 10, meaning: 'the BMC can be used, but something about it is odd' },
+  'bmc-unfit': { code: 11, meaning: 'the BMC cannot be used as it is, or lets anybody in' },
+  'bmc-authentication': { code: 12, meaning: 'the BMC does not accept user, password or key' },
+  'bmc-privilege': { code: 13, meaning: 'the account on the BMC may not do this' },
+  'bmc-busy': { code: 14, meaning: 'the BMC has no room just now; try again' },
+  'bmc-silent': { code: 15, meaning: 'the BMC does not answer' },
+  'bmc-refused': { code: 16, meaning: 'the BMC said no' },
+  'bmc-protocol': { code: 17, meaning: 'the answer of the BMC made no sense' },
+  'bmc-unsupported': { code: 18, meaning: 'the BMC or its driver cannot do this' },
   interrupted: { code: 130, meaning: 'interrupted (Ctrl-C)' },
 } as const satisfies Record<string, { code: number; meaning: string }>
 
@@ -52,10 +61,19 @@ const bySeverity: readonly ExitName[] = [
   'ok',
   'no-match',
   'not-found',
+  'bmc-odd',
   'refused',
   'usage',
   'not-authorised',
+  'bmc-unfit',
+  'bmc-unsupported',
+  'bmc-refused',
+  'bmc-privilege',
+  'bmc-authentication',
+  'bmc-busy',
+  'bmc-protocol',
   'unreachable',
+  'bmc-silent',
   'timed-out',
   'failed-state',
   'unexpected',
@@ -78,11 +96,14 @@ export function exitTableText(): string {
 export class CliError extends Error {
   readonly exit: ExitName
   readonly hint: string | undefined
-  constructor(exit: ExitName, message: string, options: ErrorOptions & { hint?: string } = {}) {
+  /** More members of the problem document. */
+  readonly facts: Readonly<Record<string, unknown>>
+  constructor(exit: ExitName, message: string, options: ErrorOptions & { hint?: string; facts?: Readonly<Record<string, unknown>> } = {}) {
     super(message, options)
     this.name = 'CliError'
     this.exit = exit
     this.hint = options.hint
+    this.facts = options.facts ?? {}
   }
 }
 

@@ -2,7 +2,7 @@
 // the start of the slowest.
 import { Command, CommanderError, Option } from 'commander'
 import { type Cli, type Fill, formats, type Globals, globalsOf } from './cli.ts'
-import { Exit, type ExitName, exitTable, exitTableText } from './exit-codes.ts'
+import { CliError, Exit, type ExitName, exitTable, exitTableText } from './exit-codes.ts'
 
 interface Noun {
   readonly name: string
@@ -15,6 +15,7 @@ interface Noun {
 const machines = 'Machines:'
 const federation = 'Federation:'
 const session = 'Session:'
+const serverless = 'Without a server:'
 
 /** Every command of `muster`, in the order of its help. */
 export const nouns: readonly Noun[] = [
@@ -36,6 +37,12 @@ export const nouns: readonly Noun[] = [
     summary: 'what one has, and giving it back',
     group: machines,
     load: async () => (await import('./commands/allocation.ts')).fillAllocation,
+  },
+  {
+    name: 'power',
+    summary: 'which machines are on, and which are not known to be',
+    group: machines,
+    load: async () => (await import('./commands/power.ts')).fillPower,
   },
   { name: 'tag', summary: 'words on machines', group: machines, load: async () => (await import('./commands/label.ts')).fillLabel('tag') },
   {
@@ -69,14 +76,20 @@ export const nouns: readonly Noun[] = [
     group: federation,
     load: async () => (await import('./commands/event.ts')).fillEvent,
   },
+  {
+    name: 'bmc',
+    summary: 'try a BMC by hand',
+    group: serverless,
+    load: async () => (await import('./commands/bmc.ts')).fillBmc,
+  },
   { name: 'login', summary: 'log in to a server', group: session, load: async () => (await import('./commands/session.ts')).fillLogin },
   { name: 'logout', summary: 'forget a login', group: session, load: async () => (await import('./commands/session.ts')).fillLogout },
   { name: 'whoami', summary: 'who am I, and where', group: session, load: async () => (await import('./commands/session.ts')).fillWhoami },
   { name: 'profile', summary: 'several logins', group: session, load: async () => (await import('./commands/session.ts')).fillProfile },
 ]
 
-/** The program, with each command filled as soon as the command line names it. */
-export function createProgram(cli: Cli): Command {
+/** The program, with each command filled as soon as the command line names it. What commander has to say of mistakes goes to `said`. */
+export function createProgram(cli: Cli, said: string[] = []): Command {
   const program = new Command('muster')
     .description('Bare metal, run as a federation.')
     .version(cli.version, '--version', 'show the version')
@@ -89,7 +102,8 @@ export function createProgram(cli: Cli): Command {
     .configureHelp({ showGlobalOptions: true, sortSubcommands: false })
     .configureOutput({
       writeOut: text => cli.stdout.write(text),
-      writeErr: text => cli.stderr.write(text),
+      // Told by endingOf, which knows the format that failures are wanted in.
+      writeErr: text => said.push(text),
       outputError: (text, write) => write(text.replace(/^error: /, 'muster: ')),
       getOutHelpWidth: () => (cli.stdout.isTTY ? cli.stdout.columns : 120),
       getErrHelpWidth: () => (cli.stderr.isTTY ? cli.stderr.columns : 120),
@@ -131,7 +145,8 @@ const sentence = (text: string) => text.charAt(0).toUpperCase() + text.slice(1)
 
 /** Runs one command line (without program names); returns its exit code. Everything there is to say is written by then. */
 export async function run(cli: Cli, words: readonly string[]): Promise<number> {
-  const program = createProgram(cli)
+  const said: string[] = []
+  const program = createProgram(cli, said)
   const [first, ...rest] = words
   if (first === undefined) {
     program.outputHelp()
@@ -141,15 +156,57 @@ export async function run(cli: Cli, words: readonly string[]): Promise<number> {
     await program.parseAsync(first === 'help' ? [...rest, '--help'] : [...words], { from: 'user' })
     return exitTable.ok.code
   } catch (error) {
+    if (error instanceof CommanderError) return exitTable[await tellUsage(cli, error, { said: said.join(''), words })].code
     return exitTable[await endingOf(cli, error, globalsOf(program))].code
   }
 }
 
 async function endingOf(cli: Cli, error: unknown, globals: Globals): Promise<ExitName> {
-  // Commander has told its own errors already. Showing help that was asked for, or the version, is no error at all.
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 'ok' : 'usage'
   if (error instanceof Exit) return error.exit
   if (cli.signal.aborted) return 'interrupted'
   const { tellFailure } = await import('./output/problem.ts')
   return tellFailure(cli, error, { format: globals.output ?? 'table', verbose: globals.verbose === true })
+}
+
+/** A mistake on the command line. Showing help that was asked for, or the version, is none. */
+async function tellUsage(cli: Cli, error: CommanderError, { said, words }: { said: string; words: readonly string[] }): Promise<ExitName> {
+  if (error.exitCode === 0) return 'ok'
+  const text = withoutSecrets(said)
+  const format = formatIn(words)
+  if (format !== 'json' && format !== 'ndjson') {
+    cli.stderr.write(text)
+    return 'usage'
+  }
+  const { tellFailure } = await import('./output/problem.ts')
+  // Without a subcommand commander shows the help, which is no message.
+  const message =
+    error.code === 'commander.help'
+      ? 'a subcommand is missing'
+      : text
+          .replace(/^muster: |\(see --help\)/g, '')
+          .trim()
+          .replace(/\s+/g, ' ')
+  return tellFailure(cli, new CliError('usage', message, { cause: error, hint: 'see --help' }), { format, verbose: false })
+}
+
+/**
+ * Commander repeats what it cannot read. Whoever put a secret there by mistake should not find it in the log of a pipeline too:
+ * `--password=…` is no option, a K_g with a typing error is still one, and an address may have a password in it.
+ */
+function withoutSecrets(text: string): string {
+  return text
+    .replace(/(unknown option '--?[^='\s]+)=[^\n]*'/g, "$1'")
+    .replace(/(option '--kg <hex>' argument) '[^\n]*' (is invalid)/g, '$1 $2')
+    .replace(/(argument '[^='\n]*(?:pass|secret|token|key|kg)[^='\n]*)=[^\n]*' (is invalid)/gi, "$1=…' $2")
+    .replace(/:\/\/[^\n]*@/g, '://…@')
+}
+
+/** The format asked for on a command line that commander could not read, undefined where it names none. */
+export function formatIn(words: readonly string[]): string | undefined {
+  const end = words.indexOf('--')
+  const ours = end < 0 ? words : words.slice(0, end)
+  return ours.reduce<string | undefined>((format, word, index) => {
+    if (word === '-o' || word === '--output') return ours[index + 1]
+    return /^(?:-o=?|--output=)(\w+)$/.exec(word)?.[1] ?? format
+  }, undefined)
 }

@@ -2,7 +2,7 @@
 // new filter in the contract is a new flag here without a change.
 import type { Call } from '@muster/shared/contract/call'
 import { type FieldError, invalidInput, Refusal } from '@muster/shared/errors'
-import { InvalidArgumentError, Option } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { z } from 'zod'
 import { collect, parseCount } from './quantities.ts'
 
@@ -80,6 +80,13 @@ export function optionsOf(name: string, schema: z.ZodType): Option[] {
     default:
       return []
   }
+}
+
+/** The filters of a list: every field of the call but those that page through it. */
+export function addFilters(command: Command, call: Call): Command {
+  for (const [name, schema] of Object.entries(fieldsOf(call)))
+    if (name !== 'limit' && name !== 'cursor') for (const option of optionsOf(name, schema)) command.addOption(option)
+  return command
 }
 
 function collectFrom(choices: readonly string[] | undefined) {

@@ -235,9 +235,21 @@ test('a power order is over when none is left and the BMC shows it', async () =>
     nextStep: '',
     allowed: [],
   }
-  const order = { action: 'on' as const, state: 'running' as const, askedBy: 'ann', askedAt: '2026-01-02T03:04:05Z' }
+  const order = {
+    id: 1,
+    machine: 'lon1-4y3h7n',
+    action: 'on' as const,
+    how: 'hard' as const,
+    state: 'running' as const,
+    askedBy: 'ann',
+    askedAt: '2026-01-02T03:04:05Z',
+    reason: '',
+    startedAt: null,
+    endedAt: null,
+    fault: null,
+  }
   let looks = 0
-  server.answers['machines.power'] = () => aMachine({ state: 'deployed' })
+  server.answers['machines.power'] = () => ({ ...aMachine({ state: 'deployed' }), order })
   server.answers['machines.get'] = () => detailOf({ state: 'deployed', power: 'on' })
   server.answers['machines.explain'] = () =>
     looks++ === 0 ? { ...explanation, power: 'off', powerOrders: [order] } : { ...explanation, power: 'on', powerOrders: [] }

@@ -144,7 +144,7 @@ class Real {
     return (await this.row()).allocation_id ?? 'a-000000000000'
   }
 
-  confirm = async () => (await confirmHold(this.#core, await this.allocation())).length
+  confirm = async () => (await confirmHold(this.#core, await this.allocation()))?.machines.length ?? 0
   drop = async () => (await endHolds(this.#core, { allocation: await this.allocation() })).length
 
   /** With the token of the machine's run, as the agent has it. A machine without a run has no agent. */

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Client, createClient } from '@muster/shared/client'
 import type { Machine } from '@muster/shared/machine'
-import { afterAll, beforeAll, expect, it } from 'vitest'
+import { afterAll, beforeAll, expect, it, vi } from 'vitest'
 import { type Federation, startFederation } from '../src/federation/federation.ts'
 
 const machines = 6
@@ -30,7 +30,10 @@ beforeAll(async () => {
   })
   const [partition] = federation.partitions as [Federation['partitions'][number]]
   client = createClient({ url: partition.url, token: federation.token })
-  await expect.poll(async () => (await client.partitions.status({})).machines.ready, { timeout: 60_000, interval: 200 }).toBe(machines)
+  await vi.waitFor(async () => expect((await client.partitions.status({})).machines.ready).toBe(machines), {
+    timeout: 60_000,
+    interval: 200,
+  })
 }, 120_000)
 afterAll(async () => {
   await federation?.stop()

@@ -1,17 +1,20 @@
 // What chaos could hit only by luck, brought about on purpose: late engines, late releases, late orders. Each found a bug once.
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { freshDatabase } from '@muster/embedded/test-postgres'
 import { connect, type Sql } from '@muster/partition/db/connect'
 import { claimDueMachines, findMachine } from '@muster/partition/db/machines'
 import { migrate } from '@muster/partition/db/migrate'
-import { giveOrder, openOrders } from '@muster/partition/db/power'
+import { findOrder, giveOrder, openOrders } from '@muster/partition/db/power'
 import { drop } from '@muster/partition/domain/allocation'
 import { Bell } from '@muster/partition/domain/bell'
 import { Catalogue } from '@muster/partition/domain/catalogue'
-import type { Core } from '@muster/partition/domain/core'
+import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { lookAtDue } from '@muster/partition/domain/engine'
 import { Memory } from '@muster/partition/domain/memory'
 import { confirmHold, holdMachines, moveMachine } from '@muster/partition/domain/move'
+import type { Switchboard } from '@muster/partition/domain/power/switchboard'
+import { runPowerWorker } from '@muster/partition/domain/power/worker'
 import { Seal } from '@muster/partition/domain/seal'
 import { createLog } from '@muster/server/log'
 import { newAllocationId } from '@muster/shared/ids'
@@ -34,7 +37,7 @@ beforeAll(async () => {
     seal: new Seal(Buffer.alloc(32, 7)),
     catalogue,
     memory: new Memory(catalogue),
-    rules: { deadlinesMs: {}, agentSilenceMs: 90_000, powerCheckMs: 30_000, powerChangeMs: 60_000, enlisted: 'keep as new' },
+    rules: defaultRules,
     log,
     bells: { engine: new Bell(), power: new Bell(), log: new Bell() },
   }
@@ -115,4 +118,58 @@ it('an engine that slept between its look and its order gives no order', async (
 
   await core.sql`update machines set attention_at = now() where id = ${machine}`
   expect(await giveOrder(core.sql, { ...order, claimToken: await claim() })).toMatchObject({ state: 'queued' })
+})
+
+/** The core with a line to its database that breaks, once, at the statement that contains `text`, as soon as it is told to. */
+function breakable(text: string): { core: Core; breakNext: () => void } {
+  let isArmed = false
+  const sql = new Proxy(core.sql, {
+    apply(target, self, args: [readonly string[]]) {
+      if (!isArmed || !Array.isArray(args[0]) || !args[0].join('').includes(text)) return Reflect.apply(target, self, args)
+      isArmed = false
+      return Promise.reject(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' }))
+    },
+  })
+  const breakNext = () => {
+    isArmed = true
+  }
+  return { core: { ...core, sql }, breakNext }
+}
+
+it('a power order does not fail because the database was away for a moment', async () => {
+  const [machine] = (await readyMachines()) as [string]
+  await core.sql`update machine_power set driver = 'manual', observed = 'on' where machine_id = ${machine}`
+  const line = breakable('claimed_until = now() +')
+  let power: 'on' | 'off' = 'on'
+  const session = {
+    target: 'a switch',
+    capabilities: {},
+    // Between the look at the BMC and the act.
+    power: async () => {
+      if (power === 'on') line.breakNext()
+      return power
+    },
+    off: async () => {
+      power = 'off'
+    },
+  }
+  const board = {
+    use: (_: unknown, act: (session: unknown) => unknown) => act(session),
+    session: async () => session,
+  } as unknown as Switchboard
+  const stopping = new AbortController()
+  const order = await giveOrder(core.sql, { machine, action: 'off', boot: null, askedBy: 'engine' })
+  const work = runPowerWorker(line.core, board, stopping.signal)
+  try {
+    await expect.poll(() => findOrder(core.sql, order.id).then(found => found?.state)).toBe('running')
+    await sleep(300)
+    expect(await findOrder(core.sql, order.id)).toMatchObject({ state: 'running', fault: null })
+    // The claim runs out, here at once, and whoever takes the order over brings it to its end.
+    power = 'off'
+    await core.sql`update machine_power set claimed_until = now() where machine_id = ${machine}`
+    await expect.poll(() => findOrder(core.sql, order.id).then(found => found?.state), { timeout: 5_000 }).toBe('done')
+  } finally {
+    stopping.abort()
+    await work
+  }
 })

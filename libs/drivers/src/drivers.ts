@@ -2,8 +2,9 @@
 import { DriverError, type PowerContext, type PowerDriver, type PowerSession } from './driver.ts'
 import { ipmi } from './ipmi.ts'
 import { manual } from './manual.ts'
+import { webhook } from './webhook.ts'
 
-export const drivers: readonly PowerDriver[] = [ipmi, manual]
+export const drivers: readonly PowerDriver[] = [ipmi, webhook, manual]
 
 /** The driver of that type, or undefined. */
 export function driverOf(type: string): PowerDriver | undefined {

@@ -12,7 +12,8 @@ import { readKeys, readText } from '../files.ts'
 import { explanationOf, machineShape, machineText } from '../output/machine-view.ts'
 import { jsonText, ndjsonText, remarkCoverage, showList, showOne } from '../output/show.ts'
 import { collect, collectOf, parseBytes, parseCount, parseMebibytes, parsePairs, parseSpeed, splitOnce } from '../quantities.ts'
-import { checked, choicesOf, fieldsOf, inputFrom, kebab, optionsOf } from '../schema-options.ts'
+import { addFilters, checked, choicesOf, fieldsOf, inputFrom, kebab, optionsOf } from '../schema-options.ts'
+import { readInput } from '../secrets.ts'
 import { judgePower, splitWait } from '../wait.ts'
 import { actOnMachines, distinct, eachAtMost } from './actions.ts'
 import { joinCoverage, pagesOf } from './pages.ts'
@@ -53,13 +54,6 @@ type ActionName = Exclude<
 /** `--wait [DURATION]`, the same for every action. */
 function waitOption(): Option {
   return new Option('--wait [duration]', "until it is done or failed; as long as the state's deadline where no duration is given")
-}
-
-/** The filters of a list: every field of the call but those that page through it. */
-function addFilters(command: Command, call: Call): Command {
-  for (const [name, schema] of Object.entries(fieldsOf(call)))
-    if (name !== 'limit' && name !== 'cursor') for (const option of optionsOf(name, schema)) command.addOption(option)
-  return command
 }
 
 interface ListOptions {
@@ -189,7 +183,7 @@ async function powerSettingsOf(cli: Cli, flags: PowerFlags): Promise<Record<stri
 
 async function readSettings(cli: Cli, path: string): Promise<Record<string, unknown>> {
   const where = path === '-' ? 'the standard input' : path
-  const text = path === '-' ? (await cli.stdin.toArray()).map(String).join('') : await readText(path)
+  const text = path === '-' ? await readInput(cli) : await readText(path)
   let value: unknown
   try {
     value = JSON.parse(text)

@@ -1,5 +1,4 @@
 // `muster login`, `logout`, `whoami`, `profile`: which server, as whom. A token never comes from the command line and never goes out.
-import { createInterface } from 'node:readline'
 import type { Command } from 'commander'
 import { type Cli, examples, type Fill, formatOf, globalsOf, remark, say } from '../cli.ts'
 import { clientFor, connect, readToken, serverUrl, tokenIn } from '../connection.ts'
@@ -8,6 +7,7 @@ import { type Shape, showList, showOne } from '../output/show.ts'
 import { fieldsText } from '../output/table.ts'
 import { printable } from '../output/text.ts'
 import { type Config, configPath, type Profile, readConfig, readLocalLogin, writeConfig } from '../profiles.ts'
+import { askSecretly, readInput } from '../secrets.ts'
 
 const noConfig: Config = { current: 'default', profiles: {} }
 const profileName = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
@@ -50,27 +50,9 @@ function isProtected(url: string): boolean {
 async function tokenFrom(cli: Cli, given: { tokenFile: string | undefined; tokenStdin: true | undefined; url: string }): Promise<string> {
   if (given.tokenFile !== undefined && given.tokenStdin) throw new CliError('usage', '--token-file and --token-stdin exclude each other')
   if (given.tokenFile !== undefined) return readToken(given.tokenFile)
-  if (given.tokenStdin) return tokenIn((await cli.stdin.toArray()).map(String).join(''), 'the standard input')
+  if (given.tokenStdin) return tokenIn(await readInput(cli), 'the standard input')
   if (!cli.stdin.isTTY) throw new CliError('usage', 'where is the token?', { hint: 'give --token-file FILE or --token-stdin' })
-  return tokenIn(await askSecretly(cli, `token for ${given.url}: `), 'the answer')
-}
-
-/** Asks on the terminal without showing what is typed. */
-async function askSecretly(cli: Cli, question: string): Promise<string> {
-  // Without an output readline echoes nothing, while `terminal` keeps the editing keys and Ctrl-C working. It comes before the question:
-  // from here on the terminal itself echoes nothing either.
-  const lines = createInterface({ input: cli.stdin, terminal: true })
-  cli.stderr.write(question)
-  try {
-    return await new Promise<string>((resolve, reject) => {
-      lines.once('line', resolve)
-      lines.once('SIGINT', () => reject(new CliError('interrupted', 'interrupted')))
-      lines.once('close', () => reject(new CliError('usage', 'no token was given')))
-    })
-  } finally {
-    lines.close()
-    cli.stderr.write('\n')
-  }
+  return tokenIn(await askSecretly(cli, { what: 'token', question: `token for ${given.url}: ` }), 'the answer')
 }
 
 /** `muster logout`. */

@@ -56,7 +56,10 @@ function documentOf(failure: unknown): Record<string, unknown> {
   if (error instanceof Refusal) return { ...problemOf(error), ...more }
   const exit = exitOf(failure)
   const detail = error instanceof Error ? error.message : String(error)
-  return { type: `urn:muster:cli:${exit}`, title: exit, detail, code: exit, retryable: exit === 'unreachable', ...more }
+  const hint = hintOf(error)
+  const facts = error instanceof CliError ? error.facts : {}
+  const retryable = exit === 'unreachable'
+  return { type: `urn:muster:cli:${exit}`, title: exit, detail, code: exit, retryable, ...(hint && { hint }), ...facts, ...more }
 }
 
 /**

@@ -6,7 +6,7 @@ import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/co
 import type { LabelKind } from '@muster/shared/contract/labels'
 import { endOfLog, endPage, parsePosition, positionText, readUpTo } from '@muster/shared/contract/log'
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
-import { decodeCursor, directionOf, pageFrom, positionOf } from '@muster/shared/contract/page'
+import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { Refusal } from '@muster/shared/errors'
 import * as allocationRows from '../db/allocations.ts'
@@ -117,11 +117,24 @@ async function listMachines(core: Core, input: CallInput<'machines.list'>): Prom
     filter,
     sort: sort.replace(/^-/, '') as MachineSort,
     direction: directionOf(sort),
-    after: positionOf(decodeCursor(cursor, sort), core.partition),
+    after: checkedKey(positionOf(decodeCursor(cursor, sort), core.partition), sort),
     limit: limit + 1,
   })
   const items = rows.map(row => viewOf(row, core.partition))
   return pageFrom(items, { sort, limit, keyOf: item => machineKey(item, sort) })
+}
+
+/** A cursor is text from outside: its value must be one that the column can be compared with. Throws invalid-input. */
+function checkedKey(key: Key | null, sort: string): Key | null {
+  if (key === null) return null
+  const [value] = key
+  const column = sort.replace(/^-/, '')
+  const isNumber = column === 'cpus' || column === 'memoryMib'
+  const isTime = column === 'createdAt'
+  const fits = isNumber ? Number.isInteger(value) && Math.abs(value as number) < 2 ** 31 : typeof value === 'string'
+  if (fits && !(isTime && Number.isNaN(Date.parse(value as string)))) return key
+  const message = 'is not a cursor that Muster gave out'
+  throw new Refusal('invalid-input', `cursor: ${message}`, { errors: [{ field: 'cursor', message }] })
 }
 
 async function listAllocations(
@@ -133,7 +146,7 @@ async function listAllocations(
   const rows = await allocationRows.listAllocations(core.sql, {
     owner: caller.role === 'user' ? caller.name : input.owner,
     states: input.state,
-    after: positionOf(decodeCursor(input.cursor, sort), core.partition),
+    after: checkedKey(positionOf(decodeCursor(input.cursor, sort), core.partition), sort),
     limit: input.limit + 1,
   })
   const owned = await allocationRows.machinesOfAllocations(

@@ -61,20 +61,90 @@ export function holdMachines(sql: Sql, hold: NewHold, moved: { from: string; to:
     select m.*, ${withPower(sql)} from held m join machine_power p on p.machine_id = m.id order by m.id`
 }
 
-/** Confirms a hold whole, or not at all. Answers the machines; empty where there is no such hold in time. */
-export function confirmHold(sql: Sql, allocation: string, moved: { from: string; to: string }): Promise<MachineRow[]> {
+/** A hold of one certain machine. */
+export type SingleHold = Omit<NewHold, 'machines' | 'wanted'> & { machine: string }
+
+/**
+ * Several holds of one machine each, in one statement; each is carried out or not for itself. Answers the rows held, by their `allocation_id`;
+ * missing are those whose machine is not free, and those whose allocation's id exists.
+ */
+export function holdSingles(sql: Sql, holds: SingleHold[], moved: { from: string; to: string }): Promise<MachineRow[]> {
   return sql<MachineRow[]>`
-    with kept as (
-      update allocations set state = 'confirmed', expires_at = null
-      where id = ${allocation} and state = 'held' and expires_at > now() returning *),
+    -- Of those who wish for the same machine, one.
+    with wish as (
+      select distinct on (machine) * from jsonb_to_recordset(${sql.json(holds as never)}) as w (
+        allocation text, machine text, owner text, strategy text, count integer, note text, constraints jsonb, "createdAt" timestamptz, "holdMs" integer) order by machine),
+    free as materialized (
+      select m.id, wish.* from machines m join wish on wish.machine = m.id
+      where m.state = ${moved.from} and not m.locked and m.allocation_id is null for update of m skip locked),
+    -- In the order of their ids, so that two statements with the same ids wait for each other instead of both.
+    kept as (
+      insert into allocations (id, owner, state, strategy, count, note, constraints, machine_ids, created_at, expires_at)
+      select allocation, owner, 'held', strategy, count, note, constraints, array[id], "createdAt", now() + "holdMs" * interval '1 millisecond'
+      from free order by allocation on conflict (id) do nothing returning id, owner, expires_at, machine_ids),
+    held as (
+      update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
+        owner = kept.owner, allocation_id = kept.id, deadline_at = kept.expires_at, attention_at = kept.expires_at,
+        fault = null, waiting_for = 'the confirmation', progress = null, step = 'start', last_request = 'hold', last_request_by = kept.owner
+      from kept where m.id = kept.machine_ids[1] returning m.*),
+    noted as (
+      insert into events (kind, machine_id, actor, data)
+      select 'machine.moved', id, owner, jsonb_build_object('move', 'hold', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from held)
+    select m.*, ${withPower(sql)} from held m join machine_power p on p.machine_id = m.id`
+}
+
+/** A confirmed allocation and its machines. */
+export interface Confirmed {
+  allocation: Omit<AllocationRow, 'machine_ids' | 'expires_at'>
+  machines: MachineRow[]
+}
+
+/**
+ * Confirms holds, each whole or not at all. Answers those confirmed, by their ids; missing are those that are no holds in time. Attention is
+ * drawn to machines only where the engine would do something: nothing to a machine that is off, or has no switch.
+ */
+export async function confirmHolds(
+  sql: Sql,
+  allocations: readonly string[],
+  moved: { from: string; to: string },
+): Promise<Map<string, Confirmed>> {
+  type Row = MachineRow & { of_strategy: Strategy; of_count: number; of_note: string; of_created_at: Date }
+  const rows = await sql<Row[]>`
+    with asked as (
+      select id from allocations where id = any(${allocations as string[]}) and state = 'held' and expires_at > now() order by id for update),
+    kept as (update allocations a set state = 'confirmed', expires_at = null from asked where a.id = asked.id returning a.*),
     taken as (
       update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
-        deadline_at = null, attention_at = now(), waiting_for = null, last_request = 'confirm', last_request_by = kept.owner
-      from kept where m.allocation_id = kept.id and m.state = ${moved.from} returning m.*),
+        deadline_at = null,
+        -- The hold left attention at its end; anything else there is a nudge, perhaps by news of the power that this statement's snapshot lacks.
+        attention_at = case when m.attention_at = m.deadline_at and (p.driver is null or p.observed = 'off') then null else now() end,
+        waiting_for = null, last_request = 'confirm', last_request_by = kept.owner
+      from kept, machine_power p where m.allocation_id = kept.id and m.state = ${moved.from} and p.machine_id = m.id
+      returning m.*, ${withPower(sql)}, kept.strategy as of_strategy, kept.count as of_count, kept.note as of_note, kept.created_at as of_created_at),
     noted as (
       insert into events (kind, machine_id, actor, data)
       select 'machine.moved', id, owner, jsonb_build_object('move', 'confirm', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from taken)
-    select m.*, ${withPower(sql)} from taken m join machine_power p on p.machine_id = m.id order by m.id`
+    select * from taken order by id`
+  const confirmed = new Map<string, Confirmed>()
+  for (const { of_strategy, of_count, of_note, of_created_at, ...machine } of rows) {
+    const id = machine.allocation_id as string
+    const known = confirmed.get(id)
+    if (known) known.machines.push(machine)
+    else {
+      const { owner } = machine as { owner: string }
+      const allocation = {
+        id,
+        owner,
+        state: 'confirmed',
+        strategy: of_strategy,
+        count: of_count,
+        note: of_note,
+        created_at: of_created_at,
+      } as const
+      confirmed.set(id, { allocation, machines: [machine] })
+    }
+  }
+  return confirmed
 }
 
 /**

@@ -30,8 +30,13 @@ export function isDatabaseAway(error: unknown): boolean {
   return error instanceof Error && 'code' in error && typeof error.code === 'string' && awayCodes.test(error.code)
 }
 
-/** The refusal `database-away` for an error that means so; every other error unchanged. */
+/** A text with a NUL, as a text and within JSON: the one thing that a string of ours can hold and PostgreSQL cannot. */
+const unstorableCodes = new Set(['22021', '22P05'])
+
+/** The refusal for an error that means `database-away`, or a text that cannot be stored; every other error unchanged. */
 export function refusalOfDatabase(error: unknown): unknown {
+  if (error instanceof postgres.PostgresError && unstorableCodes.has(error.code))
+    return new Refusal('invalid-input', 'a text holds the character NUL, which cannot be stored or searched for', {}, { cause: error })
   if (!isDatabaseAway(error)) return error
   return new Refusal('database-away', 'the partition asked its PostgreSQL and got no answer', {}, { cause: error })
 }

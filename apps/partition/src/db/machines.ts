@@ -154,7 +154,7 @@ export async function insertMachine(sql: Sql, machine: NewMachine, event: { kind
         ${machine.zone}, ${machine.rack}, ${machine.tags}, ${sql.json(machine.interfaces)}, ${sql.json(machine.disks)}, ${machine.note}, now())
       returning *),
     addresses as (
-      insert into macs (mac, machine_id) select mac, ${machine.id} from unnest(${machine.interfaces.map(({ mac }) => mac)}::text[]) as mac, added),
+      insert into macs (mac, machine_id) select distinct mac, ${machine.id} from unnest(${machine.interfaces.map(({ mac }) => mac)}::text[]) as mac, added),
     power as (
       insert into machine_power (machine_id, driver, settings, secrets)
       select ${machine.id}, ${machine.powerDriver}::text, ${sql.json(machine.powerSettings as never)}, ${machine.powerSecrets}::bytea from added),
@@ -260,7 +260,7 @@ export async function deleteMachine(sql: Sql, machine: { id: string; version: nu
 export async function replaceMacs(sql: Sql, id: string, macs: readonly string[]): Promise<void> {
   await sql`
     with old as (delete from macs where machine_id = ${id} and not mac = any(${macs as string[]}))
-    insert into macs (mac, machine_id) select mac, ${id} from unnest(${macs as string[]}::text[]) as mac (mac)
+    insert into macs (mac, machine_id) select distinct mac, ${id} from unnest(${macs as string[]}::text[]) as mac (mac)
     where not exists (select from macs where macs.mac = mac.mac and machine_id = ${id})`
 }
 

@@ -31,43 +31,48 @@ export async function enlist(core: Core, input: Enlistment): Promise<{ id: strin
     await commissionIfWanted(core, known)
     return { id: known.id, outcome: 'known' }
   }
-  const id = newMachineId(core.partition)
-  const stored = input.bmc
-    ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
-    : { driver: null, settings: {}, secrets: null }
   try {
-    const row = await db.insertMachine(
-      core.sql,
-      {
-        id,
-        hostname: await freeHostname(core, input.hostname, id),
-        arch: input.arch,
-        cpus: input.cpus,
-        memoryMib: input.memoryMib,
-        pool: 'default',
-        zone: textFact(input.facts.zone),
-        rack: textFact(input.facts.rack),
-        tags: [],
-        interfaces: input.interfaces,
-        disks: input.disks,
-        note: '',
-        powerDriver: stored.driver,
-        powerSettings: stored.settings,
-        powerSecrets: stored.secrets,
-      },
-      { kind: 'machine.enlisted', actor: 'agent' },
-    )
-    await db.saveInventory(core.sql, id, input.facts)
-    noteChange(core, row)
-    if (core.rules.enlisted === 'commission' && stored.driver !== null)
-      await moveMachine(core, { id, move: 'commission', actor: 'enlistment' })
-    return { id, outcome: 'created' }
+    return await insertEnlisted(core, input, input.hostname)
   } catch (error) {
+    // Machines that boot together and are all called localhost: the name went to another one just now.
+    if (isDuplicate(error, 'machines_hostname_key')) return await insertEnlisted(core, input, undefined)
     // The same machine twice at once: one of the two won.
     const winner = isDuplicate(error, 'macs_pkey') ? await db.findMachineByMac(core.sql, macs) : undefined
     if (!winner) throw error
     return { id: winner.id, outcome: 'known' }
   }
+}
+
+async function insertEnlisted(core: Core, input: Enlistment, hostname: string | undefined): Promise<{ id: string; outcome: 'created' }> {
+  const id = newMachineId(core.partition)
+  const stored = input.bmc
+    ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
+    : { driver: null, settings: {}, secrets: null }
+  const row = await db.insertMachine(
+    core.sql,
+    {
+      id,
+      hostname: await freeHostname(core, hostname, id),
+      arch: input.arch,
+      cpus: input.cpus,
+      memoryMib: input.memoryMib,
+      pool: 'default',
+      zone: textFact(input.facts.zone),
+      rack: textFact(input.facts.rack),
+      tags: [],
+      interfaces: input.interfaces,
+      disks: input.disks,
+      note: '',
+      powerDriver: stored.driver,
+      powerSettings: stored.settings,
+      powerSecrets: stored.secrets,
+    },
+    { kind: 'machine.enlisted', actor: 'agent' },
+  )
+  await db.saveInventory(core.sql, id, input.facts)
+  noteChange(core, row)
+  await commissionIfWanted(core, row)
+  return { id, outcome: 'created' }
 }
 
 /** Also for a machine that is known and still new: the partition may have died between the two. */

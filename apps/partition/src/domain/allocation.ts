@@ -8,7 +8,7 @@ import * as db from '../db/allocations.ts'
 import { findKey, rememberKey } from '../db/keys.ts'
 import { findMachines, type MachineRow } from '../db/machines.ts'
 import type { Core } from './core.ts'
-import { confirmHold, endHolds, holdMachines, moveMachine } from './move.ts'
+import { confirmHold, endHolds, holdMachine, holdMachines, moveMachine } from './move.ts'
 import { viewOf } from './view.ts'
 
 /** Rounds of "the offered machine is gone, take the next": each loses only machines that somebody else won. */
@@ -39,6 +39,21 @@ export function offerFor(core: Core, replica: { name: string; epoch: number }, r
 
 /** Holds `wanted` machines: the named ones if they are still free, else the next matches. Throws no-match. */
 export async function hold(core: Core, owner: string, input: BusCallInput<'allocation.hold'>): Promise<MachineRow[]> {
+  const [only] = input.machines
+  if (input.wanted === 1 && only !== undefined) {
+    const { allocation, strategy, count, note, constraints, createdAt } = input
+    const row = await holdMachine(core, {
+      allocation,
+      owner,
+      strategy,
+      count,
+      note,
+      constraints,
+      createdAt: new Date(createdAt),
+      machine: only,
+    })
+    if (row) return [row]
+  }
   const tried = new Set<string>()
   let machines = input.machines
   for (let round = 0; round < holdRounds; round++) {
@@ -89,9 +104,9 @@ async function standingHold(core: Core, allocation: string): Promise<MachineRow[
 
 /** Confirms a hold; a repeat answers the same. Throws nothing-allocated when the hold is gone: it can never be confirmed any more. */
 export async function confirm(core: Core, allocation: string): Promise<Allocation> {
-  const machines = await confirmHold(core, allocation)
+  const confirmed = await confirmHold(core, allocation)
+  if (confirmed) return allocationView(core, confirmed.allocation, confirmed.machines)
   const row = await db.findAllocation(core.sql, allocation)
-  if (row && machines.length > 0) return allocationView(core, row, machines)
   // Also after its release: a late retry must not start anew.
   if (row?.state === 'confirmed' || row?.state === 'released')
     return allocationView(core, row, await db.machinesOfAllocations(core.sql, [allocation]))
@@ -118,7 +133,11 @@ export function remember(core: Core, input: BusCallInput<'key.remember'>): Promi
 }
 
 /** A row and its machines as the API shows them. */
-export function allocationView(core: Core, row: db.AllocationRow, machines: readonly MachineRow[]): Allocation {
+export function allocationView(
+  core: Core,
+  row: db.Confirmed['allocation'] | db.AllocationRow,
+  machines: readonly MachineRow[],
+): Allocation {
   return {
     id: row.id,
     owner: row.owner,

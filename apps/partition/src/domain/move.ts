@@ -9,6 +9,7 @@ import * as allocations from '../db/allocations.ts'
 import { changeMachine, findMachine, type MachinePatch, type MachineRow } from '../db/machines.ts'
 import { type Core, deadlineFor } from './core.ts'
 import { leavingRescue } from './steps.ts'
+import { Together } from './together.ts'
 
 /** Machines are changed by several hands at once; more than this many collisions in a row means that something is wrong. */
 const maxAttempts = 10
@@ -95,7 +96,7 @@ function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
       return { run: newRun(), netboot: true }
     case 'rescue':
       // A deployed machine keeps its run, so that what it was told stays readable when it is back.
-      return { origin_state: row.state, run: row.run ?? newRun() }
+      return { origin_state: row.state, run: row.state === 'deployed' ? row.run : newRun() }
     case 'allocated':
       return move === 'exitRescue' ? { origin_state: null, run: null } : forgotten
     case 'ready':
@@ -105,11 +106,13 @@ function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
     case 'deployed':
       // Its disk is to be booted again.
       return move === 'exitRescue' ? { origin_state: null, step: leavingRescue } : {}
+    case 'releasing':
+      // Its metadata is nobody's from now on, whatever becomes of the machine.
+      return { run: null }
     case 'new':
     case 'reserved':
     case 'failed_commissioning':
     case 'failed_deployment':
-    case 'releasing':
     case 'failed_releasing':
     case 'broken':
     case 'retired':
@@ -166,12 +169,54 @@ export async function holdMachines(core: Core, hold: Omit<allocations.NewHold, '
   return rows
 }
 
-/** Moves a hold's machines to allocated, all of them or none. */
-export async function confirmHold(core: Core, allocation: string): Promise<MachineRow[]> {
-  const rows = await allocations.confirmHold(core.sql, allocation, nextState('confirm', 'reserved'))
+/** Moves one machine to reserved for one allocation, in one statement with others who ask just then. Undefined where it is not free. */
+export function holdMachine(core: Core, hold: SingleHold): Promise<MachineRow | undefined> {
+  return crowdOf(core).holds.add(hold)
+}
+
+/** Moves a hold's machines to allocated, all of them or none, in one statement with others. Undefined where it is no hold in time. */
+export function confirmHold(core: Core, allocation: string): Promise<allocations.Confirmed | undefined> {
+  return crowdOf(core).confirms.add(allocation)
+}
+
+type SingleHold = Omit<allocations.SingleHold, 'holdMs'>
+
+interface Crowd {
+  holds: Together<SingleHold, MachineRow | undefined>
+  confirms: Together<string, allocations.Confirmed | undefined>
+}
+const crowds = new WeakMap<Core, Crowd>()
+
+function crowdOf(core: Core): Crowd {
+  let crowd = crowds.get(core)
+  if (!crowd) {
+    crowd = { holds: new Together(holds => holdSingles(core, holds)), confirms: new Together(ids => confirmHolds(core, ids)) }
+    crowds.set(core, crowd)
+  }
+  return crowd
+}
+
+async function holdSingles(core: Core, holds: SingleHold[]): Promise<(MachineRow | undefined)[]> {
+  const moved = nextState('hold', 'ready')
+  const holdMs = deadlineFor(core, moved.to) as number
+  const rows = await allocations.holdSingles(
+    core.sql,
+    holds.map(hold => ({ ...hold, holdMs })),
+    moved,
+  )
   for (const row of rows) noteChange(core, row)
-  if (rows.length > 0) core.bells.engine.ring()
-  return rows
+  const byAllocation = new Map(rows.map(row => [row.allocation_id, row]))
+  return holds.map(({ allocation }) => byAllocation.get(allocation))
+}
+
+async function confirmHolds(core: Core, holds: readonly string[]): Promise<(allocations.Confirmed | undefined)[]> {
+  const confirmed = await allocations.confirmHolds(core.sql, holds, nextState('confirm', 'reserved'))
+  for (const { machines } of confirmed.values())
+    for (const row of machines) {
+      noteChange(core, row)
+      if (row.attention_at !== null) core.bells.engine.ring()
+    }
+  return holds.map(hold => confirmed.get(hold))
 }
 
 /** Ends a hold before its time, or every hold whose time has passed. Answers the machines that are free again. */

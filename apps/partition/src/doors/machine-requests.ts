@@ -25,7 +25,11 @@ export function machineDoor(log: Log): Hono<DoorEnv> {
     const known = refusalOfDatabase(error)
     if (!(known instanceof Refusal)) log.error({ err: error, path: c.req.routePath }, 'a request of a machine failed')
     const problem = problemOf(known instanceof Refusal ? known : new Refusal('internal', 'the partition could not answer'))
-    return c.json(problem, problem.status as ContentfulStatusCode, { 'content-type': 'application/problem+json' })
+    return c.json(problem, problem.status as ContentfulStatusCode, {
+      'content-type': 'application/problem+json',
+      // The rest of such a body is not read, so nothing can follow it on this connection.
+      ...(problem.status === 413 && { connection: 'close' }),
+    })
   })
   return app
 }

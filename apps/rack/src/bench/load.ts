@@ -44,7 +44,7 @@ class Connection {
     this.#received = this.#received.length === 0 ? data : Buffer.concat([this.#received, data])
     const end = this.#received.indexOf('\r\n\r\n')
     if (end < 0) return
-    const head = this.#received.latin1Slice(0, end)
+    const head = this.#received.toString('latin1', 0, end)
     const length = /\r\ncontent-length: *(\d+)/i.exec(head)?.[1]
     if (length === undefined) {
       this.#waiting?.reject(new Error(`an answer without Content-Length: ${head}`))
@@ -52,7 +52,7 @@ class Connection {
     }
     const total = end + 4 + Number(length)
     if (this.#received.length < total) return
-    const answer = { status: Number(head.slice(9, 12)), text: this.#received.utf8Slice(end + 4, total) }
+    const answer = { status: Number(head.slice(9, 12)), text: this.#received.toString('utf8', end + 4, total) }
     this.#received = this.#received.subarray(total)
     this.#waiting?.resolve(answer)
   }

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { startPostgres } from '@muster/embedded/postgres'
 import { createClient } from '@muster/shared/client'
+import postgres from 'postgres'
 import type { Child } from '../federation/child.ts'
 import { type Federation, startFederation } from '../federation/federation.ts'
 import { attemptsAround, check, type Limits, usualLimits, type Verdict } from './check.ts'
@@ -161,6 +162,7 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
   // A server of our own, so that it can be crashed and started again. Its data survives a crash of the process, not one of the host.
   const place = { dir: path.join(dataDir, 'postgres'), maxConnections: 50 + options.partitions * 40, sync: 'off' as const }
   let server = await startPostgres(place)
+  if (options.faults.includes('postgres')) await commitBeforeAnswer(server.url('postgres'))
   const before = process.env.DATABASE_URL
   process.env.DATABASE_URL = server.url('postgres')
   const seconds: Awaited<ReturnType<typeof startReplica>>[] = []
@@ -237,6 +239,16 @@ async function setStage(options: ChaosOptions, say: (line: string) => void): Pro
       ],
     },
     [Symbol.asyncDispose]: () => end(federation, books),
+  }
+}
+
+/** Without a sync a commit survives the crash of a server only if it was handed to the operating system before it was acknowledged. */
+async function commitBeforeAnswer(url: string): Promise<void> {
+  const sql = postgres(url, { max: 1, onnotice: () => {} })
+  try {
+    await sql`alter role current_user set synchronous_commit = on`
+  } finally {
+    await sql.end()
   }
 }
 

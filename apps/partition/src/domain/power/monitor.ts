@@ -1,5 +1,6 @@
 // The power monitor reads every BMC on a jittered schedule, in slots of its own: what people see is what was seen, and when. A BMC that does not
 // answer is asked ever less often, so that the dead cost the living nothing.
+import { isDatabaseAway } from '../../db/connect.ts'
 import { claimChecks, endClaim, type PowerSwitch } from '../../db/power.ts'
 import { Bell, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
@@ -50,6 +51,8 @@ async function read(core: Core, board: Switchboard, power: PowerSwitch, signal: 
     }
   } catch (error) {
     if (signal.aborted) return
+    // That is no fault of the BMC.
+    if (isDatabaseAway(error)) throw error
     const againMs = Math.min(core.rules.powerCheckMs * 2 ** Math.min(power.failures, 10), backOffLimitMs) * jitter
     // Also in transition: a dead BMC asked more often costs the living, and tells nothing.
     await endClaim(core.sql, { ...claim, power: null, fault: faultOf(error), againMs, inTransitionMs: againMs })

@@ -2,11 +2,12 @@
 // differs from what is wanted, and believes only what it then sees. A cycle is off, then on, so that each act may be repeated after a crash.
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DriverError, type PowerSession } from '@muster/drivers/driver'
+import { isDatabaseAway } from '../../db/connect.ts'
 import { type ClaimedOrder, claimOrders, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
 import { ladder, type Rung, type RungName, startAt } from './ladder.ts'
-import { faultOf, type Switchboard } from './switchboard.ts'
+import { faultOf, type Switchboard, UnchangedPower } from './switchboard.ts'
 
 /** A worker that says nothing for so long is dead or frozen, and its order goes to another. Longer than any single call to a BMC. */
 const claimMs = 45_000
@@ -48,6 +49,8 @@ async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, sig
   } catch (error) {
     // On our way out the claim is left to run out: whoever takes the order over observes first.
     if (signal.aborted) return
+    // Nor does it say anything of the BMC that our own database is away: the order goes on when the claim has run out.
+    if (isDatabaseAway(error)) throw error
     ending = { state: 'failed', power: null, error }
   }
   if (ending === 'lost') {
@@ -80,7 +83,6 @@ class Work {
   readonly #session: PowerSession
   readonly #order: ClaimedOrder
   readonly #signal: AbortSignal
-  #troubles = 0
 
   constructor(core: Core, session: PowerSession, order: ClaimedOrder, signal: AbortSignal) {
     this.#core = core
@@ -111,63 +113,56 @@ class Work {
     const canRestart = this.#session.capabilities.restartController !== undefined
     const limits = { softMs: rules.powerSoftMs, changeMs: rules.powerChangeMs, restartMs: rules.powerRestartMs }
     const rungs = ladder(wanted, this.#order.how, canRestart, limits)
-    let seen: string = 'unknown'
+    let seen = 'unknown'
     for (const rung of rungs.slice(startAt(rungs, written))) {
       const outcome = await this.#stand(wanted, rung)
       if (outcome === 'reached' || outcome === 'lost' || typeof outcome === 'object') return outcome
-      seen = outcome
+      seen = outcome.slice('still '.length)
     }
     const tried = rungs.map(({ act }) => act).join(', then ')
-    throw new DriverError({
-      kind: 'refused',
-      tried: `power ${wanted}`,
-      target: this.#session.target,
-      got: `accepted, but it still reads ${seen} after ${tried}`,
-      hint: 'somebody must look at the machine: its button, its cable, its BMC',
-      outcome: 'unknown',
-    })
+    throw new UnchangedPower(`power ${wanted} via ${this.#session.target}: accepted, but it still reads ${seen} after ${tried}`)
   }
 
   /** One rung: act once, then watch for its effect until its limit. Answers what was last seen where it had none. */
   async #stand(wanted: 'on' | 'off', rung: Rung): Promise<'reached' | 'lost' | Ending | 'still on' | 'still off' | 'still unknown'> {
-    const started = Date.now()
-    let hasActed = false
+    // Counted from the act: a slow BMC needs long to log in to, before anything can change.
+    let actedAt: number | undefined
     let pauseMs = changeLook.firstMs
     for (;;) {
       // A BMC that starts anew does not answer for a while, and that is as it should be.
-      const seen =
-        rung.act === 'restart' && hasActed
-          ? await this.#seenOrSilent()
-          : await this.#patiently(rung, started, () => this.#session.power({ signal: this.#signal }))
+      const isRestarting = rung.act === 'restart' && actedAt !== undefined
+      const seen = isRestarting
+        ? await this.#seenOrSilent()
+        : await this.#patiently(rung, () => this.#session.power({ signal: this.#signal }))
       if (seen === wanted) return 'reached'
-      if (Date.now() - started > rung.limitMs) return `still ${seen}`
+      if (actedAt !== undefined && Date.now() - actedAt > rung.limitMs) return `still ${seen}`
       const heldAt = Date.now()
       if ((await this.#keepClaim(`${wanted}.${rung.name}`)) === 'lost') return 'lost'
       const next = await queuedAction(this.#core.sql, this.#order.machine_id)
       if (next !== undefined && endsIn(next) !== endsIn(this.#order.action)) return { state: 'superseded', power: seen }
       // A process that was frozen just now may have lost its claim meanwhile: look again before acting.
       if (Date.now() - heldAt > claimMs / 2) continue
-      if (!hasActed) {
-        hasActed = true
-        if ((await this.#act(rung, started)) === 'cannot') return `still ${seen}`
+      if (actedAt === undefined) {
+        actedAt = Date.now()
+        if ((await this.#act(rung)) === 'cannot') return `still ${seen}`
       }
       await sleep(pauseMs, undefined, { signal: this.#signal })
       pauseMs = Math.min(pauseMs * 1.6, changeLook.limitMs)
     }
   }
 
-  async #act(rung: Rung, started: number): Promise<'done' | 'cannot'> {
+  async #act(rung: Rung): Promise<'done' | 'cannot'> {
     const signal = this.#signal
     switch (rung.act) {
       case 'on':
-        await this.#patiently(rung, started, () => this.#session.on({ signal }))
+        await this.#patiently(rung, () => this.#session.on({ signal }))
         return 'done'
       case 'hard off':
-        await this.#patiently(rung, started, () => this.#session.off({ how: 'hard', signal }))
+        await this.#patiently(rung, () => this.#session.off({ how: 'hard', signal }))
         return 'done'
       case 'soft off':
         try {
-          await this.#patiently(rung, started, () => this.#session.off({ how: 'soft', signal }))
+          await this.#patiently(rung, () => this.#session.off({ how: 'soft', signal }))
           return 'done'
         } catch (error) {
           // Not every BMC can ask; the switch can be pressed all the same.
@@ -187,18 +182,15 @@ class Work {
     }
   }
 
-  /** Repeats what may pass by itself (no answer, no free session), a few times and within the rung's limit. */
-  async #patiently<T>(rung: Rung, started: number, ask: () => Promise<T>): Promise<T> {
-    for (;;) {
+  /** Repeats what may pass by itself (no answer, no free session), a few times and for no longer than a change of power may take. */
+  async #patiently<T>(rung: Rung, ask: () => Promise<T>): Promise<T> {
+    const started = Date.now()
+    for (let trouble = 0; ; trouble++) {
       try {
-        const answer = await ask()
-        this.#troubles = 0
-        return answer
+        return await ask()
       } catch (error) {
         if (!(error instanceof DriverError) || !error.retryable || this.#signal.aborted) throw error
-        const pauses = troublePauses[error.kind === 'busy' ? 'busy' : 'other']
-        const pauseMs = pauses[this.#troubles]
-        this.#troubles++
+        const pauseMs = troublePauses[error.kind === 'busy' ? 'busy' : 'other'][trouble]
         if (pauseMs === undefined || Date.now() - started + pauseMs > rung.limitMs) throw error
         await sleep(pauseMs * (0.75 + Math.random() / 2), undefined, { signal: this.#signal })
         if ((await this.#keepClaim()) === 'lost') throw error

@@ -1,0 +1,40 @@
+// Secrets that people give: from a file, the standard input, or a prompt that shows nothing; never from the command line.
+import { createInterface } from 'node:readline'
+import type { Cli } from './cli.ts'
+import { CliError } from './exit-codes.ts'
+import { readText } from './files.ts'
+
+/** The standard input to its end. */
+export async function readInput(cli: Cli): Promise<string> {
+  return (await cli.stdin.toArray()).map(String).join('')
+}
+
+/** Asks on the terminal without showing what is typed; `what` names it where none was given. */
+export async function askSecretly(cli: Cli, { what, question }: { what: string; question: string }): Promise<string> {
+  // Without an output readline echoes nothing, while `terminal` keeps the editing keys and Ctrl-C working. It comes before the question:
+  // from here on the terminal itself echoes nothing either.
+  const lines = createInterface({ input: cli.stdin, terminal: true })
+  cli.stderr.write(question)
+  try {
+    return await new Promise<string>((resolve, reject) => {
+      lines.once('line', resolve)
+      lines.once('SIGINT', () => reject(new CliError('interrupted', 'interrupted')))
+      lines.once('close', () => reject(new CliError('usage', `no ${what} was given`)))
+    })
+  } finally {
+    lines.close()
+    cli.stderr.write('\n')
+  }
+}
+
+/** A secret in a file: one line, whose end is not part of it. Spaces are: passwords may begin or end with one. */
+export async function readSecretFile(path: string): Promise<string> {
+  return secretIn(await readText(path), path)
+}
+
+/** The secret in a text from `source`. Says what is wrong without repeating the text. */
+export function secretIn(text: string, source: string): string {
+  const secret = text.replace(/\r?\n$/, '')
+  if (/[\r\n]/.test(secret)) throw new CliError('usage', `${source} must hold one line and nothing else`)
+  return secret
+}

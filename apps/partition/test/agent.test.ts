@@ -1,0 +1,302 @@
+// What machines say: enlistment, inventories, signals, and the tokens they say it with.
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import type { MachineRow } from '../src/db/machines.ts'
+import { machineToken, type TokenPurpose } from '../src/domain/machine-token.ts'
+import { Seal } from '../src/domain/seal.ts'
+import { addMachine, movesOf, newMac, reread, runPartition, type TestPartition } from './harness.ts'
+
+let partition: TestPartition
+const ends: (() => Promise<void>)[] = []
+beforeAll(async () => {
+  partition = await runPartition({}, end => void ends.push(end))
+})
+afterAll(async () => {
+  for (const end of ends.reverse()) await end()
+})
+
+const hardware = (macs = [newMac()]) => ({
+  arch: 'amd64',
+  cpus: 16,
+  memoryMib: 65_536,
+  interfaces: macs.map(mac => ({ mac, name: 'eth0', speedMbps: 25_000 })),
+  disks: [{ name: 'nvme0n1', sizeBytes: 2e12, kind: 'nvme' }],
+  facts: { vendor: 'Acme', rack: 'r7', zone: 'z9' },
+})
+const add = (columns: Partial<MachineRow>) => addMachine(partition.core, { attention_at: null, ...columns })
+const tokenOf = (machine: { id: string; run: string | null }, purpose: TokenPurpose = 'agent') =>
+  machineToken(partition.core.seal, purpose, { id: machine.id, run: machine.run as string })
+const post = (door: string, body: unknown, token?: string) =>
+  partition.ask('POST', `/agent/${door}`, { body, ...(token !== undefined && { token }) })
+const enlist = async (body: unknown) => {
+  const answer = await post('enlist', body)
+  return {
+    status: answer.status,
+    body: JSON.parse(answer.text) as { id: string; outcome: string; code?: string; errors?: { field: string }[] },
+  }
+}
+
+describe('enlisting', () => {
+  test('makes a machine with what was found; again changes nothing', async () => {
+    const found = { ...hardware(), hostname: 'r7u1', bmc: { driver: 'ipmi', settings: { address: '10.0.0.9', user: 'a', password: 'b' } } }
+    const first = await enlist(found)
+    expect(first).toMatchObject({ status: 201, body: { outcome: 'created' } })
+    const { id } = first.body
+    expect(await partition.as('olga').machines.get({ id })).toMatchObject({
+      state: 'new',
+      hostname: 'r7u1',
+      cpus: 16,
+      rack: 'r7',
+      zone: 'z9',
+      disks: [{ name: 'nvme0n1' }],
+      powerDriver: 'ipmi',
+      powerSettings: { address: '10.0.0.9', secrets: '***' },
+      inventory: found.facts,
+    })
+    const before =
+      await partition.sql`select m.*, p.settings, p.secrets from machines m join machine_power p on p.machine_id = m.id where id = ${id}`
+    // Somebody without a token says other things of the same address.
+    const again = await enlist({
+      ...found,
+      cpus: 1,
+      hostname: 'evil',
+      bmc: { driver: 'ipmi', settings: { address: '6.6.6.6', user: 'x', password: 'y' } },
+    })
+    expect(again).toMatchObject({ status: 200, body: { id, outcome: 'known' } })
+    const after =
+      await partition.sql`select m.*, p.settings, p.secrets from machines m join machine_power p on p.machine_id = m.id where id = ${id}`
+    expect(after.map(row => ({ ...row, attention_at: 0, claim_token: 0, claimed_until: 0 }))).toEqual(
+      before.map(row => ({ ...row, attention_at: 0, claim_token: 0, claimed_until: 0 })),
+    )
+  })
+
+  test('by the same machine many times at once makes one', async () => {
+    const found = hardware([newMac(), newMac()])
+    const answers = await Promise.all(Array.from({ length: 8 }, () => enlist(found)))
+    expect(new Set(answers.map(({ body }) => body.id)).size).toBe(1)
+    expect(answers.filter(({ status }) => status === 201)).toHaveLength(1)
+  })
+
+  test('by many machines of one name at once makes them all', async () => {
+    const answers = await Promise.all(Array.from({ length: 8 }, () => enlist({ ...hardware(), hostname: 'localhost' })))
+    expect(answers.map(({ status }) => status)).toEqual(Array(8).fill(201))
+    const named = await partition.sql`select from machines where hostname = 'localhost'`
+    expect(named).toHaveLength(1)
+    expect(new Set(answers.map(({ body }) => body.id)).size).toBe(8)
+  })
+
+  test('takes a machine whose ports share an address', async () => {
+    const mac = newMac()
+    expect((await enlist(hardware([mac, mac]))).status).toBe(201)
+    expect((await enlist(hardware([mac]))).body.outcome).toBe('known')
+  })
+
+  test('refuses what makes no sense, by field', async () => {
+    const good = hardware()
+    for (const [name, field, body] of [
+      ['no interfaces', 'interfaces', { ...good, interfaces: [] }],
+      ['a wrong address', 'interfaces.0.mac', { ...good, interfaces: [{ mac: 'nonsense' }] }],
+      ['an unknown field', 'colour', { ...good, colour: 'red' }],
+      ['a wrong architecture', 'arch', { ...good, arch: 'z80' }],
+      ['no cpus', 'cpus', { ...good, cpus: 0 }],
+      ['a wrong name', 'hostname', { ...good, hostname: 'Not A Host' }],
+      ['an unknown driver', 'powerDriver', { ...good, bmc: { driver: 'telepathy', settings: {} } }],
+      ['a driver’s wrong setting', 'powerSettings.user', { ...good, bmc: { driver: 'ipmi', settings: { address: 'a', password: 'b' } } }],
+    ] as const) {
+      const answer = await enlist(body)
+      expect(answer.status, name).toBe(422)
+      expect(
+        answer.body.errors?.map(error => error.field),
+        name,
+      ).toContain(field)
+    }
+    expect((await post('enlist', '{"cut off')).status).toBe(400)
+    expect((await post('enlist', JSON.stringify({ ...good, facts: { noise: 'x'.repeat(1_100_000) } }))).status).toBe(413)
+    const nul = await post('enlist', { ...good, facts: { dmi: 'a\u0000b' } })
+    expect(nul.status).toBe(422)
+  })
+
+  test('commissions where the partition is set so, also when it died in between', async () => {
+    const eager = await runPartition({ rules: { enlisted: 'commission' } })
+    const found = { ...hardware(), bmc: { driver: 'manual', settings: {} } }
+    const ask = () => eager.ask('POST', '/agent/enlist', { body: found })
+    const { id } = JSON.parse((await ask()).text) as { id: string }
+    expect((await movesOf(eager.sql, id))[0]).toBe('new commission commissioning')
+    await eager.sql`update machines set state = 'new', last_request = null, deadline_at = null, version = version + 1 where id = ${id}`
+    await ask()
+    expect((await movesOf(eager.sql, id)).filter(move => move === 'new commission commissioning')).toHaveLength(2)
+    await eager.stop()
+  })
+})
+
+describe('the agent’s token', () => {
+  test('opens its own machine’s job, and dies with its run', async () => {
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    const job = await partition.ask('GET', '/agent/job', { token: tokenOf(machine) })
+    expect(JSON.parse(job.text)).toEqual({ kind: 'commission', machine: machine.id, heartbeatMs: 5000 })
+    for (const [why, token] of [
+      ['none', undefined],
+      ['nonsense', 'nonsense'],
+      ['another run', tokenOf({ ...machine, run: 'r0' })],
+      ['another purpose', tokenOf(machine, 'metadata')],
+      ['another machine', tokenOf({ id: 'lon1-000000', run: 'r1' })],
+      ['another key', machineToken(new Seal(Buffer.alloc(32, 9)), 'agent', { id: machine.id, run: 'r1' })],
+      ['a longer one', `${tokenOf(machine)}.x`],
+      ['an operator’s', partition.tokens.olga],
+    ] as const) {
+      const answer = await partition.ask('GET', '/agent/job', token === undefined ? {} : { token })
+      expect([answer.status, JSON.parse(answer.text).code], why).toEqual([401, 'unauthenticated'])
+    }
+    // Nor does it open anything else.
+    expect((await partition.ask('GET', '/api/v1/machines', { token: tokenOf(machine) })).status).toBe(401)
+    await partition.as('olga').machines.abort({ id: machine.id })
+    expect((await partition.ask('GET', '/agent/job', { token: tokenOf(machine) })).status).toBeGreaterThanOrEqual(400)
+  })
+
+  test('of an installation names an image that is there, with its digest', async () => {
+    const machine = await add({
+      state: 'deploying',
+      run: 'r1',
+      hostname: 'web-9',
+      deployment: { os: 'debian/12', startedAt: new Date().toISOString(), installedAt: null, deployedAt: null },
+    })
+    const job = JSON.parse((await partition.ask('GET', '/agent/job', { token: tokenOf(machine) })).text)
+    expect(job).toMatchObject({
+      kind: 'install',
+      hostname: 'web-9',
+      os: 'debian/12',
+      seedUrl: `${partition.url}/metadata/${tokenOf(machine, 'metadata')}/`,
+    })
+    const image = Buffer.from(await (await fetch(job.image.url)).arrayBuffer())
+    expect(image.length).toBe(job.image.sizeBytes)
+    const digest = await crypto.subtle.digest('SHA-256', image)
+    expect(Buffer.from(digest).toString('hex')).toBe(job.image.sha256)
+  })
+})
+
+describe('an inventory', () => {
+  test('replaces what was known of the hardware, but not what people set', async () => {
+    const mac = newMac()
+    const machine = await add({ state: 'commissioning', run: 'r1', pool: 'p7', tags: ['mine'] })
+    await partition.sql`update machines set interfaces = ${partition.sql.json([{ mac, name: 'x', speedMbps: 0, subnet: '10.0.0.0/24', ip: '10.0.0.5' }])} where id = ${machine.id}`
+    expect((await post('inventory', hardware([mac, newMac()]), tokenOf(machine))).status).toBe(204)
+    expect(await reread(partition.core, machine.id)).toMatchObject({
+      cpus: 16,
+      memory_mib: 65_536,
+      pool: 'p7',
+      tags: ['mine'],
+      state: 'commissioning',
+      interfaces: [{ mac, name: 'eth0', subnet: '10.0.0.0/24', ip: '10.0.0.5' }, { subnet: null }],
+    })
+    expect((await partition.ask('GET', `/boot/ipxe/${mac}`)).text).toContain('commission')
+  })
+
+  test('with an address of another machine is refused, and that one keeps it', async () => {
+    const other = await add({ state: 'ready' })
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    const foreign = other.interfaces[0]?.mac as string
+    const own = machine.interfaces[0]?.mac as string
+    const answer = await post('inventory', hardware([foreign]), tokenOf(machine))
+    expect([answer.status, JSON.parse(answer.text).code]).toEqual([409, 'already-exists'])
+    const macs = await partition.sql`select mac, machine_id from macs where mac in (${foreign}, ${own}) order by mac`
+    expect(macs.map(({ machine_id }) => machine_id)).toEqual([other.id, machine.id])
+    expect(await reread(partition.core, machine.id)).toMatchObject({ cpus: 8, version: machine.version })
+  })
+
+  test('outside of commissioning changes nothing, and neither does a malformed one', async () => {
+    for (const state of ['deployed', 'ready', 'rescue', 'broken'] as const) {
+      const machine = await add({ state, run: 'r1' })
+      expect((await post('inventory', hardware(), tokenOf(machine))).status, state).toBe(409)
+      expect((await reread(partition.core, machine.id)).cpus).toBe(8)
+    }
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    for (const wrong of [
+      {},
+      [],
+      null,
+      { ...hardware(), cpus: '16' },
+      { ...hardware(), disks: [{ name: 'a', sizeBytes: -1, kind: 'ssd' }] },
+    ])
+      expect((await post('inventory', wrong, tokenOf(machine))).status, JSON.stringify(wrong)).toBe(422)
+    expect((await post('inventory', `{"arch":"${'x'.repeat(1_100_000)}"}`, tokenOf(machine))).status).toBe(413)
+    expect((await reread(partition.core, machine.id)).version).toBe(machine.version)
+  })
+})
+
+describe('signals', () => {
+  const say = (machine: MachineRow, status: 'working' | 'done' | 'failed', more: object = {}) =>
+    post('signal', { status, step: 'memory', ...more }, tokenOf(machine)).then(({ status: code }) => code)
+
+  test('are shown as they come; a step is an event, a heartbeat is not', async () => {
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    for (const progress of [10, 20, 30]) expect(await say(machine, 'working', { progress })).toBe(204)
+    expect(await reread(partition.core, machine.id)).toMatchObject({
+      waiting_for: 'the agent: memory',
+      progress: 30,
+      last_signal_at: expect.any(Date),
+    })
+    const steps = await partition.sql`select from events where machine_id = ${machine.id} and kind = 'machine.step'`
+    expect(steps).toHaveLength(1)
+  })
+
+  test('end a commissioning once', async () => {
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    expect(await say(machine, 'done')).toBe(204)
+    const before = await reread(partition.core, machine.id)
+    // A lost answer makes the agent say it again; a heartbeat may come late.
+    for (const status of ['done', 'working', 'failed'] as const) await say(machine, status)
+    expect(await reread(partition.core, machine.id)).toMatchObject({
+      state: 'ready',
+      version: before.version,
+      fault: null,
+      waiting_for: before.waiting_for,
+    })
+    expect(await movesOf(partition.sql, machine.id)).toEqual(['commissioning commissioned ready'])
+  })
+
+  test('of a failure are the fault, with the agent’s own words', async () => {
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    expect(await say(machine, 'failed', { message: 'DIMM A2 is broken' })).toBe(204)
+    expect(await reread(partition.core, machine.id)).toMatchObject({
+      state: 'failed_commissioning',
+      fault: { code: 'memory-failed', message: 'DIMM A2 is broken', hint: expect.any(String) },
+    })
+    const before = await reread(partition.core, machine.id)
+    await say(machine, 'working')
+    await say(machine, 'failed', { message: 'again' })
+    expect(await reread(partition.core, machine.id)).toMatchObject({ version: before.version, fault: before.fault })
+  })
+
+  test('of an installation turn network boot off, once', async () => {
+    const machine = await add({
+      state: 'deploying',
+      run: 'r1',
+      deployment: { os: 'debian/12', startedAt: new Date().toISOString(), installedAt: null, deployedAt: null },
+    })
+    expect(await say(machine, 'done')).toBe(204)
+    const installed = await reread(partition.core, machine.id)
+    expect(installed).toMatchObject({ state: 'deploying', netboot: false, deployment: { installedAt: expect.any(String) } })
+    await say(machine, 'done')
+    await say(machine, 'working')
+    expect(await reread(partition.core, machine.id)).toMatchObject({
+      version: installed.version,
+      deployment: installed.deployment,
+      waiting_for: installed.waiting_for,
+    })
+    expect(await partition.sql`select from events where machine_id = ${machine.id} and kind = 'machine.installed'`).toHaveLength(1)
+    // The machine restarts while the network still comes first.
+    expect((await partition.ask('GET', `/boot/ipxe/${machine.interfaces[0]?.mac}`)).text).toContain('boot from disk')
+  })
+
+  test('that make no sense are refused', async () => {
+    const machine = await add({ state: 'commissioning', run: 'r1' })
+    for (const wrong of [
+      {},
+      { status: 'fine', step: 'x' },
+      { status: 'done' },
+      { status: 'done', step: 'x', progress: 101 },
+      { status: 'done', step: 'x', extra: 1 },
+    ])
+      expect((await post('signal', wrong, tokenOf(machine))).status, JSON.stringify(wrong)).toBe(422)
+    expect((await reread(partition.core, machine.id)).version).toBe(machine.version)
+  })
+})

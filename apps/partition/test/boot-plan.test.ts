@@ -1,0 +1,190 @@
+// What a machine boots: the pure plan for every state, its text compared whole, and every file it names really served.
+// MUSTER_REFRESH=1 writes the texts anew.
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { startPostgres } from '@muster/embedded/postgres'
+import { type AgentMode, kernelArguments } from '@muster/shared/agent'
+import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
+import { type BootPlan, bootPlan, ipxeScript } from '../src/domain/boot-plan.ts'
+import { addMachine, newMac, reread, runPartition, type TestPartition, until, virtualFiles } from './harness.ts'
+
+const testdata = new URL('./testdata/', import.meta.url)
+
+function expectText(name: string, text: string): void {
+  const file = new URL(name, testdata)
+  if (process.env.MUSTER_REFRESH === '1') {
+    mkdirSync(testdata, { recursive: true })
+    writeFileSync(file, text)
+  }
+  expect(text, name).toBe(readFileSync(file, 'utf8'))
+}
+
+const machine = (state: State, netboot = true) => ({ id: 'lon1-4y3h7n', state, netboot, run: 'r1', arch: 'arm64' as const })
+const everything = () => true
+
+describe('the plan', () => {
+  test('is made for every state', () => {
+    const plans = Object.fromEntries(states.map(state => [state, bootPlan({ machine: machine(state), hasAgent: everything })]))
+    const agent = (mode: AgentMode): BootPlan => ({ kind: 'agent', mode, arch: 'arm64', machine: { id: 'lon1-4y3h7n', run: 'r1' } })
+    const disk = (state: State): BootPlan => ({ kind: 'disk', because: `state ${state}` })
+    expect(plans).toEqual({
+      ...Object.fromEntries(states.map(state => [state, disk(state)])),
+      commissioning: agent('commission'),
+      deploying: agent('install'),
+      rescue: agent('rescue'),
+    })
+    // Whoever is to be on for the server's work boots the server's system; whoever is to be off, or is its user's, its disk.
+    for (const state of states) expect(plans[state]?.kind === 'agent', state).toBe(lifeCycle[state].wantedPower === 'on')
+  })
+
+  test('is the disk once the system is installed, and enlistment for a stranger', () => {
+    expect(bootPlan({ machine: machine('deploying', false), hasAgent: everything })).toEqual({ kind: 'disk', because: 'state deploying' })
+    expect(bootPlan({ machine: undefined, hasAgent: everything })).toEqual({ kind: 'agent', mode: 'enlist', arch: 'amd64', machine: null })
+  })
+
+  test('says what is missing, but never to a machine that only wants its disk', () => {
+    expect(bootPlan({ machine: machine('commissioning'), hasAgent: arch => arch === 'amd64' })).toEqual({
+      kind: 'unavailable',
+      because: 'this partition has no agent image for arm64',
+    })
+    expect(bootPlan({ machine: machine('deployed'), hasAgent: () => false })).toEqual({ kind: 'disk', because: 'state deployed' })
+  })
+})
+
+describe('the script', () => {
+  const baseUrl = 'http://10.1.0.2:5250'
+  test.each([
+    ['enlist', undefined, null],
+    ['commission', machine('commissioning'), 'lon1-4y3h7n.r1.signature'],
+    ['install', machine('deploying'), 'lon1-4y3h7n.r1.signature'],
+    ['rescue', machine('rescue'), 'lon1-4y3h7n.r1.signature'],
+    ['disk', machine('deployed'), null],
+  ] as const)('for %s is this text', (name, facts, token) => {
+    expectText(`${name}.ipxe`, ipxeScript(bootPlan({ machine: facts, hasAgent: everything }), { baseUrl, token }))
+  })
+
+  test('for a machine whose files are missing is this text', () => {
+    expectText('unavailable.ipxe', ipxeScript(bootPlan({ machine: machine('rescue'), hasAgent: () => false }), { baseUrl, token: null }))
+  })
+})
+
+describe('the boot door', () => {
+  let partition: TestPartition
+  const ends: (() => Promise<void>)[] = []
+  beforeAll(async () => {
+    partition = await runPartition({}, end => void ends.push(end))
+  })
+  afterAll(async () => {
+    for (const end of ends.reverse()) await end()
+  })
+  const script = async (mac: string) => (await partition.ask('GET', `/boot/ipxe/${mac}`)).text
+
+  test('serves every file that its scripts name, and the images of its jobs', async () => {
+    for (const arch of ['amd64', 'arm64'] as const) {
+      const { interfaces } = await addMachine(partition.core, { state: 'commissioning', run: 'r1', arch, attention_at: null })
+      const text = await script(interfaces[0]?.mac as string)
+      const names = [...text.matchAll(/(http:\S+\/boot\/files\/\S+)/g)].map(match => match[1] as string)
+      expect(names).toHaveLength(2)
+      for (const name of names) {
+        const answer = await fetch(name)
+        expect(answer.status, name).toBe(200)
+        expect(await answer.text()).toBe(readFileSync(path.join(virtualFiles(), name.replace(/.*\/boot\/files\//, '')), 'utf8'))
+      }
+    }
+    for (const image of partition.core.catalogue.images) {
+      const answer = await partition.ask('GET', `/boot/files/${image.path}`)
+      expect([answer.status, answer.text.length]).toEqual([200, image.sizeBytes])
+    }
+  })
+
+  test('takes an address in any usual way of writing it, and refuses what is none', async () => {
+    const mac = newMac()
+    const enlisting = await script(mac)
+    expect(enlisting).toContain(`${kernelArguments.mode}=enlist`)
+    expect(enlisting).not.toContain(kernelArguments.token)
+    for (const way of [mac.toUpperCase(), mac.replaceAll(':', '-'), mac.replaceAll(':', '')]) expect(await script(way)).toBe(enlisting)
+    expect((await partition.ask('GET', `/boot/ipxe?mac=${mac}`)).text).toBe(enlisting)
+    for (const wrong of ['nonsense', '52:54', '%00', '..%2f..%2fetc%2fpasswd']) {
+      const answer = await partition.ask('GET', `/boot/ipxe/${wrong}`)
+      expect(answer.status, wrong).toBe(422)
+      expect(JSON.parse(answer.text)).toMatchObject({ code: 'invalid-input', errors: [{ field: 'mac' }] })
+    }
+  })
+
+  test('gives no file from beside its folder', async () => {
+    writeFileSync(path.join(path.dirname(virtualFiles()), 'muster-outside'), 'planted')
+    for (const way of [
+      '../muster-outside',
+      '..%2fmuster-outside',
+      '%2e%2e/muster-outside',
+      'agent/../../muster-outside',
+      'agent/amd64/..%5c..%5c..%5cmuster-outside',
+      '/etc/passwd',
+    ])
+      expect((await partition.ask('GET', `/boot/files/${way}`)).text, way).not.toMatch(/planted|root:/)
+    rmSync(path.join(path.dirname(virtualFiles()), 'muster-outside'))
+  })
+
+  test('changes no row', async () => {
+    const { id, interfaces } = await addMachine(partition.core, { state: 'deploying', run: 'r1', attention_at: null })
+    const rows = () => partition.sql`select * from machines order by id`
+    const before = await rows()
+    const mac = interfaces[0]?.mac as string
+    // Handing out a token writes nothing, and gives the same each time.
+    expect(await script(mac)).toBe(await script(mac))
+    await script(newMac())
+    expect(await rows()).toEqual(before)
+    expect(id).toBe((await reread(partition.core, id)).id)
+  })
+})
+
+test('a machine boots from its disk while the database is away; one with work is told to ask again', { timeout: 60_000 }, async () => {
+  const dir = mkdtempSync(path.join(tmpdir(), 'muster-away-'))
+  onTestFinished(() => rmSync(dir, { recursive: true, force: true }))
+  const server = await startPostgres({ dir, sync: 'off' })
+  onTestFinished(() => server.stop({ how: 'immediate' }))
+  await server.createDatabase('lon1')
+  const partition = await runPartition({ databaseUrl: server.url('lon1') })
+  const deployed = await addMachine(partition.core, { state: 'deployed', run: 'r1', attention_at: null })
+  const working = await addMachine(partition.core, { state: 'commissioning', run: 'r1', attention_at: null })
+  const boot = async (mac: string) => {
+    const started = Date.now()
+    const answer = await partition.ask('GET', `/boot/ipxe/${mac}`)
+    // A loader waits some seconds before it gives up.
+    expect(Date.now() - started).toBeLessThan(4000)
+    return answer
+  }
+  const macOf = (row: typeof deployed) => row.interfaces[0]?.mac as string
+  const before = (await boot(macOf(deployed))).text
+  expect(before).toContain('exit')
+
+  await server.stop({ how: 'fast' })
+  for (let again = 0; again < 3; again++) {
+    expect(await boot(macOf(deployed))).toMatchObject({ status: 200, text: before })
+    for (const mac of [macOf(working), newMac()]) {
+      const { status, text } = await boot(mac)
+      expect(status).toBe(200)
+      expect(text).toBe(
+        `#!ipxe\necho Muster: the partition cannot look this machine up just now; asking again\nsleep 5\nchain ${partition.url}/boot/ipxe/${mac}\n`,
+      )
+    }
+  }
+  const refusal = await partition
+    .as('olga')
+    .machines.get({ id: deployed.id })
+    .catch(error => error)
+  expect(refusal).toMatchObject({ code: 'database-away' })
+  await until(async () => (await partition.ask('GET', '/readyz')).status === 503)
+  expect((await partition.ask('GET', '/healthz')).status).toBe(200)
+
+  // It is back by itself when the database is.
+  expect(existsSync(dir)).toBe(true)
+  const again = await startPostgres({ dir, sync: 'off' })
+  onTestFinished(() => again.stop({ how: 'immediate' }))
+  await until(async () => (await partition.ask('GET', '/readyz')).status === 200, 20_000)
+  expect((await boot(macOf(working))).text).toContain(`${kernelArguments.mode}=commission`)
+  expect(await partition.as('olga').machines.markBroken({ id: deployed.id })).toMatchObject({ state: 'broken' })
+  await partition.stop()
+})
