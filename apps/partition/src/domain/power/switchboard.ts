@@ -89,9 +89,15 @@ export class Switchboard {
   }
 }
 
-/** A driver's error as a fault that people see. */
+/** The BMC said yes, and nothing happened. */
+export class UnchangedPower extends Error {
+  readonly hint = 'the BMC accepts orders that have no effect: look at the power supply of the machine, or restart its BMC'
+}
+
+/** An error of a driver, or of the worker, as a fault that people see. */
 export function faultOf(error: unknown): Fault {
   const since = new Date().toISOString()
   if (error instanceof DriverError) return { code: `power-${error.kind}`, message: error.message, since, hint: error.hint }
+  if (error instanceof UnchangedPower) return { code: 'power-unchanged', message: error.message, since, hint: error.hint }
   return { code: 'power-internal', message: error instanceof Error ? error.message : String(error), since }
 }

@@ -7,7 +7,7 @@ import { isDatabaseAway } from '../../db/connect.ts'
 import { type ClaimedOrder, claimOrders, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
-import { faultOf, type Switchboard } from './switchboard.ts'
+import { faultOf, type Switchboard, UnchangedPower } from './switchboard.ts'
 
 /** A worker that says nothing for so long is dead or frozen, and its order goes to another. Longer than any single call to a BMC. */
 const claimMs = 45_000
@@ -110,15 +110,18 @@ async function bring(
   signal: AbortSignal,
 ): Promise<'reached' | 'lost' | Ending> {
   const limitMs = core.rules.powerChangeMs
-  const started = Date.now()
+  // Counted from the first act: a slow BMC needs long to log in to, before anything can change.
+  let actedAt: number | undefined
   let acted = 0
   let pauseMs = changeLook.firstMs
   for (;;) {
     const seen = await session.power({ signal })
     if (seen === wanted) return 'reached'
-    const elapsedMs = Date.now() - started
+    const elapsedMs = actedAt === undefined ? 0 : Date.now() - actedAt
     if (elapsedMs > limitMs)
-      throw new Error(`power ${wanted} via ${session.target}: accepted, but after ${Math.round(limitMs / 1000)} s it still reads ${seen}`)
+      throw new UnchangedPower(
+        `power ${wanted} via ${session.target}: accepted, but after ${Math.round(limitMs / 1000)} s it still reads ${seen}`,
+      )
     const heldAt = Date.now()
     if ((await holdClaim(core.sql, claim)) === 'lost') return 'lost'
     const next = await queuedAction(core.sql, claim.machine)
@@ -127,6 +130,7 @@ async function bring(
     if (Date.now() - heldAt > claimMs / 2) continue
     if (acted === 0 || (acted === 1 && elapsedMs > limitMs * repeatAfter)) {
       acted++
+      actedAt ??= Date.now()
       await (wanted === 'on' ? session.on({ signal }) : session.off({ how: 'hard', signal }))
     }
     await sleep(pauseMs, undefined, { signal })
