@@ -27,6 +27,7 @@ export interface RunOptions {
 }
 
 export interface Running {
+  readonly pid: number
   readonly ended: Promise<Ended>
   /** Resolves once the output so far contains `text`. */
   seen(stream: 'stdout' | 'stderr', text: string): Promise<void>
@@ -63,6 +64,7 @@ export function aHome(env: Record<string, string> = {}): Home {
       child.once('close', code => resolve({ code, ...texts }))
     })
     return {
+      pid: child.pid as number,
       ended,
       seen: (name, text) =>
         new Promise((resolve, reject) => {

@@ -2,9 +2,10 @@
 import { DriverError, type PowerContext, type PowerDriver, type PowerSession } from './driver.ts'
 import { ipmi } from './ipmi.ts'
 import { manual } from './manual.ts'
+import { wakeOnLan } from './wake-on-lan.ts'
 import { webhook } from './webhook.ts'
 
-export const drivers: readonly PowerDriver[] = [ipmi, webhook, manual]
+export const drivers: readonly PowerDriver[] = [ipmi, webhook, wakeOnLan, manual]
 
 /** The driver of that type, or undefined. */
 export function driverOf(type: string): PowerDriver | undefined {

@@ -75,7 +75,12 @@ async function checkAny(target: Target, options: { signal: AbortSignal; log?: Lo
   await using session = openPower({ type: target.driver.type, settings: target.settings }, context)
   const power = await finding('power', 'bad', async () => {
     const state = await session.power()
-    if (state === 'unknown') return { verdict: 'odd', found: 'The power state is not known.', hint: 'The driver cannot see it.' }
+    if (state === 'unknown')
+      return {
+        verdict: 'odd',
+        found: 'The power state is not known.',
+        hint: 'A machine whose power nobody sees must be watched by a person.',
+      }
     return { verdict: 'good', found: `Logged in; the machine is ${state}.` }
   })
   const findings = [power]

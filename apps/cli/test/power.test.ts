@@ -1,0 +1,93 @@
+// `muster power status`: of which machines the power is not known, and why.
+import { Refusal } from '@muster/shared/errors'
+import type { Explanation, Machine } from '@muster/shared/machine'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import { isStale, seenOf } from '../src/commands/power.ts'
+import { aHome, type Home } from './muster.ts'
+import { aMachine, startServer, type TestServer, token, wholeCoverage } from './server.ts'
+
+let server: TestServer
+let home: Home
+beforeEach(async () => {
+  server = await startServer()
+  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
+})
+afterEach(async () => {
+  home[Symbol.dispose]()
+  await server[Symbol.asyncDispose]()
+})
+
+function explanationOf(machine: Machine, facts: Partial<Explanation> = {}): Explanation {
+  const { id, state, power, powerSeenAt } = machine
+  return {
+    ...{ id, state, since: machine.stateSince, does: '', wantedPower: 'user', power, powerSeenAt, waitingFor: null, deadline: null },
+    ...{ lastFault: null, nextStep: '', allowed: [], powerOrders: [], ...facts },
+  }
+}
+
+const now = new Date().toISOString()
+
+test('--stale lists the machines nobody knows the power of, each with the reason, and asks about no other', async () => {
+  const machines = [
+    aMachine({ id: 'lon1-111111', power: 'on', powerSeenAt: now }),
+    aMachine({ id: 'lon1-222222', power: 'on', powerSeenAt: '2026-01-02T03:04:05Z' }),
+    aMachine({ id: 'lon1-333333', power: 'unknown', powerSeenAt: null, powerDriver: null }),
+    aMachine({ id: 'lon1-444444', power: 'unknown', powerSeenAt: null }),
+  ]
+  server.answers['machines.list'] = ({ cursor }) => ({
+    items: cursor ? machines.slice(2) : machines.slice(0, 2),
+    nextCursor: cursor ? null : 'more',
+    coverage: wholeCoverage,
+  })
+  server.answers['machines.explain'] = ({ id }) => {
+    const machine = machines.find(known => known.id === id) as Machine
+    if (id === 'lon1-444444') throw new Refusal('partition-silent', 'lon1 did not answer')
+    const lastFault = {
+      code: 'power-silent',
+      message: 'power status via ipmi 10.0.3.9: nothing listens there',
+      since: now,
+      hint: 'Is IPMI over LAN on?',
+    }
+    return explanationOf(machine, { lastFault: machine.powerDriver === null ? null : lastFault })
+  }
+  const [table, json] = await Promise.all([
+    home.muster(['power', 'status', '--stale', '--partition', 'lon1']),
+    home.muster(['power', 'status', '--stale', '-o', 'json']),
+  ])
+  expect(table.code).toBe(0)
+  expect(table.stdout).toMatch(
+    /^lon1-222222 +web1 +on +\d+d ago +ipmi +power status via ipmi 10.0.3.9: nothing listens there \(power-silent\)$/m,
+  )
+  expect(table.stdout).toMatch(/^lon1-333333 +web1 +unknown +never +none +it has no power driver$/m)
+  expect(table.stdout).toMatch(/^lon1-444444 .*lon1 did not answer$/m)
+  expect(table.stdout).not.toContain('lon1-111111')
+  expect(JSON.parse(json.stdout).items[0]).toMatchObject({ id: 'lon1-222222', hint: 'Is IPMI over LAN on?' })
+  const explained = server.asked.filter(({ name }) => name === 'machines.explain').map(({ input }) => input.id)
+  expect(explained).not.toContain('lon1-111111')
+  expect(server.asked.map(({ input }) => input.partition)).toContainEqual(['lon1'])
+})
+
+test('where all is known, that is said; without --stale every machine is shown', async () => {
+  server.answers['machines.list'] = () => ({
+    items: [aMachine({ power: 'on', powerSeenAt: now })],
+    nextCursor: null,
+    coverage: wholeCoverage,
+  })
+  const [stale, all] = await Promise.all([home.muster(['power', 'status', '--stale']), home.muster(['power', 'status'])])
+  expect(stale).toEqual({ code: 0, stdout: '', stderr: 'The power of every machine is known.\n' })
+  expect(all).toMatchObject({ code: 0, stdout: expect.stringContaining('lon1-4y3h7n') })
+})
+
+test('what is long ago, and the most telling reason', () => {
+  const at = Date.parse('2026-01-02T03:04:05Z')
+  const seen = { power: 'on', powerSeenAt: '2026-01-02T03:04:05Z' } as const
+  expect(isStale(seen, { now: at + 60_000, olderThanMs: 60_000 })).toBe(false)
+  expect(isStale(seen, { now: at + 60_001, olderThanMs: 60_000 })).toBe(true)
+  const machine = aMachine({ powerDriver: 'ipmi' })
+  const broken = { code: 'deploy-failed', message: 'no disk', since: now }
+  const order = { action: 'on', state: 'running', askedBy: 'ann', askedAt: now } as const
+  // A fault of the machine itself says nothing about its BMC.
+  expect(seenOf(machine, explanationOf(machine, { lastFault: broken })).why).toBe('it has not been looked at since')
+  expect(seenOf(machine, explanationOf(machine, { lastFault: broken, powerOrders: [order] })).why).toBe('power on is running')
+  expect(seenOf(aMachine({ powerDriver: 'manual' }), explanationOf(machine)).why).toBe('it is switched by hand')
+})
