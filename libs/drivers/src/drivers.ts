@@ -2,10 +2,11 @@
 import { DriverError, type PowerContext, type PowerDriver, type PowerSession } from './driver.ts'
 import { ipmi } from './ipmi.ts'
 import { manual } from './manual.ts'
+import { snmpPdu } from './snmp-pdu.ts'
 import { wakeOnLan } from './wake-on-lan.ts'
 import { webhook } from './webhook.ts'
 
-export const drivers: readonly PowerDriver[] = [ipmi, webhook, wakeOnLan, manual]
+export const drivers: readonly PowerDriver[] = [ipmi, webhook, wakeOnLan, snmpPdu, manual]
 
 /** The driver of that type, or undefined. */
 export function driverOf(type: string): PowerDriver | undefined {

@@ -11,6 +11,8 @@ export interface Rig {
   start(): Promise<Machine>
   /** Why the driver cannot switch power, if so. */
   cannotSwitch?: string
+  /** Why the driver cannot ask the operating system to shut down, if so. */
+  cannotAsk?: string
 }
 
 export interface Machine extends AsyncDisposable {
@@ -66,15 +68,29 @@ export function driverConformance<Schema extends z.ZodObject>(driver: PowerDrive
       expect(await machine.power()).toBe('on')
     })
 
-    test.each(['hard', 'soft'] as const)('turns a machine off (%s), and off again without harm', async how => {
-      const { session, machine } = await startSession(driver, rig)
-      await session.on()
-      await expect.poll(() => session.power()).toBe('on')
-      await session.off({ how })
-      await expect.poll(() => session.power()).toBe('off')
-      await session.off({ how: 'hard' })
-      expect(await machine.power()).toBe('off')
-    })
+    if (rig.cannotAsk) {
+      test.skip(`turns a machine off (soft) (${rig.cannotAsk})`, () => {})
+      test('says that it cannot ask for a shutdown, and leaves the machine on', async () => {
+        const { session, machine } = await startSession(driver, rig)
+        await session.on()
+        await expect.poll(() => session.power()).toBe('on')
+        await expectDriverError(session.off({ how: 'soft' }), 'unsupported')
+        expect(await machine.power()).toBe('on')
+      })
+    }
+
+    test.each(rig.cannotAsk ? (['hard'] as const) : (['hard', 'soft'] as const))(
+      'turns a machine off (%s), and off again without harm',
+      async how => {
+        const { session, machine } = await startSession(driver, rig)
+        await session.on()
+        await expect.poll(() => session.power()).toBe('on')
+        await session.off({ how })
+        await expect.poll(() => session.power()).toBe('off')
+        await session.off({ how: 'hard' })
+        expect(await machine.power()).toBe('off')
+      },
+    )
 
     test('cycles a machine that is on, and turns on one that is off', async () => {
       const { session, machine } = await startSession(driver, rig)

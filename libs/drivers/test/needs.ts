@@ -4,7 +4,12 @@ import { delimiter, join } from 'node:path'
 import { describe } from 'vitest'
 
 /** How to get each program on Debian. */
-const packages: Readonly<Record<string, string>> = { ipmi_sim: 'openipmi', ipmitool: 'ipmitool', ipmipower: 'freeipmi-tools' }
+const packages: Readonly<Record<string, string>> = {
+  ipmi_sim: 'openipmi',
+  ipmitool: 'ipmitool',
+  ipmipower: 'freeipmi-tools',
+  snmpget: 'snmp',
+}
 
 /**
  * `describe` for a suite that needs the program. Missing, the suite is skipped and its title says why; with CI set it fails, because
