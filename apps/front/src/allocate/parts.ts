@@ -2,7 +2,6 @@
 import type { KeyRecord } from '@muster/shared/bus/protocol'
 import type { Allocation, AllocationRequest } from '@muster/shared/contract/allocations'
 import { partitionOf } from '@muster/shared/ids'
-import type { Machine } from '@muster/shared/machine'
 import type { Limits } from '../limits.ts'
 import type { Envelope, PartitionCalls, Reply } from '../partition-calls.ts'
 import type { Part } from './choose.ts'
@@ -19,7 +18,7 @@ export interface PartAsking {
 
 /** `refused`: certainly nothing is held there; `unknown`: perhaps something is, until it expires. */
 export type HoldOutcome =
-  | { readonly kind: 'held'; readonly partition: string; readonly machines: readonly Machine[] }
+  | { readonly kind: 'held'; readonly partition: string; readonly machines: readonly { readonly id: string }[] }
   | { readonly kind: 'refused' | 'unknown'; readonly partition: string; readonly reason: string }
 
 /** Holds one part: the machines named or, where some are gone, the next matches there. */

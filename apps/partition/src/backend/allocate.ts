@@ -85,7 +85,7 @@ async function take(
         requestHash: hashOf(input),
         allocation: id,
         createdAt,
-        parts: [{ partition: core.partition, machines: machines.map(machine => machine.id) }],
+        parts: [{ partition: core.partition, machines: machines.map(({ id }) => id) }],
       }
       const standing = await allocation.remember(core, { record, replaces })
       if (standing.allocation !== id) {

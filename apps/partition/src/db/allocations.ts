@@ -63,17 +63,19 @@ export function holdMachines(sql: Sql, hold: NewHold, moved: { from: string; to:
 
 /** A hold of one certain machine. */
 export type SingleHold = Omit<NewHold, 'machines' | 'wanted'> & { machine: string }
+export type Held = Pick<MachineRow, 'id' | 'version'> & { allocation_id: string }
 
 /**
- * Several holds of one machine each, in one statement; each is carried out or not for itself. Answers the rows held, by their `allocation_id`;
- * missing are those whose machine is not free, and those whose allocation's id exists.
+ * Several holds of one machine each, in one statement; each is carried out or not for itself. Answers what is held; missing are those whose
+ * machine is not free, and those whose allocation's id exists.
  */
-export function holdSingles(sql: Sql, holds: SingleHold[], moved: { from: string; to: string }): Promise<MachineRow[]> {
-  return sql<MachineRow[]>`
-    -- Of those who wish for the same machine, one.
+export function holdSingles(sql: Sql, holds: SingleHold[], moved: { from: string; to: string }): Promise<Held[]> {
+  return sql<Held[]>`
+    -- Of those who wish for the same machine, one. JSON, because of arrays the planner makes a plan each time, for each length its own.
     with wish as (
       select distinct on (machine) * from jsonb_to_recordset(${sql.json(holds as never)}) as w (
-        allocation text, machine text, owner text, strategy text, count integer, note text, constraints jsonb, "createdAt" timestamptz, "holdMs" integer) order by machine),
+        allocation text, machine text, owner text, strategy text, count integer, note text, constraints jsonb, "createdAt" timestamptz, "holdMs" integer)
+      order by machine),
     free as materialized (
       select m.id, wish.* from machines m join wish on wish.machine = m.id
       where m.state = ${moved.from} and not m.locked and m.allocation_id is null for update of m skip locked),
@@ -86,11 +88,11 @@ export function holdSingles(sql: Sql, holds: SingleHold[], moved: { from: string
       update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
         owner = kept.owner, allocation_id = kept.id, deadline_at = kept.expires_at, attention_at = kept.expires_at,
         fault = null, waiting_for = 'the confirmation', progress = null, step = 'start', last_request = 'hold', last_request_by = kept.owner
-      from kept where m.id = kept.machine_ids[1] returning m.*),
+      from kept where m.id = kept.machine_ids[1] returning m.id, m.version, m.owner, m.allocation_id),
     noted as (
       insert into events (kind, machine_id, actor, data)
       select 'machine.moved', id, owner, jsonb_build_object('move', 'hold', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from held)
-    select m.*, ${withPower(sql)} from held m join machine_power p on p.machine_id = m.id`
+    select id, version, allocation_id from held`
 }
 
 /** A confirmed allocation and its machines. */

@@ -38,11 +38,11 @@ export function offerFor(core: Core, replica: { name: string; epoch: number }, r
 }
 
 /** Holds `wanted` machines: the named ones if they are still free, else the next matches. Throws no-match. */
-export async function hold(core: Core, owner: string, input: BusCallInput<'allocation.hold'>): Promise<MachineRow[]> {
+export async function hold(core: Core, owner: string, input: BusCallInput<'allocation.hold'>): Promise<readonly { id: string }[]> {
   const [only] = input.machines
   if (input.wanted === 1 && only !== undefined) {
     const { allocation, strategy, count, note, constraints, createdAt } = input
-    const row = await holdMachine(core, {
+    const held = await holdMachine(core, {
       allocation,
       owner,
       strategy,
@@ -52,7 +52,7 @@ export async function hold(core: Core, owner: string, input: BusCallInput<'alloc
       createdAt: new Date(createdAt),
       machine: only,
     })
-    if (row) return [row]
+    if (held) return [held]
   }
   const tried = new Set<string>()
   let machines = input.machines
@@ -96,10 +96,9 @@ export async function hold(core: Core, owner: string, input: BusCallInput<'alloc
 }
 
 /** A repeated hold of the same allocation finds its machines held already. */
-async function standingHold(core: Core, allocation: string): Promise<MachineRow[] | undefined> {
+async function standingHold(core: Core, allocation: string): Promise<readonly { id: string }[] | undefined> {
   const row = await db.findAllocation(core.sql, allocation)
-  if (row?.state !== 'held') return undefined
-  return db.machinesOfAllocations(core.sql, [allocation])
+  return row?.state === 'held' ? row.machine_ids.map(id => ({ id })) : undefined
 }
 
 /** Confirms a hold; a repeat answers the same. Throws nothing-allocated when the hold is gone: it can never be confirmed any more. */
@@ -150,5 +149,3 @@ export function allocationView(
     dryRun: false,
   }
 }
-
-export const heldView = (core: Core, machine: MachineRow) => viewOf(machine, core.partition)

@@ -94,10 +94,21 @@ export class Candidates {
       isTaken: row.allocation_id !== null,
       offeredUntil: known?.offeredUntil ?? 0,
     }
+    this.#replace(known, entry)
+  }
+
+  /** Takes over that a machine was held; nothing else of it has changed. */
+  putHeld({ id, version }: { id: string; version: number }): void {
+    const known = this.#entries.get(id)
+    if (known && known.version < version) this.#replace(known, { ...known, version, isReady: false, isTaken: true })
+  }
+
+  #replace(known: Entry | undefined, entry: Entry): void {
+    const { id } = entry.candidate
     if (known) this.#countTaken(known, -1)
     this.#countTaken(entry, 1)
-    this.#entries.set(row.id, entry)
-    const slot = this.#slots?.slotOf.get(row.id)
+    this.#entries.set(id, entry)
+    const slot = this.#slots?.slotOf.get(id)
     if (this.#slots && slot !== undefined && known && isSameHardware(known.candidate, entry.candidate)) {
       this.#slots.entries[slot] = entry
       setBit(this.#slots.ready, slot, entry.isReady)
@@ -244,6 +255,7 @@ export class Candidates {
 }
 
 function isSameHardware(a: Candidate, b: Candidate): boolean {
+  if (a === b) return true
   return (
     a.hostname === b.hostname &&
     a.arch === b.arch &&

@@ -27,6 +27,15 @@ export class Memory {
     this.#macsOf.set(row.id, macs)
   }
 
+  /** Takes over that a machine was held: all that a hold changes of what is known here. */
+  putHeld(held: { id: string; version: number }): void {
+    this.candidates.putHeld(held)
+    for (const mac of this.#macsOf.get(held.id) ?? []) {
+      const known = this.#byMac.get(mac)
+      if (known && known.version < held.version) this.#byMac.set(mac, { ...known, state: 'reserved', version: held.version })
+    }
+  }
+
   remove(id: string): void {
     this.candidates.remove(id)
     for (const mac of this.#macsOf.get(id) ?? []) this.#byMac.delete(mac)

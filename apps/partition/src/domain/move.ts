@@ -170,7 +170,7 @@ export async function holdMachines(core: Core, hold: Omit<allocations.NewHold, '
 }
 
 /** Moves one machine to reserved for one allocation, in one statement with others who ask just then. Undefined where it is not free. */
-export function holdMachine(core: Core, hold: SingleHold): Promise<MachineRow | undefined> {
+export function holdMachine(core: Core, hold: SingleHold): Promise<allocations.Held | undefined> {
   return crowdOf(core).holds.add(hold)
 }
 
@@ -182,7 +182,7 @@ export function confirmHold(core: Core, allocation: string): Promise<allocations
 type SingleHold = Omit<allocations.SingleHold, 'holdMs'>
 
 interface Crowd {
-  holds: Together<SingleHold, MachineRow | undefined>
+  holds: Together<SingleHold, allocations.Held | undefined>
   confirms: Together<string, allocations.Confirmed | undefined>
 }
 const crowds = new WeakMap<Core, Crowd>()
@@ -196,7 +196,7 @@ function crowdOf(core: Core): Crowd {
   return crowd
 }
 
-async function holdSingles(core: Core, holds: SingleHold[]): Promise<(MachineRow | undefined)[]> {
+async function holdSingles(core: Core, holds: SingleHold[]): Promise<(allocations.Held | undefined)[]> {
   const moved = nextState('hold', 'ready')
   const holdMs = deadlineFor(core, moved.to) as number
   const rows = await allocations.holdSingles(
@@ -204,8 +204,9 @@ async function holdSingles(core: Core, holds: SingleHold[]): Promise<(MachineRow
     holds.map(hold => ({ ...hold, holdMs })),
     moved,
   )
-  for (const row of rows) noteChange(core, row)
-  const byAllocation = new Map(rows.map(row => [row.allocation_id, row]))
+  for (const held of rows) core.memory.putHeld(held)
+  if (rows.length > 0) core.bells.log.ring()
+  const byAllocation = new Map(rows.map(held => [held.allocation_id, held]))
   return holds.map(({ allocation }) => byAllocation.get(allocation))
 }
 

@@ -188,7 +188,7 @@ async function dispatch(options: BusDoorOptions, request: CallRequestMessage, si
   switch (request.call) {
     case 'allocation.hold': {
       const machines = await allocation.hold(core, request.caller.name, parsed.data as never)
-      return { machines: machines.map(machine => allocation.heldView(core, machine)) }
+      return { machines: machines.map(({ id }) => ({ id })) }
     }
     case 'allocation.confirm':
       return allocation.confirm(core, (parsed.data as { allocation: string }).allocation)

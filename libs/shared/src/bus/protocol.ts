@@ -6,7 +6,7 @@ import { constraintNames } from '../allocation/matcher.ts'
 import { allocation } from '../contract/allocations.ts'
 import { caller } from '../contract/call.ts'
 import { problemDocument } from '../errors.ts'
-import { allocationId, machine, machineId, partitionName, timestamp } from '../machine.ts'
+import { allocationId, machineId, partitionName, timestamp } from '../machine.ts'
 
 export const protocolVersion = 1
 const v = z.literal(protocolVersion)
@@ -122,7 +122,7 @@ export const busCalls = {
       wanted: z.number().int().min(1),
       machines: z.array(machineId),
     }),
-    answer: z.object({ machines: z.array(machine) }),
+    answer: z.object({ machines: z.array(z.object({ id: machineId })) }),
   },
   'allocation.confirm': { input: z.strictObject({ allocation: allocationId }), answer: allocation },
   'allocation.drop': {
