@@ -19,10 +19,26 @@ export async function costing<Result>(groups: Groups, act: () => Promise<Result>
   return { result, costs: Object.fromEntries(Object.keys(after).map(name => [name, (after[name] ?? 0) - (before[name] ?? 0)])) }
 }
 
-/** A process and its children: PostgreSQL has one per connection. */
-export function familyOf(parent: number): number[] {
-  const children = readdirSync('/proc').flatMap(entry => (/^\d+$/.test(entry) && parentOf(Number(entry)) === parent ? [Number(entry)] : []))
-  return [parent, ...children]
+/**
+ * The processes of PostgreSQL by what their names say: one per connection, named for its database. What serves all databases (the writer of the
+ * log, the checkpointer) belongs to everybody, and so to both sides of a comparison.
+ */
+export function postgresOf(postmaster: number, isOurs: (database: string) => boolean): number[] {
+  const children = readdirSync('/proc').flatMap(entry =>
+    /^\d+$/.test(entry) && parentOf(Number(entry)) === postmaster ? [Number(entry)] : [],
+  )
+  return children.filter(pid => {
+    const [, database] = /^postgres: muster (\S+) \[local\]/.exec(nameOf(pid)) ?? []
+    return database === undefined || isOurs(database)
+  })
+}
+
+function nameOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+  } catch {
+    return '' // it ended while we looked
+  }
 }
 
 /** All threads, in nanoseconds of the scheduler where it counts them, else in ticks of 10 ms. A process that is gone counts nothing. */

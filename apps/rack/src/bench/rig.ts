@@ -8,7 +8,7 @@ import { migrate } from '@muster/partition/db/migrate'
 import { hashToken, newToken } from '@muster/server/tokens'
 import { Child } from '../federation/child.ts'
 import { freePorts } from '../federation/federation.ts'
-import { familyOf, type Groups } from './cpu.ts'
+import { type Groups, postgresOf } from './cpu.ts'
 import { fill, openFixture } from './fixture.ts'
 import type { Floor } from './floor.ts'
 import { Helper } from './helper.ts'
@@ -109,6 +109,7 @@ interface Place {
   keyHex: string
 }
 
+const floorDatabase = 'floor'
 const nameOf = (index: number) => `p${index + 1}`
 
 async function makeDatabases(postgres: Postgres, { partitions, machines, say }: RigOptions): Promise<void> {
@@ -121,7 +122,7 @@ async function makeDatabases(postgres: Postgres, { partitions, machines, say }: 
     const sql = openFixture(postgres.url(name))
     await fill(sql, name, machines).finally(() => sql.end())
   }
-  await postgres.createDatabase('floor')
+  await postgres.createDatabase(floorDatabase)
 }
 
 function makeTokens(dir: string): { token: string; tokensFile: string } {
@@ -229,7 +230,7 @@ async function federate(place: Place, partitions: number): Promise<Federated> {
       front: () => [front.pid as number],
       partitions: hosts.pids,
       broker: place.broker.pids,
-      postgres: () => familyOf(place.postgres.pid),
+      postgres: () => postgresOf(place.postgres.pid, database => database !== floorDatabase),
     },
     stop: () => stopAll(stops),
   }
@@ -242,7 +243,7 @@ async function single(place: Place): Promise<Single> {
     url: hosts.urls[0] as string,
     reset: hosts.reset,
     allocated: hosts.allocated,
-    groups: { partition: hosts.pids, postgres: () => familyOf(place.postgres.pid) },
+    groups: { partition: hosts.pids, postgres: () => postgresOf(place.postgres.pid, database => database !== floorDatabase) },
     stop: () => stopAll(stops),
   }
 }
@@ -264,7 +265,7 @@ async function startFloor(place: Place, subscribers: number, machines: number): 
   await asker.ask('prepare', {
     broker: subscribers === 0 ? undefined : { url, token },
     subscribers,
-    databaseUrl: place.postgres.url('floor'),
+    databaseUrl: place.postgres.url(floorDatabase),
     machines,
   })
   return {
@@ -273,7 +274,7 @@ async function startFloor(place: Place, subscribers: number, machines: number): 
       asker: () => [asker.pid],
       subscribers: () => parts.map(({ pid }) => pid),
       broker: place.broker.pids,
-      postgres: () => familyOf(place.postgres.pid),
+      postgres: () => postgresOf(place.postgres.pid, database => database === floorDatabase),
     },
     stop: () => stopAll(stops),
   }
