@@ -240,7 +240,7 @@ describe('the partition’s own API', () => {
   }
   const addReady = async (count: number, columns: object = {}) => {
     const ids: string[] = []
-    for (let i = 0; i < count; i++) ids.push((await addMachine(partition.core, { state: 'ready', ...columns })).id)
+    for (let i = 0; i < count; i++) ids.push((await addMachine(partition.core, { state: 'ready', attention_at: null, ...columns })).id)
     return ids
   }
 
