@@ -9,6 +9,8 @@ export interface Books extends AsyncDisposable {
   read(): Promise<PartitionRecord>
   /** Machines past their deadline by more than is promised, in words. */
   overdue(): Promise<string[]>
+  /** Those of the notes whose allocations have machines at this moment. */
+  notesWithMachines(notes: readonly string[]): Promise<string[]>
   /** Machines that are not ready, by state; and events without a number. */
   unrest(): Promise<{ states: Record<string, number>; unnumbered: number }>
 }
@@ -40,6 +42,11 @@ export function openBooks(name: string, database: string): Books {
         select id, state, extract(epoch from now() - deadline_at)::float8 as late from machines
         where deadline_at < now() - ${overdueSeconds} * interval '1 second' and fault is null`
       return rows.map(({ id, state, late }) => `${id} is ${state}, ${Math.round(late)} s past its deadline`)
+    },
+    notesWithMachines: async notes => {
+      const rows = await sql<{ note: string }[]>`
+        select distinct a.note from allocations a join machines m on m.allocation_id = a.id where a.note = any(${notes as string[]})`
+      return rows.map(({ note }) => note)
     },
     unrest: async () => {
       const rows = await sql<{ state: string; machines: number }[]>`
