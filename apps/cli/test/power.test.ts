@@ -1,6 +1,6 @@
 // `muster power status`: of which machines the power is not known, and why.
 import { Refusal } from '@muster/shared/errors'
-import type { Explanation, Machine } from '@muster/shared/machine'
+import type { Explanation, Machine, PowerOrder } from '@muster/shared/machine'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { isStale, seenOf } from '../src/commands/power.ts'
 import { aHome, type Home } from './muster.ts'
@@ -85,7 +85,10 @@ test('what is long ago, and the most telling reason', () => {
   expect(isStale(seen, { now: at + 60_001, olderThanMs: 60_000 })).toBe(true)
   const machine = aMachine({ powerDriver: 'ipmi' })
   const broken = { code: 'deploy-failed', message: 'no disk', since: now }
-  const order = { action: 'on', state: 'running', askedBy: 'ann', askedAt: now } as const
+  const order: PowerOrder = {
+    ...{ id: 1, machine: machine.id, action: 'on', how: 'hard', state: 'running', askedBy: 'ann', askedAt: now },
+    ...{ reason: '', startedAt: now, endedAt: null, fault: null },
+  }
   // A fault of the machine itself says nothing about its BMC.
   expect(seenOf(machine, explanationOf(machine, { lastFault: broken })).why).toBe('it has not been looked at since')
   expect(seenOf(machine, explanationOf(machine, { lastFault: broken, powerOrders: [order] })).why).toBe('power on is running')

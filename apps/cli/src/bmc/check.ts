@@ -1,7 +1,6 @@
 // What a BMC can do: IPMI has a check of its own, with questions only IPMI can answer; every other driver is asked what all drivers promise.
 // Nothing on the BMC or the machine is changed.
 import { type Controller, DriverError, type Identity, type PowerDriver, type PowerSession } from '@muster/drivers/driver'
-import { openPower } from '@muster/drivers/drivers'
 import { ipmi, ipmiClient } from '@muster/drivers/ipmi'
 import { checkBmc, type Finding as IpmiFinding } from '@muster/drivers/ipmi/check'
 import type { IpmiClient } from '@muster/drivers/ipmi/client'
@@ -72,7 +71,7 @@ async function sessionsLeft(client: IpmiClient): Promise<Finding> {
 /** What every driver can be asked. The first question logs in: after its failure nothing more is asked. */
 async function checkAny(target: Target, options: { signal: AbortSignal; log?: Log | undefined }): Promise<Report> {
   const context = { signal: options.signal, ...(options.log && { log: options.log }) }
-  await using session = openPower({ type: target.driver.type, settings: target.settings }, context)
+  await using session = target.driver.open(target.driver.settings.parse(target.settings), context)
   const power = await finding('power', 'bad', async () => {
     const state = await session.power()
     if (state === 'unknown')

@@ -1,7 +1,7 @@
 // Which BMC, as whom: an address like `ipmi://admin@10.0.3.9`, and the flags beside it, as the settings of a power driver. The password is
 // in none of them: what stands on a command line can be read by everybody on the computer.
 import { DriverError, type PowerDriver, type PowerSession } from '@muster/drivers/driver'
-import { drivers, openPower } from '@muster/drivers/drivers'
+import { drivers } from '@muster/drivers/drivers'
 import { type Command, InvalidArgumentError } from 'commander'
 import { type Cli, globalsOf, remark } from '../cli.ts'
 import { CliError } from '../exit-codes.ts'
@@ -30,14 +30,14 @@ export interface BmcFlags {
   readonly setting?: readonly (readonly [string, unknown])[]
 }
 
-/** A driver with the settings it is opened with, not yet checked. */
+/** A driver with the settings it is opened with, which its schema has accepted. */
 export interface Target {
   readonly driver: PowerDriver
   readonly settings: Readonly<Record<string, unknown>>
 }
 
-/** The drivers that reach something at an address. */
-const addressable = drivers.filter(({ settings }) => 'address' in settings.shape)
+/** The drivers that log in somewhere: what has no address or no account, such as a webhook, is not tried this way. */
+const addressable = drivers.filter(({ settings: { shape } }) => ['address', 'user', 'password'].every(name => name in shape))
 
 /** Adds the address and the flags that say how to log in. */
 export function addTarget(command: Command): Command {
@@ -128,7 +128,7 @@ export async function targetOf(cli: Cli, text: string, flags: BmcFlags): Promise
 /** Opens a session; with -v what the driver notes goes to the error output. No I/O yet. */
 export function openTarget(cli: Cli, command: Command, { driver, settings }: Target): PowerSession {
   const log = logOf(cli, command)
-  return openPower({ type: driver.type, settings }, { signal: cli.signal, ...(log && { log }) })
+  return driver.open(driver.settings.parse(settings), { signal: cli.signal, ...(log && { log }) })
 }
 
 /** What a driver notes, as remarks; undefined where nobody asked for it. */

@@ -3,12 +3,15 @@ import { spawn, spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { DriverError, type PowerSession } from '@muster/drivers/driver'
 import { encodeChassisStatus } from '@muster/drivers/ipmi/codec'
 import { encodeFru } from '@muster/drivers/ipmi/fru'
 import { encodeSelEntry } from '@muster/drivers/ipmi/sel'
 import { encodeSensorRecord } from '@muster/drivers/ipmi/sensors'
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest'
+import { z } from 'zod'
 import { type Answer, type ReceivedCommand, ScriptedBmc } from '../../../../libs/drivers/test/scripted-bmc.ts'
+import { checkTarget, exitOfReport } from '../../src/bmc/check.ts'
 import { aHome, type Ended, type Home } from '../muster.ts'
 import { closedPort, password, startVirtualBmc } from './virtual-bmc.ts'
 
@@ -106,6 +109,40 @@ test('a BMC that lets anybody in, or lets us do too little, or is not there, can
   expect(reader.code).toBe(11)
   expect(JSON.parse(reader.stdout).findings).toContainEqual(expect.objectContaining({ topic: 'privilege', verdict: 'bad' }))
   expect(absent).toMatchObject({ code: 11, stdout: expect.stringContaining('Muster cannot use this BMC as it is.') })
+})
+
+test('a driver without a check of its own is asked what every driver promises', async () => {
+  const busy = new DriverError({ kind: 'busy', tried: 'read', target: 'test bmc', got: 'no room', hint: 'Try again.' })
+  const session = (facts: Partial<PowerSession>): PowerSession => ({
+    ...{ target: 'test bmc', power: async () => 'on', on: async () => {}, off: async () => {}, cycle: async () => {} },
+    ...{ capabilities: {}, close: async () => {}, [Symbol.asyncDispose]: async () => {}, ...facts },
+  })
+  const check = (facts: Partial<PowerSession>) => {
+    const driver = { type: 'test', title: 'Test', settings: z.strictObject({}), secrets: [], open: () => session(facts) }
+    return checkTarget({ driver, settings: {} }, { signal: new AbortController().signal })
+  }
+  const whole = await check({
+    capabilities: {
+      bootNext: { set: async () => ({ kept: 'all' }), clear: async () => {}, read: async () => ({ device: 'network', firmware: 'uefi' }) },
+      controller: async () => ({ manufacturer: 1, product: 2, firmware: '3.4', protocol: 'Test 1.0' }),
+      identity: () => Promise.reject(busy),
+    },
+  })
+  expect(whole.findings.map(({ topic, verdict }) => [topic, verdict])).toEqual([
+    ['power', 'good'],
+    ['boot override', 'good'],
+    ['controller', 'good'],
+    ['identity', 'odd'],
+  ])
+  expect(whole.findings.at(-1)).toMatchObject({ found: 'No room.', hint: 'Try again.' })
+  expect(exitOfReport(whole)).toBe('bmc-odd')
+  const locked = await check({ power: () => Promise.reject(busy) })
+  expect(locked).toEqual({
+    target: 'test bmc',
+    usable: false,
+    findings: [{ topic: 'power', verdict: 'bad', found: 'No room.', hint: 'Try again.' }],
+  })
+  expect(exitOfReport(locked)).toBe('bmc-unfit')
 })
 
 test('the event log is read in words, and cleared when asked to', async () => {
