@@ -324,6 +324,24 @@ describe('one worker among several', () => {
     return rows.map(({ action, state }) => `${action} ${state}`)
   }
 
+  test('that is asked to stop lets go at once, and the next one goes on where it was', async () => {
+    const [bmc] = (await startBmcs(1, { powerEffectMs: 600 })) as [VirtualMachine]
+    bmc.pressPower({ to: 'on' })
+    const before = markOf(bmc)
+    const machine = await machineWith(core, bmc, { state: 'deployed', ...owned })
+    await orderPower(core, operator, { id: machine.id, action: 'cycle', how: 'hard' }, signal)
+    const stopping = new AbortController()
+    const first = runPowerWorker(core, board, stopping.signal)
+    await until(async () => bmc.bmc.counters.controls.off === 1)
+    stopping.abort()
+    await first
+    expect(await core.sql`select claimed_until from machine_power where machine_id = ${machine.id}`).toEqual([{ claimed_until: null }])
+    await carryOutOrders(core, core, board, new Life(Number.POSITIVE_INFINITY))
+    expect(switchedSince(bmc, before)).toEqual(['off', 'on'])
+    expect(await core.sql`select state from power_orders where machine_id = ${machine.id}`).toEqual([{ state: 'done' }])
+    await core.sql`delete from machines`
+  })
+
   test('a second order joins an equal one, replaces one that waits, and ends one that wants another power', async () => {
     const machine = await machineWith(core, bmcs[1] as VirtualMachine, { state: 'deployed', ...owned })
     const order = (action: 'on' | 'off' | 'cycle') => giveOrder(core.sql, { machine: machine.id, action, boot: null, askedBy: 'alice' })

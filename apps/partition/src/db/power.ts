@@ -194,6 +194,11 @@ export async function holdClaim(
   return rows.length === 1 ? 'ours' : 'lost'
 }
 
+/** Lets go of a switch without having anything to say of it; its order, if one runs, stays for the next worker. */
+export async function dropClaim(sql: Sql, claim: { machine: string; token: number }): Promise<void> {
+  await sql`update machine_power set claimed_until = null where machine_id = ${claim.machine} and claim_token = ${claim.token}`
+}
+
 /** What the order that waits behind the running one is to do, or undefined. */
 export async function queuedAction(sql: Sql, machine: string): Promise<PowerAction | undefined> {
   const [row] = await sql<{ action: PowerAction }[]>`select action from power_orders where machine_id = ${machine} and state = 'queued'`

@@ -1,7 +1,7 @@
 // The power monitor reads every BMC on a jittered schedule, in slots of its own: what people see is what was seen, and when. A BMC that does not
 // answer is asked ever less often, so that the dead cost the living nothing.
 import { isDatabaseAway } from '../../db/connect.ts'
-import { claimChecks, endClaim, type PowerSwitch } from '../../db/power.ts'
+import { claimChecks, dropClaim, endClaim, type PowerSwitch } from '../../db/power.ts'
 import { Bell, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
 import { faultOf, type Switchboard } from './switchboard.ts'
@@ -50,7 +50,10 @@ async function read(core: Core, board: Switchboard, power: PowerSwitch, signal: 
       core.bells.log.ring()
     }
   } catch (error) {
-    if (signal.aborted) return
+    if (signal.aborted) {
+      await dropClaim(core.sql, claim)
+      return
+    }
     // That is no fault of the BMC.
     if (isDatabaseAway(error)) throw error
     const againMs = Math.min(core.rules.powerCheckMs * 2 ** Math.min(power.failures, 10), backOffLimitMs) * jitter

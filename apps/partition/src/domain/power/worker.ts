@@ -3,7 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DriverError, type PowerSession } from '@muster/drivers/driver'
 import { isDatabaseAway } from '../../db/connect.ts'
-import { type ClaimedOrder, claimOrders, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
+import { type ClaimedOrder, claimOrders, dropClaim, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
 import { ladder, type Rung, type RungName, startAt } from './ladder.ts'
@@ -47,8 +47,11 @@ async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, sig
   try {
     ending = await board.use(order.switch, session => new Work(core, session, order, signal).run())
   } catch (error) {
-    // On our way out the claim is left to run out: whoever takes the order over observes first.
-    if (signal.aborted) return
+    // On our way out: whoever takes the order over observes first.
+    if (signal.aborted) {
+      await dropClaim(core.sql, { machine: order.machine_id, token: order.switch.claim_token })
+      return
+    }
     // Nor does it say anything of the BMC that our own database is away: the order goes on when the claim has run out.
     if (isDatabaseAway(error)) throw error
     ending = { state: 'failed', power: null, error }
