@@ -4,7 +4,7 @@ import { BootOptions } from '../src/bmc/boot-options.ts'
 import { machineFacts } from '../src/machine/facts.ts'
 import { HttpClient, openConnections } from '../src/machine/http.ts'
 import { Machine } from '../src/machine/machine.ts'
-import { Pacer } from '../src/machine/pace.ts'
+import { type Pace, Pacer } from '../src/machine/pace.ts'
 import { type Redfish, type RedfishOptions, startRedfish } from '../src/redfish/redfish.ts'
 
 export interface TwoDoors extends AsyncDisposable {
@@ -19,11 +19,11 @@ export interface TwoDoors extends AsyncDisposable {
 export const account = { name: 'admin', password: 'correct-horse', privilege: 'ADMINISTRATOR' } as const
 
 /** Starts a machine that is off and has nothing to boot: only its power matters. `powerEffectMs`: from an order to its effect. */
-export async function startTwoDoors(options: Partial<RedfishOptions> & { powerEffectMs?: number } = {}): Promise<TwoDoors> {
+export async function startTwoDoors(options: Partial<RedfishOptions> & { powerEffectMs?: number; pace?: Pace } = {}): Promise<TwoDoors> {
   const facts = machineFacts({ seed: 1, index: 0 })
   const bootOptions = new BootOptions({ expiryMs: 60_000 })
   const connections = openConnections()
-  const pacer = new Pacer('instant', { random: Math.random, powerEffectMs: options.powerEffectMs })
+  const pacer = new Pacer(options.pace ?? 'instant', { random: Math.random, powerEffectMs: options.powerEffectMs })
   const machine = new Machine({
     name: 'two-doors',
     facts,

@@ -102,7 +102,8 @@ async function write(
 ): Promise<string> {
   const shown = bootOf(place.answer)
   const fields: Record<string, unknown> = { ...wanted }
-  const modeIsKnown = 'BootSourceOverrideMode' in shown && vendor.bootMode === 'send'
+  const isReported = 'BootSourceOverrideMode' in shown || 'BootSourceOverrideMode' in bootOf(system.answer)
+  const modeIsKnown = isReported && vendor.bootMode === 'send'
   // Services that do not report the mode refuse the whole change for it.
   if (!modeIsKnown) delete fields.BootSourceOverrideMode
   for (const field of turn.memory.refusedBootFields) delete fields[field]

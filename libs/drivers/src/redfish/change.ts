@@ -1,4 +1,5 @@
 /** Changing a resource: PATCH with the form of version tag this service takes (facts "ETag"), and its task waited for. */
+import { Failure } from '../ipmi/failure.ts'
 import type { Answer, JsonObject } from './answer.ts'
 import { text } from './answer.ts'
 import { wordsOf } from './meanings.ts'
@@ -24,13 +25,23 @@ export async function change(turn: Turn, path: string, body: JsonObject): Promis
     last = await turn.send('PATCH', path, { body, ...(tag !== undefined && { headers: { 'If-Match': tag } }) })
     if (last.status !== 412 && last.status !== 428) {
       turn.memory.etagForm = form
-      await finished(turn, last, { what: `the change of ${path}`, limitMs: turn.timers.settingsTaskMs })
+      if ((await finished(turn, last, { what: `the change of ${path}`, limitMs: turn.timers.settingsTaskMs })) === 'running')
+        throw unfinished(turn, path)
       return last
     }
     turn.log('the BMC did not take a version tag', { form, got: wordsOf(last) })
   }
   // Forms "none" and "any" are always tried.
   return last as Answer
+}
+
+function unfinished(turn: Turn, path: string): Failure {
+  return new Failure({
+    kind: 'busy',
+    outcome: 'unknown',
+    got: `the change of ${path} was accepted as a task, which still runs after ${turn.timers.settingsTaskMs / 1000} s`,
+    hint: 'The BMC is slow, or waits for other tasks. Read the setting in a minute.',
+  })
 }
 
 function tagOf(answer: Answer, form: EtagForm): string | undefined {

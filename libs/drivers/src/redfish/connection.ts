@@ -216,8 +216,8 @@ function parseBody(text: string, incoming: IncomingMessage): JsonObject {
     const parsed: unknown = JSON.parse(text)
     if (typeof parsed === 'object' && parsed !== null && !Array.isArray(parsed)) return parsed as JsonObject
   } catch (cause) {
-    // Web servers in front of the service answer errors with pages: there the status says enough.
-    if ((incoming.statusCode ?? 0) >= 400) return {}
+    // Services and web servers in front of them also answer errors with plain words (AMI) or pages.
+    if ((incoming.statusCode ?? 0) >= 400) return text.trimStart().startsWith('<') ? {} : { error: { message: text.slice(0, 300) } }
     throw unreadable(`its body is no JSON (${incoming.headers['content-type'] ?? 'no content type'})`, cause)
   }
   throw unreadable('its body is no JSON object', undefined)

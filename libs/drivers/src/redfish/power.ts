@@ -13,7 +13,7 @@ import { finished } from './tasks.ts'
  */
 const states: Readonly<Record<string, PowerState>> = { On: 'on', PoweringOn: 'off', Paused: 'on', Off: 'off', PoweringOff: 'on' }
 
-/** Reset types that do what is ordered, best first. ForcePowerCycle is Huawei's word. */
+/** Reset types that do what is ordered, best first. ForcePowerCycle is the word of Huawei, xFusion and H3C. */
 const resetTypes = {
   on: ['On', 'ForceOn'],
   off: ['ForceOff'],

@@ -56,7 +56,14 @@ export const vendors: readonly Vendor[] = [
 
 const unknownVendor: Vendor = { name: 'unknown', matches: /^$/, iana: 0, ...usual }
 
-/** The first row that fits one of the words, or the usual ways. */
+/**
+ * The row that fits the first of the words that any row fits, or the usual ways. Who wrote the service comes before who built the machine: an HPE
+ * Cray XD670 speaks AMI's Redfish.
+ */
 export function vendorOf(words: readonly string[]): Vendor {
-  return vendors.find(({ matches }) => words.some(word => matches.test(word))) ?? unknownVendor
+  for (const word of words) {
+    const found = vendors.find(({ matches }) => matches.test(word))
+    if (found) return found
+  }
+  return unknownVendor
 }
