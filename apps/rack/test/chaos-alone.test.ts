@@ -1,6 +1,6 @@
 // R3: a partition needs nobody. Its front and its broker are killed under load; on its own API machines are allocated, installed, switched and
 // given back as before, and not one call fails.
-import { mkdtempSync, rmSync } from 'node:fs'
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Client, createClient } from '@muster/shared/client'
@@ -19,6 +19,8 @@ let client: Client
 
 beforeAll(async () => {
   dataDir = mkdtempSync(path.join('/tmp', 'muster-alone-'))
+  // PostgreSQL's user must be able to walk in, or its data goes elsewhere and stays there.
+  chmodSync(dataDir, 0o711)
   federation = await startFederation({
     dataDir,
     partitions: 1,

@@ -1,5 +1,5 @@
 // One run: a federation of real processes, clients at work, faults at random; then peace, every open question asked again, and the judge.
-import { mkdtempSync, rmSync } from 'node:fs'
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { startPostgres } from '@muster/embedded/postgres'
 import { createClient } from '@muster/shared/client'
@@ -162,6 +162,8 @@ interface Stage extends AsyncDisposable {
 /** The federation, its machines ready, and ways to break every part of it. */
 async function setStage(options: ChaosOptions, say: (line: string) => void): Promise<Stage> {
   const dataDir = mkdtempSync(path.join('/tmp', 'muster-chaos-'))
+  // PostgreSQL's user must be able to walk in, or its data goes elsewhere and stays there.
+  chmodSync(dataDir, 0o711)
   // A server of our own, so that it can be crashed and started again. Its data survives a crash of the process, not one of the host.
   const place = { dir: path.join(dataDir, 'postgres'), maxConnections: 50 + options.partitions * 40, sync: 'off' as const }
   let server = await startPostgres(place)
