@@ -53,6 +53,27 @@ test('a wrong token, a server that is not there, a command that is not there', a
   expect(server.asked).toEqual([])
 })
 
+test('a mistake on the command line is a problem document too, where documents are wanted', async () => {
+  const [unknown, missing, flag, format] = await Promise.all([
+    home.muster(['machine', 'lst', '-o', 'json']),
+    home.muster(['machine', '--output=ndjson']),
+    home.muster(['-ojson', 'machine', 'list', '--limit', 'many']),
+    home.muster(['machine', 'list', '-o', 'yaml']),
+  ])
+  const documentOf = ({ stderr }: { stderr: string }) => JSON.parse(stderr)
+  for (const ended of [unknown, missing, flag]) {
+    expect(ended).toMatchObject({ code: 2, stdout: '' })
+    expect(documentOf(ended)).toMatchObject({ type: 'urn:muster:cli:usage', code: 'usage', retryable: false, hint: 'see --help' })
+  }
+  expect(documentOf(unknown).detail).toContain('Did you mean one of list, ls?')
+  expect(documentOf(missing).detail).toBe('a subcommand is missing')
+  expect(documentOf(flag).detail).toContain('"many" is not a whole number')
+  expect(format).toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/^muster: option '-o, --output <format>' argument 'yaml' is invalid/),
+  })
+})
+
 test('several machines: each has its outcome, and the worst is the exit code', async () => {
   server.answers['machines.lock'] = ({ id }) => {
     if (id === 'lon1-222222') throw new Refusal('not-found', 'no such machine')

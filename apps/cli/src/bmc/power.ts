@@ -28,11 +28,15 @@ const lookMs = 400
 /** The last look gets a moment even where the time is nearly up. */
 const leastLookMs = 1000
 
-/** Judges one look. `sinceMs` counts from the accepted order; `seenOff` says whether the machine was off then or since. */
-export function judge(order: Order, look: { power: PowerState; seenOff: boolean; sinceMs: number }): Verdict {
+/**
+ * Judges one look. `sinceMs` counts from the order; `seenOff` says whether the machine was off then or since; `accepted` is false where the
+ * BMC's answer was lost, so that a cycle counts only when it is seen.
+ */
+export function judge(order: Order, look: { power: PowerState; seenOff: boolean; sinceMs: number; accepted: boolean }): Verdict {
   const wanted = order === 'off' || order === 'soft' ? 'off' : 'on'
   if (look.power !== wanted) return { kind: 'waiting', text: `power ${look.power}, not yet ${wanted}` }
-  if (order === 'cycle' && !look.seenOff && look.sinceMs < beginsWithinMs) return { kind: 'waiting', text: 'power on, not yet seen off' }
+  const mayHaveBeenMissed = look.accepted && look.sinceMs >= beginsWithinMs
+  if (order === 'cycle' && !look.seenOff && !mayHaveBeenMissed) return { kind: 'waiting', text: 'power on, not yet seen off' }
   return { kind: 'done' }
 }
 
@@ -49,8 +53,9 @@ export class StillWaiting extends Error {
 }
 
 /**
- * Gives the order and looks until the power is as ordered. A BMC that is silent or busy for a moment is looked at again. Throws DriverError
- * from the order itself and for what waiting does not mend, StillWaiting when `waitMs` have passed.
+ * Gives the order and looks until the power is as ordered. A BMC that is silent or busy for a moment is looked at again, and an order whose
+ * answer was lost is believed as far as its effect is seen. Throws DriverError for an order that was surely not carried out or whose effect
+ * was not seen, and for what waiting does not mend; StillWaiting when the BMC accepted the order and `waitMs` have passed.
  */
 export async function giveAndObserve(
   session: PowerSession,
@@ -60,16 +65,17 @@ export async function giveAndObserve(
   const { waitMs, signal, now, tell } = options
   // A machine that is off needs not be seen going off.
   let seenOff = order === 'cycle' && (await session.power()) === 'off'
-  await give(session, order)
-  const acceptedAt = now()
+  const doubt = await doubtAbout(give(session, order))
+  if (doubt) tell(doubt.message)
+  const givenAt = now()
   const look = async (): Promise<Observed | string> => {
     // A BMC that falls silent must not stretch the wait by its own long timeouts.
-    const end = AbortSignal.timeout(Math.max(leastLookMs, acceptedAt + waitMs - now()))
+    const end = AbortSignal.timeout(Math.max(leastLookMs, givenAt + waitMs - now()))
     try {
       const power = await session.power({ signal: end })
       seenOff ||= power === 'off'
-      const sinceMs = now() - acceptedAt
-      const verdict = judge(order, { power, seenOff, sinceMs })
+      const sinceMs = now() - givenAt
+      const verdict = judge(order, { power, seenOff, sinceMs, accepted: doubt === undefined })
       return verdict.kind === 'waiting' ? verdict.text : { power, waitedMs: sinceMs, ...(order === 'cycle' && { seenOff }) }
     } catch (error) {
       if (!(error instanceof DriverError) || signal.aborted) throw error
@@ -82,8 +88,19 @@ export async function giveAndObserve(
     const seen = await look()
     if (typeof seen !== 'string') return seen
     tell(seen)
-    const leftMs = acceptedAt + waitMs - now()
-    if (leftMs <= 0) throw new StillWaiting(seen)
+    const leftMs = givenAt + waitMs - now()
+    if (leftMs <= 0) throw doubt ?? new StillWaiting(seen)
     await sleep(Math.min(lookMs, leftMs), undefined, { signal })
+  }
+}
+
+/** The error of an order that may have been carried out all the same; undefined where it was accepted. All other errors are thrown. */
+async function doubtAbout(given: Promise<void>): Promise<DriverError | undefined> {
+  try {
+    await given
+    return undefined
+  } catch (error) {
+    if (error instanceof DriverError && error.outcome === 'unknown' && error.retryable) return error
+    throw error
   }
 }
