@@ -411,7 +411,7 @@ describe('a look that is overtaken', () => {
   test('by news of the power does not put the machine to rest', async () => {
     const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'manual' })
     const look = await claimed(core)
-    const [check] = await claimChecks(core.sql, { limit: 1, claimMs: 1000 })
+    const [check] = await claimChecks(core.sql, { prompt: 1, patient: 1, slow: [], claimMs: 1000 })
     await endClaim(core.sql, {
       machine: machine.id,
       token: check?.claim_token as number,

@@ -42,7 +42,7 @@ describe('two sequencers and many writers at once', () => {
     const followed: number[] = []
     const follow = async () => {
       let position = 0
-      while (isWriting || position < (await lastSequenceNumber(core.sql))) {
+      while (isWriting || (await hasUnnumberedEvents(core.sql)) || position < (await lastSequenceNumber(core.sql))) {
         const rows = await listEvents(core.sql, { after: position, limit: 11 })
         followed.push(...rows.map(({ seq }) => seq))
         position = rows.at(-1)?.seq ?? position

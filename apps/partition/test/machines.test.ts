@@ -299,9 +299,14 @@ describe('power', () => {
     const bmc = bmcs[2] as VirtualMachine
     const id = await deployed(bmc)
     await partition.as('olga').machines.update({ id, powerDriver: 'ipmi', powerSettings: { ...settingsOf(bmc), password: 'wrong' } })
-    await expect(partition.as('alice').machines.power({ id, action: 'on', wait: '30s' })).rejects.toMatchObject({
-      message: expect.stringContaining(`${bmc.bmc.address}`),
+    expect((await partition.as('alice').machines.power({ id, action: 'on', wait: '30s' })).order).toMatchObject({
+      state: 'failed',
+      askedBy: 'alice',
+      fault: { code: 'power-authentication', message: expect.stringContaining(`${bmc.bmc.address}`) },
     })
+    expect((await partition.as('alice').machines.powerOrders({ id })).items).toMatchObject([
+      { action: 'on', state: 'failed', askedBy: 'alice' },
+    ])
     expect(await partition.as('olga').machines.explain({ id })).toMatchObject({
       lastFault: { code: 'power-authentication', hint: expect.any(String) },
     })
