@@ -151,15 +151,18 @@ export type ClaimedOrder = PowerOrder & { switch: PowerSwitch }
 
 /**
  * Takes orders whose switch nobody holds: those that wait, and those whose worker died (their claim has run out). The claim is on the
- * switch, so that no second caller speaks to that BMC.
+ * switch, so that no second caller speaks to that BMC. `limit` of BMCs that answered last time, `troubled` of those that did not: as many if absent.
  */
-export async function claimOrders(sql: Sql, options: { limit: number; claimMs: number }): Promise<ClaimedOrder[]> {
+export async function claimOrders(sql: Sql, options: { limit: number; troubled?: number; claimMs: number }): Promise<ClaimedOrder[]> {
+  const isOpen = sql`(p.claimed_until is null or p.claimed_until < now())
+        and exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
   const rows = await sql<(PowerOrder & { power: PowerSwitch })[]>`
-    with free as (
-      select p.machine_id from machine_power p
-      where (p.claimed_until is null or p.claimed_until < now())
-        and exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))
-      limit ${options.limit} for update of p skip locked),
+    with usual as (
+      select p.machine_id from machine_power p where p.failures = 0 and ${isOpen} limit ${options.limit} for update of p skip locked),
+    troubled as (
+      select p.machine_id from machine_power p where p.failures > 0 and ${isOpen}
+      limit ${options.troubled ?? options.limit} for update of p skip locked),
+    free as (select machine_id from usual union all select machine_id from troubled),
     claimed as (
       update machine_power p set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond'
       from free where p.machine_id = free.machine_id returning p.*),
@@ -250,14 +253,24 @@ export async function endClaim(
   return rows.length === 1 ? 'ended' : 'lost'
 }
 
-/** Switches that the monitor should read now, claimed; those with an order are the worker's. */
-export function claimChecks(sql: Sql, options: { limit: number; claimMs: number }): Promise<PowerSwitch[]> {
-  return sql<PowerSwitch[]>`
-    with due as (
-      select machine_id from machine_power p
-      where driver is not null and check_at <= now() and (claimed_until is null or claimed_until < now())
-        and not exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))
-      order by check_at limit ${options.limit} for update skip locked)
+/**
+ * Switches that the monitor should read now, claimed; those with an order are the worker's. `prompt` of those that answered last time, `patient` of
+ * those that did not, or that are known as slow: `slow` are machine ids.
+ */
+export function claimChecks(
+  sql: Sql,
+  options: { prompt: number; patient: number; slow: readonly string[]; claimMs: number },
+): Promise<(PowerSwitch & { is_patient: boolean })[]> {
+  const isDue = sql`driver is not null and check_at <= now() and (claimed_until is null or claimed_until < now())
+        and not exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
+  const isPatient = sql`(failures > 0 or machine_id = any(${options.slow as string[]}::text[]))`
+  return sql<(PowerSwitch & { is_patient: boolean })[]>`
+    with prompt as (
+      select machine_id, false as is_patient from machine_power p where ${isDue} and not ${isPatient}
+      order by check_at limit ${options.prompt} for update skip locked),
+    patient as (
+      select machine_id, true as is_patient from machine_power p where ${isDue} and ${isPatient}
+      order by check_at limit ${options.patient} for update skip locked)
     update machine_power p set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond'
-    from due where p.machine_id = due.machine_id returning p.*`
+    from (select * from prompt union all select * from patient) due where p.machine_id = due.machine_id returning p.*, due.is_patient`
 }

@@ -11,8 +11,13 @@ import { faultOf, type Switchboard, UnchangedPower } from './switchboard.ts'
 
 /** A worker that says nothing for so long is dead or frozen, and its order goes to another. Longer than any single call to a BMC. */
 const claimMs = 45_000
-/** BMCs spoken to at once. Each costs a socket and little else. */
-const slots = 200
+/**
+ * BMCs spoken to at once; each costs a socket and little else. Those that did not answer last time have slots of their own: an order to a dead one
+ * takes half a minute to fail, and a hundred of them must not keep the orders to others waiting.
+ */
+const slots = { usual: 200, troubled: 100 }
+/** Taken in one go. */
+const batch = 50
 /** Pauses between looks at a BMC whose power is changing. */
 const changeLook = { firstMs: 150, limitMs: 2_000 }
 /** A BMC without a free session gets time to end one (most drop theirs after a minute); other trouble passes sooner. */
@@ -20,24 +25,28 @@ const troublePauses = { busy: [5_000, 15_000, 60_000], other: [1_000, 4_000] } a
 
 /** Runs the worker until the signal, then waits for the calls in flight. */
 export async function runPowerWorker(core: Core, board: Switchboard, signal: AbortSignal): Promise<void> {
-  const inFlight = new Set<Promise<void>>()
+  const inFlight = { usual: new Set<Promise<void>>(), troubled: new Set<Promise<void>>() }
+  const room = (kind: keyof typeof slots) => Math.max(0, Math.min(slots[kind] - inFlight[kind].size, batch))
   const look: Loop['look'] = async () => {
-    const orders = inFlight.size >= slots ? [] : await claimOrders(core.sql, { limit: Math.min(slots - inFlight.size, 50), claimMs })
+    const free = { usual: room('usual'), troubled: room('troubled') }
+    const isFull = free.usual === 0 && free.troubled === 0
+    const orders = isFull ? [] : await claimOrders(core.sql, { limit: free.usual, troubled: free.troubled, claimMs })
     for (const order of orders) {
+      const place = inFlight[order.switch.failures > 0 ? 'troubled' : 'usual']
       const work = carryOut(core, board, order, signal)
         .catch(error =>
           core.log.error({ err: error, machine: order.machine_id }, 'a power order could not be stored; its claim will run out'),
         )
         .finally(() => {
-          inFlight.delete(work)
+          place.delete(work)
           core.bells.power.ring()
         })
-      inFlight.add(work)
+      place.add(work)
     }
-    return orders.length === 50 ? 'more' : 'idle'
+    return orders.length >= batch ? 'more' : 'idle'
   }
   await runLoop({ name: 'power worker', bell: core.bells.power, everyMs: 500, signal, log: core.log, look })
-  await Promise.all(inFlight)
+  await Promise.all([...inFlight.usual, ...inFlight.troubled])
 }
 
 type Ending = { state: 'done' | 'failed' | 'superseded'; power: 'on' | 'off' | 'unknown' | null; error?: unknown }
