@@ -36,6 +36,22 @@ test('one that fails fails alone', async () => {
   expect(await together.add('c')).toBe('c!')
 })
 
+test('who comes after one that is stuck does not wait for its end', async () => {
+  let free: (results: string[]) => void = () => {}
+  const together = new Together<string, string>(items =>
+    items.includes('stuck')
+      ? new Promise(resolve => {
+          free = resolve
+        })
+      : Promise.resolve(items),
+  )
+  const stuck = together.add('stuck')
+  await sleep(5)
+  expect(await together.add('a')).toBe('a')
+  free(['late'])
+  expect(await stuck).toBe('late')
+})
+
 test('a crowd is carried out in statements of a hundred', async () => {
   const { batches, together } = recorded()
   const items = Array.from({ length: 250 }, (_, index) => String(index))

@@ -3,6 +3,8 @@
 
 /** More than this in one statement saves nothing more, and all wait for the last. */
 const mostTogether = 100
+/** A statement that takes longer is stuck (a lock, a link that died): those who came after it go without waiting for its end. */
+const patienceMs = 100
 
 interface Waiting<Item, Result> {
   item: Item
@@ -31,7 +33,15 @@ export class Together<Item, Result> {
   }
 
   async #run(): Promise<void> {
-    while (this.#waiting.length > 0) await this.#carryOut(this.#waiting.splice(0, mostTogether))
+    while (this.#waiting.length > 0) {
+      const carriedOut = this.#carryOut(this.#waiting.splice(0, mostTogether))
+      let timer: NodeJS.Timeout | undefined
+      const patience = new Promise<void>(resolve => {
+        timer = setTimeout(resolve, patienceMs)
+      })
+      await Promise.race([carriedOut, patience])
+      clearTimeout(timer)
+    }
     this.#isUnderWay = false
   }
 
@@ -43,7 +53,7 @@ export class Together<Item, Result> {
       const [first] = batch
       if (batch.length === 1) first?.reject(error)
       // One of them spoils it for all: each by itself, so that only that one fails.
-      else for (const each of batch) await this.#carryOut([each])
+      else await Promise.all(batch.map(each => this.#carryOut([each])))
     }
   }
 }
