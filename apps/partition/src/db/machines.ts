@@ -250,7 +250,9 @@ export async function changeMachine(sql: Sql, change: MachineChange): Promise<Ma
 /** Deletes the machine at that version, with everything of it but its events. Returns whether it did. */
 export async function deleteMachine(sql: Sql, machine: { id: string; version: number }, actor: string): Promise<'deleted' | 'stale'> {
   const rows = await sql`
-    with gone as (delete from machines where id = ${machine.id} and version = ${machine.version} returning id),
+    -- The switch is locked first: see lockSwitch.
+    with switch as materialized (select machine_id from machine_power where machine_id = ${machine.id} for update),
+    gone as (delete from machines m using switch where m.id = switch.machine_id and m.version = ${machine.version} returning m.id),
     noted as (insert into events (kind, machine_id, actor, data) select 'machine.deleted', id, ${actor}, '{}' from gone)
     select id from gone`
   return rows.length === 1 ? 'deleted' : 'stale'

@@ -39,6 +39,14 @@ export async function findSwitch(sql: Sql, machine: string): Promise<PowerSwitch
   return row
 }
 
+/**
+ * Locks a machine's switch for the rest of the transaction. Whoever changes switch and machine takes the switch first, as the end of a claim
+ * does: two orders of locking would end in a deadlock.
+ */
+export async function lockSwitch(sql: Sql, machine: string): Promise<void> {
+  await sql`select from machine_power where machine_id = ${machine} for update`
+}
+
 /** Replaces driver and settings; what was observed through the old ones is forgotten. */
 export async function saveSwitch(
   sql: Sql,

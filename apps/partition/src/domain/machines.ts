@@ -74,6 +74,7 @@ export async function updateMachine(core: Core, caller: Caller, input: CallInput
       isSwitchGiven && storedPowerSettings(core, id, powerDriver === undefined ? found.power_driver : powerDriver, powerSettings ?? {})
     try {
       const changed = await inTransaction(core.sql, async sql => {
+        if (stored) await power.lockSwitch(sql, id)
         const row = await db.changeMachine(sql, {
           id,
           version: found.version,
