@@ -3,13 +3,14 @@ import { DriverError, type PowerContext, type PowerDriver, type PowerSession } f
 import { ipmi } from './ipmi.ts'
 import { manual } from './manual.ts'
 import { proxmox } from './proxmox.ts'
+import { qemu } from './qemu.ts'
 import { redfish } from './redfish.ts'
 import { snmpPdu } from './snmp-pdu.ts'
 import { virsh } from './virsh.ts'
 import { wakeOnLan } from './wake-on-lan.ts'
 import { webhook } from './webhook.ts'
 
-export const drivers: readonly PowerDriver[] = [ipmi, redfish, webhook, wakeOnLan, snmpPdu, virsh, proxmox, manual]
+export const drivers: readonly PowerDriver[] = [ipmi, redfish, webhook, wakeOnLan, snmpPdu, virsh, proxmox, qemu, manual]
 
 /** The driver of that type, or undefined. */
 export function driverOf(type: string): PowerDriver | undefined {

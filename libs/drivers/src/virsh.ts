@@ -1,9 +1,9 @@
 /** The libvirt driver: a virtual machine switched by virsh on its host, reached over SSH. */
-import { spawn } from 'node:child_process'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
+import { type Ended, runProgram } from './child.ts'
 import type { PowerDriver, PowerState } from './driver.ts'
 import { type Endpoint, endpointOf, endpointSetting } from './endpoint.ts'
 import { excerpt } from './http.ts'
@@ -55,8 +55,6 @@ type VirshSettings = z.output<typeof settings>
 
 /** One command on the host, the login included. */
 const commandMs = 15_000
-/** virsh says a line or two. */
-const outputMax = 65_536
 
 export interface VirshOptions {
   /** Wait for one command, the login included, in milliseconds. */
@@ -147,7 +145,13 @@ class VirshHost {
   async #virsh(turn: Turn, command: Order | 'domstate', outcome: 'none' | 'unknown'): Promise<Ended> {
     this.#folder ??= knownHostsFolder(this.#given.knownHosts)
     const file = join(await this.#folder, 'known_hosts')
-    return run(turn, sshArguments(this.#given, file, command), { limitMs: this.#limitMs, outcome })
+    return runProgram(turn, {
+      name: 'ssh',
+      arguments: sshArguments(this.#given, file, command),
+      limitMs: this.#limitMs,
+      outcome,
+      installHint: 'Install the SSH client on the partition’s server (Debian: openssh-client).',
+    })
   }
 }
 
@@ -179,76 +183,6 @@ function sshArguments(given: VirshSettings, knownHostsFile: string, command: str
     ...Object.entries(options).flatMap(([name, value]) => ['-o', `${name}=${value}`]),
     ...['--', host, `LC_ALL=C virsh -c ${given.uri} ${command} ${given.domain}`],
   ]
-}
-
-interface Ended {
-  code: number | null
-  stdout: string
-  stderr: string
-}
-
-/** Runs ssh to its end. It is killed when the turn stops or the limit passes; what runs on the host then is not known. */
-function run(turn: Turn, args: readonly string[], { limitMs, outcome }: { limitMs: number; outcome: 'none' | 'unknown' }): Promise<Ended> {
-  return new Promise((resolve, reject) => {
-    if (turn.signal.aborted) return reject(turn.stopped('none'))
-    const child = spawn('ssh', args, { stdio: ['ignore', 'pipe', 'pipe'] })
-    let late = false
-    const kill = () => child.kill('SIGKILL')
-    const timer = setTimeout(() => {
-      late = true
-      kill()
-    }, limitMs)
-    turn.signal.addEventListener('abort', kill, { once: true })
-    const output = { stdout: '', stderr: '' }
-    for (const name of ['stdout', 'stderr'] as const) {
-      child[name].setEncoding('utf8')
-      child[name].on('data', (text: string) => {
-        output[name] = (output[name] + text).slice(0, outputMax)
-      })
-    }
-    let lingering: NodeJS.Timeout | undefined
-    const settle = (end: () => void) => {
-      clearTimeout(timer)
-      clearTimeout(lingering)
-      turn.signal.removeEventListener('abort', kill)
-      end()
-    }
-    const finish = () =>
-      settle(() => {
-        child.stdout.destroy()
-        child.stderr.destroy()
-        if (turn.signal.aborted) reject(turn.stopped(outcome))
-        else if (late) reject(silent(`ssh was not done within ${limitMs / 1000} s`, outcome))
-        else resolve({ code: child.exitCode, ...output })
-      })
-    child.once('error', error => settle(() => reject(cannotStart(error))))
-    child.once('close', finish)
-    // A process left behind may hold the pipes open for ever; what was written before the end is read by then.
-    child.once('exit', () => {
-      lingering = setTimeout(finish, lingerMs)
-    })
-  })
-}
-
-/** From the end of ssh to the end of its output, which is there already. */
-const lingerMs = 1000
-
-function cannotStart(error: NodeJS.ErrnoException): Failure {
-  return new Failure({
-    kind: 'unsupported',
-    got: `ssh cannot be started (${error.code ?? error.message})`,
-    hint: 'Install the SSH client on the partition’s server (Debian: openssh-client).',
-    cause: error,
-  })
-}
-
-function silent(got: string, outcome: 'none' | 'unknown'): Failure {
-  return new Failure({
-    kind: 'silent',
-    got,
-    outcome,
-    hint: 'Check the address, and that the partition reaches that port. After an order, observe the power state before trying again.',
-  })
 }
 
 /** First match. ssh's own failures end with 255 and tell by their text only. */
