@@ -301,7 +301,7 @@ describe('what is planted is found', () => {
       name: 'a front that never came back',
       rule: /^R4 whatever was killed/,
       plant: ({ model }) => {
-        model.draft.faults.push({ kind: 'front', target: 'front 1', from: begin, restartedAt: begin + 1, alone: 'yes' })
+        model.draft.faults.push({ kind: 'front', target: 'front 1', from: begin, restartedAt: begin + 1 })
       },
     },
     {
@@ -310,7 +310,7 @@ describe('what is planted is found', () => {
       plant: ({ model, kept }) => {
         const [attempt] = kept.request.attempts as unknown as [{ startedAt: number; endedAt: number }]
         const from = attempt.startedAt - 10
-        model.draft.faults.push({ kind: 'broker', target: 'broker', from, restartedAt: from + 1, to: from + 20, alone: 'yes' })
+        model.draft.faults.push({ kind: 'broker', target: 'broker', from, restartedAt: from + 1, to: from + 20 })
         attempt.endedAt = from + 20 + limits.brokerAnswerMs + 1
       },
     },
@@ -461,7 +461,19 @@ describe('what is not a fault', () => {
     model.hold(['p1-m00003'], 'a-late', 'nobody')
     model.wait(40_000)
     model.expire(['p1-m00003'], 'a-late')
-    model.draft.faults.push({ kind: 'freeze', target: 'partition p1', from, restartedAt: from + 38_000, to: from + 39_000, alone: 'yes' })
+    model.draft.faults.push({ kind: 'freeze', target: 'partition p1', from, restartedAt: from + 38_000, to: from + 39_000 })
+    expect(brokenRules(model.end())).toEqual([])
+  })
+
+  it('a request that the next fault hit while the broker was just back', () => {
+    const { model, kept } = good()
+    const [attempt] = kept.request.attempts as unknown as [{ startedAt: number; endedAt: number }]
+    const from = attempt.startedAt - 10
+    attempt.endedAt = from + 20 + limits.brokerAnswerMs + 1
+    model.draft.faults.push(
+      { kind: 'broker', target: 'broker', from, restartedAt: from + 1, to: from + 20 },
+      { kind: 'freeze', target: 'partition p2', from: from + 500, restartedAt: from + 5_000, to: from + 5_010 },
+    )
     expect(brokenRules(model.end())).toEqual([])
   })
 

@@ -226,25 +226,33 @@ function servesAgain({ faults }: Facts) {
 }
 
 /** The attempts that were under way when the broker went, or began while it was away. */
-export function attemptsAround(requests: readonly Request[], fault: { from: number; to?: number }): Attempt[] {
+function attemptsAround(requests: readonly Request[], fault: { from: number; to?: number }): Attempt[] {
   const to = fault.to ?? Number.POSITIVE_INFINITY
   return requests.flatMap(({ attempts }) => attempts.filter(attempt => attempt.startedAt < to && attempt.endedAt > fault.from))
 }
 
+/** Attempts that met no other fault: what a front killed a second later did to them is not the broker's doing. */
+export function attemptsAroundBroker({ requests, faults }: Pick<History, 'requests' | 'faults'>): { attempt: Attempt; backAt: number }[] {
+  return faults.flatMap(fault => {
+    const { kind, from, to } = fault
+    if (kind !== 'broker' || to === undefined) return []
+    const others = faults.filter(other => other !== fault)
+    return attemptsAround(requests, { from, to })
+      .filter(
+        ({ startedAt, endedAt }) => !others.some(other => other.from <= endedAt && (other.to ?? Number.POSITIVE_INFINITY) >= startedAt),
+      )
+      .map(attempt => ({ attempt, backAt: to }))
+  })
+}
+
 function brokerAnswers({ requests, faults, limits }: Facts) {
-  let looked = 0
-  const violations: string[] = []
-  for (const fault of faults) {
-    // With a partition down as well, its silence is another promise's matter.
-    if (fault.kind !== 'broker' || fault.alone === 'no' || fault.to === undefined) continue
-    for (const { endedAt, outcome } of attemptsAround(requests, { from: fault.from, to: fault.to })) {
-      looked++
-      if (endedAt > fault.to + limits.brokerAnswerMs)
-        violations.push(`answered ${ms(endedAt - fault.to)} after the broker was back: ${outcome.kind}`)
-      if (outcome.kind === 'unknown' && outcome.how === 'broken') violations.push(`the line broke while the front lived: ${outcome.detail}`)
-    }
-  }
-  return { looked, violations }
+  const around = attemptsAroundBroker({ requests, faults })
+  const violations = around.flatMap(({ attempt: { endedAt, outcome }, backAt }) => {
+    if (endedAt > backAt + limits.brokerAnswerMs) return [`answered ${ms(endedAt - backAt)} after the broker was back: ${outcome.kind}`]
+    if (outcome.kind === 'unknown' && outcome.how === 'broken') return [`the line broke while the front lived: ${outcome.detail}`]
+    return []
+  })
+  return { looked: around.length, violations }
 }
 
 function holdsEnd({ tenancies, faults, limits, endedAt: readAt }: Facts) {

@@ -51,8 +51,7 @@ export async function runFaults(options: FaultsOptions): Promise<void> {
       const second = pick(options, nextKind(), random)
       if (second.victim.service !== victims[0]?.victim.service) victims.push(second)
     }
-    const alone = victims.length === 1 ? 'yes' : 'no'
-    faults.push(...(await Promise.all(victims.map(each => breakAndMend(options, { ...each, alone, random })))))
+    faults.push(...(await Promise.all(victims.map(each => breakAndMend(options, { ...each, random })))))
   }
 }
 
@@ -62,7 +61,7 @@ function pick({ victims }: FaultsOptions, kind: FaultKind, random: Chance): { ki
 
 async function breakAndMend(
   { freezeSeconds, signal, say }: FaultsOptions,
-  { kind, victim, alone, random }: { kind: FaultKind; victim: Victim; alone: 'yes' | 'no'; random: Chance },
+  { kind, victim, random }: { kind: FaultKind; victim: Victim; random: Chance },
 ): Promise<Fault> {
   const from = now()
   const isFrozen = kind === 'freeze'
@@ -73,7 +72,7 @@ async function breakAndMend(
   else await victim.kill()
   await pauseUnless(awayMs, signal)
   const restartedAt = now()
-  const fault = { kind, target: victim.name, from, restartedAt, alone }
+  const fault = { kind, target: victim.name, from, restartedAt }
   try {
     if (isFrozen) {
       victim.signal?.('SIGCONT')

@@ -92,8 +92,6 @@ export interface Fault {
   readonly restartedAt: number
   /** When it was of use again; undefined: never. */
   readonly to?: number
-  /** Whether another fault was about at the same time. */
-  readonly alone: 'yes' | 'no'
 }
 
 /** What a consumer of the event stream saw of one partition: numbers in the order in which they came. */

@@ -6,7 +6,7 @@ import { createClient } from '@muster/shared/client'
 import postgres from 'postgres'
 import type { Child } from '../federation/child.ts'
 import { type Federation, startFederation } from '../federation/federation.ts'
-import { attemptsAround, check, type Limits, usualLimits, type Verdict } from './check.ts'
+import { attemptsAroundBroker, check, type Limits, usualLimits, type Verdict } from './check.ts'
 import { type Antics, runClients } from './clients.ts'
 import { type Books, openBooks } from './collect.ts'
 import { runFaults, type Victim } from './faults.ts'
@@ -361,10 +361,7 @@ function figuresOf(
   const finals = requests.map(finalOutcome)
   const acknowledged = finals.filter(outcome => outcome?.kind === 'acknowledged')
   const latencies = attempts.flatMap(({ startedAt, endedAt, outcome }) => (outcome.kind === 'acknowledged' ? [endedAt - startedAt] : []))
-  const brokerFaults = faults.filter(({ kind, alone }) => kind === 'broker' && alone === 'yes')
-  const answers = brokerFaults.flatMap(({ from, to }) =>
-    to === undefined ? [] : attemptsAround(requests, { from, to }).map(({ endedAt }) => Math.max(0, endedAt - to)),
-  )
+  const answers = attemptsAroundBroker(history).map(({ attempt, backAt }) => Math.max(0, attempt.endedAt - backAt))
   const holds = holdTimes(history)
   const byKind = Map.groupBy(faults, ({ kind }) => kind)
   return {
