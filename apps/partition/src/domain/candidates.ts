@@ -1,13 +1,13 @@
 // The ready machines of a partition, in memory, as bit sets: one bit per machine, one set per constraint that was ever asked. A set is computed
 // with the plain matcher of libs/shared and kept, so the index cannot disagree with it; a repeated question costs a few word operations.
-import type { Constraints, Strategy } from '@muster/shared/allocation/constraints'
+import type { ConstraintName, Constraints, Strategy } from '@muster/shared/allocation/constraints'
 import { type Candidate, constraintNames, holds, type Place, type WhyNot, whyNot } from '@muster/shared/allocation/matcher'
 import { costOf, scoreOf, tieBreak } from '@muster/shared/allocation/score'
 import type { MachineRow } from '../db/machines.ts'
 
 /** An offered machine is not offered again for so long while others are free: two requests should not chase one machine. */
 const softOfferMs = 250
-/** Distinct constraint values remembered; beyond, the oldest is forgotten. 250 bytes each at 2,000 machines. */
+/** Distinct questions and constraint values remembered; beyond, the oldest is forgotten. 250 bytes each at 2,000 machines. */
 const rememberedSets = 1000
 
 interface Entry {
@@ -192,25 +192,41 @@ export class Candidates {
 
   #matching(slots: Slots, question: Question): Uint32Array {
     const matching = slots.ready.slice()
-    for (const name of constraintNames) {
-      const value = question.constraints[name]
-      if (value === undefined) continue
-      const key = `${name} ${JSON.stringify(value)}`
-      let set = slots.sets.get(key)
-      if (!set) {
-        set = new Uint32Array(matching.length)
-        const only = { [name]: value } as Constraints
-        for (const [slot, { candidate }] of slots.entries.entries()) if (holds(name, candidate, only, this.#place)) setBit(set, slot, true)
-        if (slots.sets.size >= rememberedSets) slots.sets.delete(slots.sets.keys().next().value as string)
-        slots.sets.set(key, set)
-      }
-      for (let word = 0; word < matching.length; word++) matching[word] = (matching[word] as number) & (set[word] as number)
-    }
+    narrow(matching, this.#suitable(slots, question.constraints))
     for (const id of question.except ?? []) {
       const slot = slots.slotOf.get(id)
       if (slot !== undefined) setBit(matching, slot, false)
     }
     return matching
+  }
+
+  /** The machines that satisfy all constraints, ready or not. The same question comes again and again, so its answer is kept whole as well. */
+  #suitable(slots: Slots, constraints: Constraints): Uint32Array {
+    return this.#remembered(slots, JSON.stringify(constraints), () => {
+      const suitable = new Uint32Array(slots.ready.length).fill(0xffffffff)
+      for (const name of constraintNames)
+        if (constraints[name] !== undefined) narrow(suitable, this.#holding(slots, name, constraints[name]))
+      return suitable
+    })
+  }
+
+  /** The machines that satisfy one constraint. */
+  #holding(slots: Slots, name: ConstraintName, value: unknown): Uint32Array {
+    return this.#remembered(slots, `${name} ${JSON.stringify(value)}`, () => {
+      const set = new Uint32Array(slots.ready.length)
+      const only = { [name]: value } as Constraints
+      for (const [slot, { candidate }] of slots.entries.entries()) if (holds(name, candidate, only, this.#place)) setBit(set, slot, true)
+      return set
+    })
+  }
+
+  #remembered({ sets }: Slots, key: string, compute: () => Uint32Array): Uint32Array {
+    const known = sets.get(key)
+    if (known) return known
+    const set = compute()
+    if (sets.size >= rememberedSets) sets.delete(sets.keys().next().value as string)
+    sets.set(key, set)
+    return set
   }
 
   /** Cheapest first. Among equals the request's hash says where to begin, so that requests spread over them. */
@@ -276,6 +292,11 @@ function setBit(set: Uint32Array, slot: number, isSet: boolean): void {
   const word = slot >>> 5
   const mask = 1 << (slot & 31)
   set[word] = isSet ? (set[word] as number) | mask : (set[word] as number) & ~mask
+}
+
+/** Leaves in `set` what is in `other` too. */
+function narrow(set: Uint32Array, other: Uint32Array): void {
+  for (let word = 0; word < set.length; word++) set[word] = (set[word] as number) & (other[word] as number)
 }
 
 /** The first set bit at or behind `slot`; beyond the end where there is none. */
