@@ -1,4 +1,5 @@
 /** The Redfish driver against the rack's Redfish service over real sockets: two independent ends of one protocol, and trouble between them. */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { DriverError, type PowerContext } from '@muster/drivers/driver'
 import { ipmi } from '@muster/drivers/ipmi'
 import { type RedfishSettings, redfishDriver } from '@muster/drivers/redfish'
@@ -119,10 +120,16 @@ test('the login is given back after errors too, and after a call that was given 
   await power.close()
   expect(both.redfish.sessionsOpen()).toBe(0)
 
-  both.redfish.faults.latencyMs = 150
+  both.redfish.faults.latencyMs = 500
   const impatient = openTo(both)
-  const call = impatient.power({ signal: AbortSignal.timeout(200) })
-  expect(await failure(call)).toMatchObject({ kind: 'cancelled' })
+  const givingUp = new AbortController()
+  const before = both.redfish.counters.requests
+  const call = failure(impatient.power({ signal: givingUp.signal }))
+  // The service root was answered, and the login is on its way.
+  await expect.poll(() => both.redfish.counters.requests, { interval: 10, timeout: 5000 }).toBe(before + 1)
+  await sleep(200)
+  givingUp.abort()
+  expect(await call).toMatchObject({ kind: 'cancelled' })
   await impatient.close()
   expect(both.redfish.counters.logins).toBe(2)
   expect(both.redfish.sessionsOpen()).toBe(0)
@@ -213,6 +220,12 @@ test('tasks are followed to their end, and a failed one is an error with its wor
   })
   Object.assign(both.redfish.faults, { answers: 'tasks', taskPolls: 1_000_000 })
   const slow = openTo(both, {}, { timers: { orderTaskMs: 100, settingsTaskMs: 100 } })
+  // Given up after the order was accepted: nobody may believe that nothing happened.
+  const impatient = openTo(both, {}, { timers: { orderTaskMs: 60_000 } })
+  expect(await failure(impatient.off({ how: 'hard', signal: AbortSignal.timeout(1000) }))).toMatchObject({
+    kind: 'cancelled',
+    outcome: 'unknown',
+  })
   // Accepted: the power state tells the rest.
   await slow.off({ how: 'hard' })
   expect(await failure(slow.capabilities.bootNext?.clear())).toMatchObject({ kind: 'busy', outcome: 'unknown' })

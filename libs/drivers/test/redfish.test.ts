@@ -21,10 +21,10 @@ beforeEach(() => server.resetHandlers())
 afterAll(() => server.close())
 
 /** A BMC of that vendor, and a driver that never met it. */
-function start(name: VendorName) {
+function start(name: VendorName, changedTimers: Partial<Timers> = {}) {
   const bmc = new VendorBmc(name)
   server.use(bmc.handler)
-  const driver = redfishDriver({ timers })
+  const driver = redfishDriver({ timers: { ...timers, ...changedTimers } })
   const open = (changed: Partial<typeof login> = {}) => {
     const power = driver.open(driver.settings.parse({ address: bmc.address, ...login, ...changed }))
     onTestFinished(() => power.close())
@@ -150,7 +150,7 @@ describe('what vendors do', () => {
   })
 
   test('a service that stays in POST is told as busy', async () => {
-    const { bmc, bootNext } = start('hpe-ilo5')
+    const { bmc, bootNext } = start('hpe-ilo5', { postMs: 100 })
     server.use(
       http.patch(`${bmc.address}/*`, () =>
         HttpResponse.json(
@@ -255,6 +255,20 @@ describe('what vendors do', () => {
     server.use(http.get(`${bmc.address}${bmc.systemPath}`, () => HttpResponse.json({ ...bmc.system, PowerState: state })))
     expect(await session.power()).toBe(power)
   })
+})
+
+test('a service that quotes the password does not bring it into errors or logs', async () => {
+  const { bmc } = start('openbmc')
+  const quoting = { MessageId: 'Base.1.8.PropertyValueFormatError', Message: `The value ${login.password} for Password is wrong.` }
+  server.use(http.post(`${bmc.address}/*`, () => HttpResponse.json({ error: { '@Message.ExtendedInfo': [quoting] } }, { status: 403 })))
+  const logged: string[] = []
+  const driver = redfishDriver({ timers })
+  await using power = driver.open(driver.settings.parse({ address: bmc.address, ...login }), {
+    log: (message, facts) => logged.push(JSON.stringify([message, facts])),
+  })
+  const error = await failure(power.power())
+  expect(error.got).toContain('***')
+  expect(JSON.stringify([error, error.message, error.stack, error.cause, logged])).not.toContain(login.password)
 })
 
 describe('what comes back is not always Redfish', () => {

@@ -28,8 +28,6 @@ export interface ServiceOptions extends ConnectionOptions {
 export interface SendOptions {
   body?: JsonObject
   headers?: Readonly<Record<string, string>>
-  /** `once`: an answer that leaves open whether it was carried out (500, 502, 504) is not followed by a repeat. Default `harmless`. */
-  repeats?: 'harmless' | 'once'
   /** `caller`: busy answers are given back too. Default `service`: they are waited out. */
   patience?: 'service' | 'caller'
 }
@@ -66,6 +64,11 @@ const redirectsMax = 3
 /** Systems of one service: chassis with 100 blades exist. */
 const pagesMax = 50
 
+/** How far a call came. */
+interface Progress {
+  stage: 'nothing ordered' | 'ordered'
+}
+
 type Login = { kind: 'session'; token: string; path: string | undefined } | { kind: 'basic'; because: Failure | undefined }
 
 export class Service {
@@ -79,6 +82,8 @@ export class Service {
   #root: JsonObject | undefined
   #systemPath: string | undefined
   #idle: NodeJS.Timeout | undefined
+  /** Of the last call: where idle logins report to. */
+  #log: Log = () => {}
 
   constructor(options: ServiceOptions) {
     this.#options = options
@@ -92,11 +97,15 @@ export class Service {
    */
   async run<T>(tried: string, work: (turn: Turn) => Promise<T>, { signal: given, log }: CallOptions & { log: Log }): Promise<T> {
     const signal = given ? AbortSignal.any([this.#closing.signal, given]) : this.#closing.signal
+    const progress: Progress = { stage: 'nothing ordered' }
+    this.#log = log
     try {
-      return await this.#inTurn(signal, () => work(this.#turn(signal, log)))
+      return await this.#inTurn(signal, () => work(this.#turn({ signal, log, progress })))
     } catch (error) {
       if (!(error instanceof Failure)) throw error
-      throw new DriverError({ tried, target: this.target, ...error.facts, cause: error })
+      // Whatever went wrong after an order was accepted, such as a caller who gave up while its task ran.
+      const outcome = progress.stage === 'ordered' ? { outcome: 'unknown' as const } : {}
+      throw new DriverError({ tried, target: this.target, ...error.facts, ...outcome, cause: error })
     }
   }
 
@@ -139,12 +148,12 @@ export class Service {
     clearTimeout(this.#idle)
     if (this.#closing.signal.aborted) return
     this.#idle = setTimeout(() => {
-      this.#options.memory.queue = this.#options.memory.queue.then(() => this.#logOut(() => {}))
+      this.#options.memory.queue = this.#options.memory.queue.then(() => this.#logOut(this.#log))
     }, this.#options.timers.sessionIdleMs)
     this.#idle.unref()
   }
 
-  #turn(signal: AbortSignal, log: Log): Turn {
+  #turn({ signal, log, progress }: { signal: AbortSignal; log: Log; progress: Progress }): Turn {
     const { memory, timers, now } = this.#options
     let endsAt = now() + timers.callMs
     const extend = (ms: number) => {
@@ -183,8 +192,11 @@ export class Service {
         this.#systemPath = path
         return { path, answer: await get(path) }
       },
-      send: (method, path, { body, headers, ...options } = {}) =>
-        authorized({ method, path, ...(headers && { headers }), ...(body && { body }) }, options),
+      send: async (method, path, { body, headers, ...options } = {}) => {
+        const answer = await authorized({ method, path, ...(headers && { headers }), ...(body && { body }) }, options)
+        if (method !== 'GET' && answer.status < 400) progress.stage = 'ordered'
+        return answer
+      },
       extend,
     }
   }
@@ -249,9 +261,8 @@ export class Service {
       return { kind: 'basic', because: undefined }
     }
     const body = { UserName: user, Password: password }
-    const answer = await beforehand(
-      this.#follow({ method: 'POST', path, body }, { signal: this.#closing.signal, limitMs: timers.requestMs }),
-    )
+    const limits = { signal: this.#closing.signal, limitMs: timers.requestMs }
+    const answer = without(password, await beforehand(this.#follow({ method: 'POST', path, body }, limits)))
     const token = answer.headers['x-auth-token']
     if (answer.status < 300 && token !== undefined) {
       log('logged in')
@@ -307,7 +318,6 @@ export class Service {
       if (limitMs <= 0) throw tookTooLong(timers.callMs)
       const answer = await this.#follow(request, { signal: options.signal, limitMs: Math.ceil(limitMs) })
       if (answer.status < 400 || options.patience === 'caller') return answer
-      if (options.repeats === 'once' && leavesOpen(answer)) return answer
       const meaning = meaningOf(answer)
       const waitMs = patience.next(answer, meaning)
       if (waitMs === undefined) return answer
@@ -348,7 +358,7 @@ export class Service {
   }
 }
 
-type AskOptions = Pick<SendOptions, 'repeats' | 'patience'>
+type AskOptions = Pick<SendOptions, 'patience'>
 type Ask = (request: Request, options: AskOptions) => Promise<Answer>
 interface Limits {
   signal: AbortSignal
@@ -443,6 +453,13 @@ function tookTooLong(callMs: number): Failure {
     outcome: 'unknown',
     hint: 'The BMC answers, but too slowly or always that it is busy. Observe the power state before trying again.',
   })
+}
+
+/** The answer without the password: messages about a property quote its value, and end up in logs and errors. */
+function without(password: string, answer: Answer): Answer {
+  if (password === '') return answer
+  const quoted = JSON.stringify(password).slice(1, -1)
+  return { ...answer, body: JSON.parse(JSON.stringify(answer.body).replaceAll(quoted, '***')) }
 }
 
 /** Whatever becomes of a login, the order that wanted it was not sent. */
