@@ -9,6 +9,9 @@ import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
+/** Node makes no certificates. Tests that use selfSigned say that they need it. */
+export const certificateProgram = 'openssl'
+
 export interface Certificate {
   key: string
   cert: string
@@ -22,7 +25,7 @@ export function selfSigned(subject: 'IP:127.0.0.1' | 'DNS:elsewhere.example'): C
   try {
     const [key, cert] = [join(folder, 'key.pem'), join(folder, 'cert.pem')]
     execFileSync(
-      'openssl',
+      certificateProgram,
       [
         ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2'],
         ...['-subj', '/CN=switch', '-addext', `subjectAltName=${subject}`, '-keyout', key, '-out', cert],

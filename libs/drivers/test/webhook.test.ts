@@ -6,7 +6,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test 
 import type { PowerSession } from '../src/driver.ts'
 import { webhook } from '../src/webhook.ts'
 import { driverConformance } from './conformance.ts'
-import { type Certificate, selfSigned, startWeb } from './fake-https.ts'
+import { type Certificate, certificateProgram, selfSigned, startWeb } from './fake-https.ts'
+import { needs } from './needs.ts'
 
 /** A machine with three addresses. */
 function machineBehindAddresses(authorization?: string) {
@@ -84,7 +85,7 @@ describe('a webhook on a real server', () => {
   })
 })
 
-describe('a webhook on https', () => {
+needs(certificateProgram)('a webhook on https', () => {
   let ours: Certificate
   let others: Certificate
   beforeAll(() => {
