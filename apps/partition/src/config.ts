@@ -70,6 +70,7 @@ const variables = {
   powerSoftMs: variable('MUSTER_POWER_SOFT', duration(defaultRules.powerSoftMs)),
   powerRestartMs: variable('MUSTER_POWER_RESTART', duration(defaultRules.powerRestartMs)),
   enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default(defaultRules.enlisted)),
+  place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
 /** A sealing key as bytes, whichever way it is written. */
@@ -117,6 +118,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
       powerSoftMs: given.powerSoftMs,
       powerRestartMs: given.powerRestartMs,
       enlisted: given.enlisted,
+      place: given.place,
     },
   }
   return { settings, lines, unknown, logLevel: given.logLevel }

@@ -34,6 +34,7 @@ export const usualRules: Rules = {
   powerSoftMs: 10_000,
   powerRestartMs: 10_000,
   enlisted: 'keep as new',
+  place: 'production',
 }
 
 /** Who ends with the test, or with the file where the test hooks are not there yet. */

@@ -26,6 +26,8 @@ export interface PowerDriver<Schema extends z.ZodObject = z.ZodObject> {
   readonly type: string
   /** What people read in a list of drivers. */
   readonly title: string
+  /** `lab`: its settings name programs to run on the server, so a partition takes them only where it is told that it is a lab. */
+  readonly place?: 'lab'
   /** Closed schema of the settings: unknown fields are refused. Every field has a description; forms and docs are made of it. */
   readonly settings: Schema
   /** The settings that are sealed in the database and never shown. */

@@ -48,6 +48,7 @@ const status = z.object({ status: z.string() })
 export const qemu: PowerDriver<typeof settings> = {
   type: 'qemu',
   title: 'QEMU on this server, for the lab',
+  place: 'lab',
   settings,
   secrets: [],
   open(given, context = {}) {

@@ -309,6 +309,11 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       orders.unshift(order)
       return { ...shown(machine), order }
     },
+    'machines.confirmPower': input => {
+      const machine = unlocked(input.id)
+      machine.power = input.power
+      return shown(machine)
+    },
     'machines.powerOrders': input => ({ items: orders.filter(({ machine }) => machine === found(input.id).id).slice(0, input.limit) }),
     'allocations.create': (input, context) => ({ ...allocate(input, context), coverage }),
     'allocations.list': input => {

@@ -353,7 +353,8 @@ function addAction(parent: Command, cli: Cli, name: ActionName, call: Call): voi
     const { wait, ids } = splitWait(options.wait, given)
     const inputs = new Map(distinct(ids).map(id => [id, checked(call, { ...inputFrom(call, { ...options }), id }) as { id: string }]))
     const { client } = await connect(cli, command)
-    const act = (id: string) => client.machines[name](inputs.get(id) as { id: string })
+    // Checked against the call's own schema above; the type of one action among many is their intersection.
+    const act = (id: string) => client.machines[name](inputs.get(id) as never)
     const text = (machine: Machine) => (canWait ? machine.state : machine.locked ? 'locked' : 'unlocked')
     await actOnMachines({ cli, command, client, verb, ids: [...inputs.keys()], act, wait, text })
   })

@@ -1,5 +1,6 @@
 // Power: what is known of each machine's switch, and the orders given to it.
 import type { Fault } from '@muster/shared/machine'
+import { byHand } from './by-hand.ts'
 import { isDuplicate, type Sql } from './connect.ts'
 
 export type PowerAction = 'on' | 'off' | 'cycle'
@@ -162,7 +163,7 @@ export type ClaimedOrder = PowerOrder & { switch: PowerSwitch }
  * switch, so that no second caller speaks to that BMC. `limit` of BMCs that answered last time, `troubled` of those that did not: as many if absent.
  */
 export async function claimOrders(sql: Sql, options: { limit: number; troubled?: number; claimMs: number }): Promise<ClaimedOrder[]> {
-  const isOpen = sql`(p.claimed_until is null or p.claimed_until < now())
+  const isOpen = sql`p.driver is distinct from ${byHand} and (p.claimed_until is null or p.claimed_until < now())
         and exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
   const rows = await sql<(PowerOrder & { power: PowerSwitch })[]>`
     with usual as (
@@ -214,6 +215,17 @@ export async function dropClaim(sql: Sql, claim: { machine: string; token: numbe
 export async function queuedAction(sql: Sql, machine: string): Promise<PowerAction | undefined> {
   const [row] = await sql<{ action: PowerAction }[]>`select action from power_orders where machine_id = ${machine} and state = 'queued'`
   return row?.action
+}
+
+/** Orders of a machine that ended within the last `withinMs` and may have acted towards that power, whatever became of them. */
+export async function actedOrders(
+  sql: Sql,
+  options: { machine: string; except: number; towards: 'on' | 'off'; withinMs: number },
+): Promise<{ phase: string; how: 'soft' | 'hard'; endedAgoMs: number }[]> {
+  return await sql<{ phase: string; how: 'soft' | 'hard'; endedAgoMs: number }[]>`
+    select phase, how, (extract(epoch from now() - ended_at) * 1000)::float8 as "endedAgoMs" from power_orders
+    where machine_id = ${options.machine} and id <> ${options.except} and phase like ${`${options.towards}.%`} and state <> 'done'
+      and ended_at > now() - ${options.withinMs} * interval '1 millisecond'`
 }
 
 export interface Observation {

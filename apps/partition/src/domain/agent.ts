@@ -23,6 +23,9 @@ export async function machineOfToken(core: Core, purpose: TokenPurpose, token: s
   return { ...row, run: claims.run }
 }
 
+/** What a machine can find of its own controller. Nothing else: an anonymous caller must not make this server call any address by any means. */
+const foundInBand = new Set(['ipmi', 'redfish'])
+
 /** A machine announces itself. A known MAC changes nothing: an anonymous caller must not rewrite what we know. */
 export async function enlist(core: Core, input: Enlistment): Promise<{ id: string; outcome: 'created' | 'known' }> {
   const macs = input.interfaces.map(({ mac }) => mac)
@@ -45,9 +48,10 @@ export async function enlist(core: Core, input: Enlistment): Promise<{ id: strin
 
 async function insertEnlisted(core: Core, input: Enlistment, hostname: string | undefined): Promise<{ id: string; outcome: 'created' }> {
   const id = newMachineId(core.partition)
-  const stored = input.bmc
-    ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
-    : { driver: null, settings: {}, secrets: null }
+  const stored =
+    input.bmc && foundInBand.has(input.bmc.driver)
+      ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
+      : { driver: null, settings: {}, secrets: null }
   const row = await db.insertMachine(
     core.sql,
     {

@@ -25,6 +25,8 @@ export interface Rules {
   readonly powerRestartMs: number
   /** Whether machines that enlist are commissioned without being asked for. */
   readonly enlisted: 'commission' | 'keep as new'
+  /** A lab takes power drivers that run programs on this server. */
+  readonly place: 'production' | 'lab'
 }
 
 /** What a partition does that nobody told otherwise. */
@@ -37,6 +39,7 @@ export const defaultRules: Rules = {
   powerSoftMs: 180_000,
   powerRestartMs: 180_000,
   enlisted: 'keep as new',
+  place: 'production',
 }
 
 export interface Core {

@@ -7,6 +7,7 @@ import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, requestsIn } from '@muster/shared/life-cycle'
 import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import * as power from '../db/power.ts'
@@ -146,14 +147,16 @@ export async function explainMachine(core: Core, id: string): Promise<Explanatio
     waitingFor: row.waiting_for,
     deadline: row.deadline_at?.toISOString() ?? null,
     lastFault: row.fault ?? found?.fault ?? null,
-    nextStep: nextStep(row, allowed),
+    nextStep: nextStep(row, allowed, orders[0]),
     allowed: row.locked ? [] : allowed,
     powerOrders: orders.map(orderViewOf),
   }
 }
 
-function nextStep(row: db.MachineRow, allowed: readonly MoveName[]): string {
+function nextStep(row: db.MachineRow, allowed: readonly MoveName[], order: power.PowerOrder | undefined): string {
   if (row.locked) return `nothing until it is unlocked${row.lock_reason ? ` (${row.lock_reason})` : ''}`
+  if (order !== undefined && row.power_driver === byHand)
+    return `a person must switch it (${order.action}${order.boot === 'network' ? ', booting from the network' : ''}) and then say so: confirm-power`
   if (row.waiting_for !== null) {
     const limit = row.deadline_at === null ? '' : `; at ${row.deadline_at.toISOString()} at the latest it moves on by itself`
     return `it waits for ${row.waiting_for}${limit}`
@@ -296,6 +299,19 @@ async function ended(core: Core, given: power.PowerOrder, limitMs: number, signa
     order = (await power.findOrder(core.sql, given.id)) ?? order
   }
   return order
+}
+
+/** A person says what they did to a machine that only people can switch. */
+export async function confirmPower(core: Core, caller: Caller, input: CallInput<'machines.confirmPower'>): Promise<Machine> {
+  refuseForeign(caller, await existingMachine(core, input.id))
+  if ((await notePower(core.sql, { machine: input.id, power: input.power, by: caller.name })) === 'not by hand')
+    throw new Refusal(
+      'wrong-state',
+      `${input.id} has a switch of its own, and Muster asks that; only machines with the driver "${byHand}" are switched by people`,
+    )
+  core.bells.engine.ring()
+  core.bells.log.ring()
+  return viewOf(await existingMachine(core, input.id), core.partition)
 }
 
 export async function powerOrders(core: Core, input: CallInput<'machines.powerOrders'>): Promise<CallAnswer<'machines.powerOrders'>> {

@@ -24,6 +24,10 @@ export function storedPowerSettings(
     const message = `there is no power driver ${driver}`
     throw new Refusal('invalid-input', `powerDriver: ${message}`, { errors: [{ field: 'powerDriver', message }] })
   }
+  if (found.place === 'lab' && core.rules.place !== 'lab') {
+    const message = `the power driver ${driver} runs programs on this server; only a lab takes it (MUSTER_PLACE=lab)`
+    throw new Refusal('invalid-input', `powerDriver: ${message}`, { errors: [{ field: 'powerDriver', message }] })
+  }
   const checked = found.settings.safeParse(settings)
   if (!checked.success) {
     const refusal = invalidInput(checked.error)

@@ -198,6 +198,9 @@ export const machines = {
     spread: ofMachine,
     errors: ['not-found', 'wrong-state', 'locked', 'no-power-driver'],
   }),
+  confirmPower: move('confirm-power', 'Say that somebody has switched a machine that only people can switch', 'user', {
+    power: z.enum(['on', 'off']),
+  }),
   powerOrders: declareCall({
     summary: 'The power orders of a machine, latest first: what was asked, by whom, and what came of it',
     rest: { method: 'GET', path: '/machines/{id}/power-orders' },
