@@ -2,15 +2,31 @@
 
 import { defineConfig } from 'vitest/config'
 
+const shared = {
+  // Processes, not threads: tests start children, listen on ports and set process-wide things.
+  pool: 'forks',
+  testTimeout: 30_000,
+  hookTimeout: 30_000,
+} as const
+
+/** Tests that start whole federations and load all cores: one after the other, when the rest is done. */
+const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,bench}.test.ts']
+
 export default defineConfig({
   test: {
-    include: ['libs/*/test/**/*.test.ts', 'apps/*/test/**/*.test.ts', 'tools/test/**/*.test.ts'],
     globalSetup: ['libs/embedded/src/test-postgres.ts'],
-    // Processes, not threads: tests start children, listen on ports and set process-wide things.
-    pool: 'forks',
     // Tests wait on databases, sockets and timers more than they compute: a worker per core even on two cores.
     maxWorkers: '100%',
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
+    projects: [
+      {
+        test: {
+          ...shared,
+          name: 'packages',
+          include: ['libs/*/test/**/*.test.ts', 'apps/*/test/**/*.test.ts', 'tools/test/**/*.test.ts'],
+          exclude: wholeFederations,
+        },
+      },
+      { test: { ...shared, name: 'federations', include: wholeFederations, fileParallelism: false, sequence: { groupOrder: 1 } } },
+    ],
   },
 })

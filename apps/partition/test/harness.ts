@@ -22,8 +22,6 @@ import { Seal } from '../src/domain/seal.ts'
 import { startPartition } from '../src/partition.ts'
 
 export const operator: Caller = { name: 'olga', role: 'operator' }
-export const alice: Caller = { name: 'alice', role: 'user' }
-export const bob: Caller = { name: 'bob', role: 'user' }
 
 export const usualRules: Rules = {
   deadlinesMs: {},
