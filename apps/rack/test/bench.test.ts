@@ -1,0 +1,48 @@
+/** The benchmarks as a program: small and short, they end well and say what they measured in one line. No figure is held against a clock. */
+import { spawn } from 'node:child_process'
+import { expect, test } from 'vitest'
+
+const program = new URL('../src/bench/main.ts', import.meta.url).pathname
+
+async function bench(...args: string[]): Promise<{ code: number | null; output: string; progress: string }> {
+  const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+  let output = ''
+  let progress = ''
+  child.stdout.on('data', (text: Buffer) => {
+    output += text
+  })
+  child.stderr.on('data', (text: Buffer) => {
+    progress += text
+  })
+  const code = await new Promise<number | null>(resolve => child.once('close', resolve))
+  return { code, output, progress }
+}
+
+/** Every number in it, by its path. */
+function numbersIn(value: unknown, path = ''): [string, number][] {
+  if (typeof value === 'number') return [[path, value]]
+  if (typeof value !== 'object' || value === null) return []
+  return Object.entries(value).flatMap(([name, item]) => numbersIn(item, `${path}.${name}`))
+}
+
+test('a quick run measures everything, finds no wrong result, and ends with one line of JSON', { timeout: 300_000 }, async () => {
+  const { code, output, progress } = await bench('--quick', '--partitions', '2', '--machines', '120')
+  expect(code, progress).toBe(0)
+  const line = output.trimEnd().split('\n').at(-1) as string
+  const result = JSON.parse(line) as Record<string, { cases: object[]; sizes: object[] }>
+  expect(result).toMatchObject({ bench: 'muster', faults: [], p1: { partitions: 2, machines: 120 }, p2: { machines: 120 } })
+  expect(result.p1?.cases).toHaveLength(4)
+  expect(result.p2?.cases).toHaveLength(2)
+  expect(result.p3?.sizes.map(size => (size as { partitions: number }).partitions)).toEqual([1, 2])
+  // What is taken off for idling may leave nothing in so short a run, and a slope may fall.
+  const measured = numbersIn([result.p1?.cases, result.p2?.cases]).filter(([path]) => !/addedToIdle|ratioOfCpu$|timesIronic/.test(path))
+  expect(measured.filter(([, figure]) => !(figure > 0))).toEqual([])
+  expect(output).toMatch(/^P1 {2}/m)
+})
+
+test('what it does not know is refused, and nothing is started', async () => {
+  const { code, progress } = await bench('--only', 'p1,p99')
+  expect(code).not.toBe(0)
+  expect(progress).toContain('there is no p99')
+  expect((await bench('--help')).output).toContain('--seconds')
+})
