@@ -281,7 +281,8 @@ export function claimChecks(
   sql: Sql,
   options: { prompt: number; patient: number; slow: readonly string[]; claimMs: number },
 ): Promise<(PowerSwitch & { is_patient: boolean })[]> {
-  const isDue = sql`driver is not null and check_at <= now() and (claimed_until is null or claimed_until < now())
+  // What a person said of a machine that nobody can ask stands until a person says otherwise.
+  const isDue = sql`driver is not null and driver <> ${byHand} and check_at <= now() and (claimed_until is null or claimed_until < now())
         and not exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
   const isPatient = sql`(failures > 0 or machine_id = any(${options.slow as string[]}::text[]))`
   return sql<(PowerSwitch & { is_patient: boolean })[]>`
