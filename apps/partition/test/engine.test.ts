@@ -248,11 +248,11 @@ describe('one worker among several', () => {
 
   test.each([
     ['before it claims', 0],
-    ['before it says what it will do', 1],
-    ['before it looks', 2],
-    ['between its last word and the cut', 4],
-    ['before it notes that the power is cut', 7],
-    ['before it ends its claim', 14],
+    ['before it asks what was ordered before', 1],
+    ['before it looks', 3],
+    ['between its last word and the cut', 5],
+    ['before it notes that the power is cut', 8],
+    ['before it ends its claim', 16],
   ])('that freezes %s and wakes too late writes nothing and switches nothing', async (_, at) => {
     const bmc = bmcs[0] as VirtualMachine
     bmc.pressPower({ to: 'on' })
@@ -409,7 +409,7 @@ describe('a look that is overtaken', () => {
   const due = async () => (await core.sql`select from machines where attention_at <= now() and claimed_until is null`).length
 
   test('by news of the power does not put the machine to rest', async () => {
-    const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'manual' })
+    const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'ipmi' })
     const look = await claimed(core)
     const [check] = await claimChecks(core.sql, { prompt: 1, patient: 1, slow: [], claimMs: 1000 })
     await endClaim(core.sql, {
@@ -500,7 +500,7 @@ describe('a look that is overtaken', () => {
   })
 
   test('the same holds for the power: an old claim neither prolongs, notes nor ends anything', async () => {
-    const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'manual' })
+    const machine = await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'ipmi' })
     const order = await giveOrder(core.sql, { machine: machine.id, action: 'on', boot: null, askedBy: 'alice' })
     const [old] = await claimOrders(core.sql, { limit: 1, claimMs: 10_000 })
     await core.sql`update machine_power set claimed_until = now() - interval '1 second'`
@@ -516,7 +516,7 @@ describe('a look that is overtaken', () => {
   })
 
   test('an order that ended just before it was claimed again is not carried out twice', async () => {
-    const machine = await addMachine(core, { state: 'deployed', ...owned }, { powerDriver: 'manual' })
+    const machine = await addMachine(core, { state: 'deployed', ...owned }, { powerDriver: 'ipmi' })
     await giveOrder(core.sql, { machine: machine.id, action: 'cycle', boot: null, askedBy: 'alice' })
     const [old] = await claimOrders(core.sql, { limit: 1, claimMs: 1 })
     await new Promise(resolve => setTimeout(resolve, 10))

@@ -3,14 +3,36 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DriverError, type PowerSession } from '@muster/drivers/driver'
 import { isDatabaseAway } from '../../db/connect.ts'
-import { type ClaimedOrder, claimOrders, dropClaim, endClaim, holdClaim, type PowerAction, queuedAction } from '../../db/power.ts'
+import {
+  actedOrders,
+  type ClaimedOrder,
+  claimOrders,
+  dropClaim,
+  endClaim,
+  holdClaim,
+  type PowerAction,
+  queuedAction,
+} from '../../db/power.ts'
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
-import { ladder, type Rung, type RungName, startAt } from './ladder.ts'
+import { type LadderLimits, ladder, type Rung, type RungName, startAt } from './ladder.ts'
 import { faultOf, type Switchboard, UnchangedPower } from './switchboard.ts'
 
-/** A worker that says nothing for so long is dead or frozen, and its order goes to another. Longer than any single call to a BMC. */
-const claimMs = 45_000
+/** How fast a worker works. */
+export interface Pace {
+  /** A worker that says nothing for so long is dead or frozen, and its order goes to another. Longer than any single call to a BMC. */
+  readonly claimMs: number
+  /** Pauses between looks at a BMC whose power is changing. */
+  readonly changeLook: { readonly firstMs: number; readonly limitMs: number }
+  /** Before what failed is tried again: a BMC without a free session gets time to end one (most drop theirs after a minute); other trouble passes sooner. */
+  readonly troublePauses: { readonly busy: readonly number[]; readonly other: readonly number[] }
+}
+
+const usualPace: Pace = {
+  claimMs: 45_000,
+  changeLook: { firstMs: 150, limitMs: 2_000 },
+  troublePauses: { busy: [5_000, 15_000, 60_000], other: [1_000, 4_000] },
+}
 /**
  * BMCs spoken to at once; each costs a socket and little else. Those that did not answer last time have slots of their own: an order to a dead one
  * takes half a minute to fail, and a hundred of them must not keep the orders to others waiting.
@@ -18,22 +40,17 @@ const claimMs = 45_000
 const slots = { usual: 200, troubled: 100 }
 /** Taken in one go. */
 const batch = 50
-/** Pauses between looks at a BMC whose power is changing. */
-const changeLook = { firstMs: 150, limitMs: 2_000 }
-/** A BMC without a free session gets time to end one (most drop theirs after a minute); other trouble passes sooner. */
-const troublePauses = { busy: [5_000, 15_000, 60_000], other: [1_000, 4_000] } as const
-
-/** Runs the worker until the signal, then waits for the calls in flight. */
-export async function runPowerWorker(core: Core, board: Switchboard, signal: AbortSignal): Promise<void> {
+/** Runs the worker until the signal, then waits for the calls in flight. `pace` is for tests of much in little time. */
+export async function runPowerWorker(core: Core, board: Switchboard, signal: AbortSignal, pace = usualPace): Promise<void> {
   const inFlight = { usual: new Set<Promise<void>>(), troubled: new Set<Promise<void>>() }
   const room = (kind: keyof typeof slots) => Math.max(0, Math.min(slots[kind] - inFlight[kind].size, batch))
   const look: Loop['look'] = async () => {
     const free = { usual: room('usual'), troubled: room('troubled') }
     const isFull = free.usual === 0 && free.troubled === 0
-    const orders = isFull ? [] : await claimOrders(core.sql, { limit: free.usual, troubled: free.troubled, claimMs })
+    const orders = isFull ? [] : await claimOrders(core.sql, { limit: free.usual, troubled: free.troubled, claimMs: pace.claimMs })
     for (const order of orders) {
       const place = inFlight[order.switch.failures > 0 ? 'troubled' : 'usual']
-      const work = carryOut(core, board, order, signal)
+      const work = carryOut(order, { core, board, signal, pace })
         .catch(error =>
           core.log.error({ err: error, machine: order.machine_id }, 'a power order could not be stored; its claim will run out'),
         )
@@ -51,10 +68,18 @@ export async function runPowerWorker(core: Core, board: Switchboard, signal: Abo
 
 type Ending = { state: 'done' | 'failed' | 'superseded'; power: 'on' | 'off' | 'unknown' | null; error?: unknown }
 
-async function carryOut(core: Core, board: Switchboard, order: ClaimedOrder, signal: AbortSignal): Promise<void> {
+interface Context {
+  readonly core: Core
+  readonly board: Switchboard
+  readonly signal: AbortSignal
+  readonly pace: Pace
+}
+
+async function carryOut(order: ClaimedOrder, context: Context): Promise<void> {
+  const { core, board, signal } = context
   let ending: Ending | 'lost'
   try {
-    ending = await board.use(order.switch, session => new Work(core, session, order, signal).run())
+    ending = await board.use(order.switch, session => new Work(session, order, context).run())
   } catch (error) {
     // On our way out: whoever takes the order over observes first.
     if (signal.aborted) {
@@ -95,12 +120,14 @@ class Work {
   readonly #session: PowerSession
   readonly #order: ClaimedOrder
   readonly #signal: AbortSignal
+  readonly #pace: Pace
 
-  constructor(core: Core, session: PowerSession, order: ClaimedOrder, signal: AbortSignal) {
+  constructor(session: PowerSession, order: ClaimedOrder, { core, signal, pace }: Context) {
     this.#core = core
     this.#session = session
     this.#order = order
     this.#signal = signal
+    this.#pace = pace
   }
 
   async run(): Promise<Ending | 'lost'> {
@@ -126,8 +153,9 @@ class Work {
     const limits = { softMs: rules.powerSoftMs, changeMs: rules.powerChangeMs, restartMs: rules.powerRestartMs }
     const rungs = ladder(wanted, this.#order.how, canRestart, limits)
     let seen = 'unknown'
+    const settledAt = Date.now() + (await this.#contraryMs(wanted, limits))
     for (const rung of rungs.slice(startAt(rungs, written))) {
-      const outcome = await this.#stand(wanted, rung)
+      const outcome = await this.#stand(wanted, rung, settledAt)
       if (outcome === 'reached' || outcome === 'lost' || typeof outcome === 'object') return outcome
       seen = outcome.slice('still '.length)
     }
@@ -135,31 +163,55 @@ class Work {
     throw new UnchangedPower(`power ${wanted} via ${this.#session.target}: accepted, but it still reads ${seen} after ${tried}`)
   }
 
+  /**
+   * For how long the power may still turn from `wanted` by itself: an earlier order for the contrary was accepted, perhaps, and BMCs do as they
+   * accepted up to 15 s later, operating systems minutes later. Seen as wanted before that, it would be called done and then turn.
+   */
+  async #contraryMs(wanted: 'on' | 'off', limits: LadderLimits): Promise<number> {
+    const contrary = wanted === 'on' ? 'off' : 'on'
+    const longestMs = Math.max(limits.softMs, limits.changeMs, limits.restartMs)
+    const { machine_id: machine, id: except } = this.#order
+    const earlier = await actedOrders(this.#core.sql, { machine, except, towards: contrary, withinMs: longestMs })
+    const left = earlier.map(({ phase, how, endedAgoMs }) => {
+      const name = phase.slice(contrary.length + 1)
+      const rung = ladder(contrary, how, true, limits).find(each => each.name === name)
+      return rung ? rung.limitMs - endedAgoMs : 0
+    })
+    return Math.max(0, ...left)
+  }
+
   /** One rung: act once, then watch for its effect until its limit. Answers what was last seen where it had none. */
-  async #stand(wanted: 'on' | 'off', rung: Rung): Promise<'reached' | 'lost' | Ending | 'still on' | 'still off' | 'still unknown'> {
+  async #stand(
+    wanted: 'on' | 'off',
+    rung: Rung,
+    settledAt: number,
+  ): Promise<'reached' | 'lost' | Ending | 'still on' | 'still off' | 'still unknown'> {
     // Counted from the act: a slow BMC needs long to log in to, before anything can change.
     let actedAt: number | undefined
-    let pauseMs = changeLook.firstMs
+    let mayTurn = Date.now() < settledAt
+    let pauseMs = this.#pace.changeLook.firstMs
     for (;;) {
       // A BMC that starts anew does not answer for a while, and that is as it should be.
       const isRestarting = rung.act === 'restart' && actedAt !== undefined
       const seen = isRestarting
         ? await this.#seenOrSilent()
         : await this.#patiently(rung, () => this.#session.power({ signal: this.#signal }))
-      if (seen === wanted) return 'reached'
+      // Seen otherwise, the contrary has come to pass.
+      mayTurn &&= seen === wanted && Date.now() < settledAt
+      if (seen === wanted && !mayTurn) return 'reached'
       if (actedAt !== undefined && Date.now() - actedAt > rung.limitMs) return `still ${seen}`
       const heldAt = Date.now()
       if ((await this.#keepClaim(`${wanted}.${rung.name}`)) === 'lost') return 'lost'
       const next = await queuedAction(this.#core.sql, this.#order.machine_id)
       if (next !== undefined && endsIn(next) !== endsIn(this.#order.action)) return { state: 'superseded', power: seen }
       // A process that was frozen just now may have lost its claim meanwhile: look again before acting.
-      if (Date.now() - heldAt > claimMs / 2) continue
-      if (actedAt === undefined) {
+      if (Date.now() - heldAt > this.#pace.claimMs / 2) continue
+      if (actedAt === undefined && !mayTurn) {
         actedAt = Date.now()
         if ((await this.#act(rung)) === 'cannot') return `still ${seen}`
       }
       await sleep(pauseMs, undefined, { signal: this.#signal })
-      pauseMs = Math.min(pauseMs * 1.6, changeLook.limitMs)
+      pauseMs = Math.min(pauseMs * 1.6, this.#pace.changeLook.limitMs)
     }
   }
 
@@ -202,7 +254,7 @@ class Work {
         return await ask()
       } catch (error) {
         if (!(error instanceof DriverError) || !error.retryable || this.#signal.aborted) throw error
-        const pauseMs = troublePauses[error.kind === 'busy' ? 'busy' : 'other'][trouble]
+        const pauseMs = this.#pace.troublePauses[error.kind === 'busy' ? 'busy' : 'other'][trouble]
         if (pauseMs === undefined || Date.now() - started + pauseMs > rung.limitMs) throw error
         await sleep(pauseMs * (0.75 + Math.random() / 2), undefined, { signal: this.#signal })
         if ((await this.#keepClaim()) === 'lost') throw error
@@ -233,14 +285,15 @@ class Work {
   }
 
   /** Prolongs the claim and writes down what is about to be done. */
-  #keepClaim(phase?: string): Promise<'ours' | 'lost'> {
+  async #keepClaim(phase?: string): Promise<'ours' | 'lost'> {
     const { machine_id: machine, id: order } = this.#order
-    return holdClaim(this.#core.sql, {
-      machine,
-      token: this.#order.switch.claim_token,
-      claimMs,
-      order,
-      ...(phase !== undefined && { phase }),
-    })
+    const { claimMs } = this.#pace
+    const claim = { machine, token: this.#order.switch.claim_token, claimMs, order, ...(phase !== undefined && { phase }) }
+    for (;;) {
+      const heldAt = Date.now()
+      if ((await holdClaim(this.#core.sql, claim)) === 'lost') return 'lost'
+      // A process that was frozen just now may have lost it again.
+      if (Date.now() - heldAt < claimMs / 2) return 'ours'
+    }
   }
 }
