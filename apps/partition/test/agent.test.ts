@@ -99,7 +99,7 @@ describe('enlisting', () => {
       ['a wrong architecture', 'arch', { ...good, arch: 'z80' }],
       ['no cpus', 'cpus', { ...good, cpus: 0 }],
       ['a wrong name', 'hostname', { ...good, hostname: 'Not A Host' }],
-      ['an unknown driver', 'powerDriver', { ...good, bmc: { driver: 'telepathy', settings: {} } }],
+      ['a driver that no machine finds in itself', 'bmc.driver', { ...good, bmc: { driver: 'telepathy', settings: {} } }],
       ['a driver’s wrong setting', 'powerSettings.user', { ...good, bmc: { driver: 'ipmi', settings: { address: 'a', password: 'b' } } }],
     ] as const) {
       const answer = await enlist(body)
@@ -117,7 +117,7 @@ describe('enlisting', () => {
 
   test('commissions where the partition is set so, also when it died in between', async () => {
     const eager = await runPartition({ rules: { enlisted: 'commission' } })
-    const found = { ...hardware(), bmc: { driver: 'manual', settings: {} } }
+    const found = { ...hardware(), bmc: { driver: 'ipmi', settings: { address: '127.0.0.1:1', user: 'a', password: 'b' } } }
     const ask = () => eager.ask('POST', '/agent/enlist', { body: found })
     const { id } = JSON.parse((await ask()).text) as { id: string }
     expect((await movesOf(eager.sql, id))[0]).toBe('new commission commissioning')

@@ -111,7 +111,7 @@ describe('the token', () => {
     const first = await reread(partition.core, machine.id)
     expect((await read(first, 'user-data')).text).toBe('first')
     expect((await read(machine, 'user-data')).status).toBe(401)
-    await until(async () => (await reread(partition.core, machine.id)).state === 'failed_deployment')
+    await partition.as('alice').machines.abort({ id: machine.id })
     await partition.as('alice').machines.deploy({ id: machine.id, os: 'debian/12', userData: 'second' })
     const second = await reread(partition.core, machine.id)
     expect(second.run).not.toBe(first.run)

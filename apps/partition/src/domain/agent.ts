@@ -48,10 +48,13 @@ export async function enlist(core: Core, input: Enlistment): Promise<{ id: strin
 
 async function insertEnlisted(core: Core, input: Enlistment, hostname: string | undefined): Promise<{ id: string; outcome: 'created' }> {
   const id = newMachineId(core.partition)
-  const stored =
-    input.bmc && foundInBand.has(input.bmc.driver)
-      ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
-      : { driver: null, settings: {}, secrets: null }
+  if (input.bmc && !foundInBand.has(input.bmc.driver)) {
+    const message = `a machine finds ${[...foundInBand].join(' or ')} in itself, not ${input.bmc.driver}`
+    throw new Refusal('invalid-input', `bmc.driver: ${message}`, { errors: [{ field: 'bmc.driver', message }] })
+  }
+  const stored = input.bmc
+    ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
+    : { driver: null, settings: {}, secrets: null }
   const row = await db.insertMachine(
     core.sql,
     {
