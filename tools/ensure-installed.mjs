@@ -10,7 +10,10 @@ const isInstalled = existsSync(stamp) && statSync(stamp).mtimeMs >= statSync('pa
 
 if (!isInstalled) {
   process.stderr.write('Installing packages (npm ci), once …\n')
-  const npm = spawnSync('npm', ['ci', '--ignore-scripts', '--loglevel=error'], { stdio: ['ignore', 'ignore', 'inherit'], shell: process.platform === 'win32' })
+  const npm = spawnSync('npm', ['ci', '--ignore-scripts', '--loglevel=error'], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+    shell: process.platform === 'win32',
+  })
   if (npm.status !== 0) {
     process.stderr.write(`npm ci failed (${npm.error?.message ?? `exit ${npm.status}`}). Is the npm registry reachable?\n`)
     process.exit(1)
