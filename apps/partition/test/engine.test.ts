@@ -535,7 +535,7 @@ describe('a look that is overtaken', () => {
     mayEnd.resolve()
     await ending
     expect(await claiming).toEqual([])
-    await core.sql`update machine_power set claimed_until = null`
+    expect(await core.sql`select claimed_until from machine_power`).toEqual([{ claimed_until: null }])
     expect(await claimOrders(core.sql, { limit: 1, claimMs: 1 })).toEqual([])
     expect(await core.sql`select state from power_orders`).toEqual([{ state: 'done' }])
     await core.sql`delete from machines`

@@ -27,6 +27,9 @@ const rules = { powerChangeMs: 250, powerSoftMs: 150, powerRestartMs: 120, power
 /** From an accepted order to its effect: shorter than the engine's limits, as the limits are chosen in earnest. */
 const effectMs = { usual: 25, slow: 80, softly: 120 }
 
+/** Most deaths find dozens of orders under way: with much shorter lives none would ever come to its end. */
+const lifeSteps = { least: 20, most: 2_500 }
+
 /** A generator of numbers from 0 to 1 that gives the same for the same seed (mulberry32). */
 function randomOf(start: number): () => number {
   let state = start >>> 0
@@ -233,8 +236,8 @@ async function keepWorking(core: TestCore, fleet: Fleet, random: () => number, s
   const ends = { dies: 0, freezes: 0 }
   const stopped = new Promise<'stopped'>(resolve => signal.addEventListener('abort', () => resolve('stopped'), { once: true }))
   while (!signal.aborted) {
-    const end = random() < 0.6 ? 'dies' : 'freezes'
-    const life = new Life(Math.ceil(20 + random() * 700), end)
+    const end = random() < 0.75 ? 'dies' : 'freezes'
+    const life = new Life(Math.ceil(lifeSteps.least + random() * (lifeSteps.most - lifeSteps.least)), end)
     const own: Core = { ...core, sql: mortalSql(core.sql, life) }
     const stopping = new AbortController()
     const worker = runPowerWorker(own, boardOver(fleet, life), stopping.signal, pace)
@@ -256,7 +259,13 @@ class OpenOrders {
 
   async untilEnded(order: number, limitMs: number): Promise<PowerOrder> {
     const limit = Date.now() + limitMs
-    while ((await this.#look()).has(order)) if (Date.now() > limit) throw new Error(`order ${order} has not ended in ${limitMs} ms`)
+    while ((await this.#look()).has(order)) {
+      if (Date.now() < limit) continue
+      const rows = await this.#sql`
+        select o.*, p.*, now() from machine_power p join power_orders o using (machine_id)
+        where machine_id = (select machine_id from power_orders where id = ${order})`
+      throw new Error(`order ${order} has not ended in ${limitMs} ms: ${JSON.stringify(rows)}`)
+    }
     const [row] = await this.#sql<PowerOrder[]>`select * from power_orders where id = ${order}`
     return row as PowerOrder
   }
@@ -388,11 +397,16 @@ test(`${sequences} random histories of orders, crashes and bad BMCs end as the l
       while (next < sequences) await play(core, fleet, open, next++)
     }
     await Promise.all(Array.from({ length: atOnce }, strand))
+    const stumbles = core.lines.filter(line => /"level":(50|60|"error"|"fatal")/.test(line) && !line.includes('this process was killed'))
+    expect(stumbles).toEqual([])
   } finally {
     stopping.abort()
     await monitor
     const ends = (await Promise.all(crew)).reduce((a, b) => ({ dies: a.dies + b.dies, freezes: a.freezes + b.freezes }))
     const seconds = Math.round((performance.now() - startedAt) / 1000)
-    console.info(`seed ${seed}: ${sequences} sequences in ${seconds} s; ${ends.dies} workers died, ${ends.freezes} froze`)
+    const abandoned = core.lines.filter(line => line.includes('its claim will run out')).length
+    console.info(
+      `seed ${seed}: ${sequences} sequences in ${seconds} s; ${ends.dies} workers died, ${ends.freezes} froze, ${abandoned} orders were left half done`,
+    )
   }
 })

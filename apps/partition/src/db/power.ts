@@ -165,7 +165,7 @@ export type ClaimedOrder = PowerOrder & { switch: PowerSwitch }
 export async function claimOrders(sql: Sql, options: { limit: number; troubled?: number; claimMs: number }): Promise<ClaimedOrder[]> {
   const isOpen = sql`p.driver is distinct from ${byHand} and (p.claimed_until is null or p.claimed_until < now())
         and exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
-  const rows = await sql<(PowerOrder & { power: PowerSwitch })[]>`
+  const rows = await sql<((PowerOrder | { id: null }) & { power: PowerSwitch })[]>`
     with usual as (
       select p.machine_id from machine_power p where p.failures = 0 and ${isOpen} limit ${options.limit} for update of p skip locked),
     troubled as (
@@ -181,8 +181,14 @@ export async function claimOrders(sql: Sql, options: { limit: number; troubled?:
     started as (
       update power_orders o set state = 'running', started_at = coalesce(started_at, now()) from next_order n
       where o.id = n.id and o.state in ('queued', 'running') returning o.*)
-    select started.*, row_to_json(claimed.*) as power from started join claimed on claimed.machine_id = started.machine_id`
-  return rows.map(({ power, ...order }) => ({ ...order, switch: revive(power) }))
+    select started.*, row_to_json(claimed.*) as power from claimed left join started on claimed.machine_id = started.machine_id`
+  const orders: ClaimedOrder[] = []
+  for (const { power, ...order } of rows) {
+    if (order.id !== null) orders.push({ ...order, switch: revive(power) })
+    // Its order was replaced, or had ended, just now: whatever waits there must not wait for a claim that nobody uses.
+    else await dropClaim(sql, { machine: power.machine_id, token: power.claim_token })
+  }
+  return orders
 }
 
 /** A row that went through JSON: its bytea is hex text, its times are texts. */

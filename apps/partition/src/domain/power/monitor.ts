@@ -7,41 +7,50 @@ import type { Core } from '../core.ts'
 import { faultOf, type Switchboard } from './switchboard.ts'
 
 /**
- * Reads under way at once, and how long each may take. Prompt are those of BMCs that answered well last time: a healthy one needs milliseconds, so
- * one that has just died, or a whole rack of them, is out of the way within seconds. All others are read with patience in slots of their own.
+ * Reads under way at once. Prompt are those of BMCs that answered well last time; a healthy one needs milliseconds. One that has just died, or a whole
+ * rack of them, leaves its slot after `promptMs` and is waited for among the patient, where those that failed or were slow last time begin.
  */
-const lanes = {
-  prompt: { slots: 96, limitMs: 4_000 },
-  // What a driver takes to give up by itself, and less than the claim.
-  patient: { slots: 128, limitMs: 35_000 },
-} as const
-type Lane = keyof typeof lanes
+const slots = { prompt: 96, patient: 128 } as const
+const promptMs = 4_000
+/** A BMC that needs longer is read among the patient next time. */
+const slowMs = promptMs / 2
 const claimMs = 45_000
-/** A BMC that needs longer is read with patience next time. */
-const slowMs = lanes.prompt.limitMs / 2
+/** Less than the claim, and more than a driver takes to give up by itself. */
+const readLimitMs = 35_000
 /** A dead BMC is asked at least so often. */
 const backOffLimitMs = 600_000
 
 /** Runs the monitor until the signal, then waits for the calls in flight. */
 export async function runPowerMonitor(core: Core, board: Switchboard, signal: AbortSignal): Promise<void> {
-  const inFlight: Record<Lane, Set<Promise<void>>> = { prompt: new Set(), patient: new Set() }
+  const inFlight = { prompt: new Set<Promise<void>>(), patient: new Set<Promise<void>>() }
   const monitor = new Monitor(core, board, signal)
   const bell = new Bell()
-  const room = (lane: Lane) => lanes[lane].slots - inFlight[lane].size
+  const leave = (lane: keyof typeof slots, check: Promise<void>) => {
+    const wasThere = inFlight[lane].delete(check)
+    // Somebody may be waiting for a slot. Not at the first free one: a look for each would cost more than the reading.
+    if (wasThere && inFlight[lane].size === slots[lane] / 2) bell.ring()
+    return wasThere
+  }
   const look = async (): Promise<'idle'> => {
-    const free = { prompt: room('prompt'), patient: room('patient') }
+    const free = {
+      prompt: Math.max(0, slots.prompt - inFlight.prompt.size),
+      patient: Math.max(0, slots.patient - inFlight.patient.size),
+    }
     if (free.prompt === 0 && free.patient === 0) return 'idle'
     for (const power of await claimChecks(core.sql, { ...free, slow: monitor.slow, claimMs })) {
-      const lane = power.is_patient ? 'patient' : 'prompt'
       const check = monitor
-        .read(power, lane)
+        .read(power)
         .catch(error => core.log.error({ err: error, machine: power.machine_id }, 'what was seen of a BMC could not be stored'))
         .finally(() => {
-          inFlight[lane].delete(check)
-          // Somebody may be waiting for a slot. Not at the first free one: a look for each would cost more than the reading.
-          if (inFlight[lane].size === lanes[lane].slots / 2) bell.ring()
+          clearTimeout(patience)
+          leave('prompt', check)
+          leave('patient', check)
         })
-      inFlight[lane].add(check)
+      // Not cut off: a login given up half way would stay behind on the BMC, beside the next one.
+      const patience = setTimeout(() => {
+        if (leave('prompt', check)) inFlight.patient.add(check)
+      }, promptMs)
+      inFlight[power.is_patient ? 'patient' : 'prompt'].add(check)
     }
     return 'idle'
   }
@@ -66,12 +75,11 @@ class Monitor {
     return [...this.#slow]
   }
 
-  async read(power: PowerSwitch, lane: Lane): Promise<void> {
+  async read(power: PowerSwitch): Promise<void> {
     const { rules, sql, bells } = this.#core
     const claim = { machine: power.machine_id, token: power.claim_token }
     const startedAt = performance.now()
-    const limit = AbortSignal.timeout(lanes[lane].limitMs)
-    const signal = AbortSignal.any([this.#signal, limit])
+    const signal = AbortSignal.any([this.#signal, AbortSignal.timeout(readLimitMs)])
     try {
       const seen = await this.#board.use(power, session => session.power({ signal }))
       if (performance.now() - startedAt > slowMs) this.#slow.add(power.machine_id)
@@ -95,12 +103,6 @@ class Monitor {
       }
       // That is no fault of the BMC.
       if (isDatabaseAway(error)) throw error
-      if (lane === 'prompt' && limit.aborted) {
-        // Not yet a fault: it is due still, and read with patience at the next look.
-        this.#slow.add(power.machine_id)
-        await dropClaim(sql, claim)
-        return
-      }
       // From now on its failures say so.
       this.#slow.delete(power.machine_id)
       const againMs = Math.min(rules.powerCheckMs * 2 ** Math.min(power.failures, 10), backOffLimitMs) * jitter()
