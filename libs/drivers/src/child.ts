@@ -1,6 +1,6 @@
 /** A program of somebody else's, run to its end or killed: never through a shell, never for longer than its limit. */
 import { spawn } from 'node:child_process'
-import { Failure } from './ipmi/failure.ts'
+import { Failure } from './failure.ts'
 import type { Turn } from './turns.ts'
 
 export interface Program {

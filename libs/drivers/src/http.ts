@@ -8,7 +8,7 @@ import https from 'node:https'
 import { isIP, type Socket } from 'node:net'
 import tls from 'node:tls'
 import { z } from 'zod'
-import { Failure } from './ipmi/failure.ts'
+import { Failure } from './failure.ts'
 import type { Turn } from './turns.ts'
 
 /** The settings of every driver that speaks HTTPS: spread them into its schema. */

@@ -1,7 +1,7 @@
 /** The driver for machines without remote power: it knows nothing, and says what a person must do, and where. */
 import { z } from 'zod'
 import type { PowerDriver } from './driver.ts'
-import { Failure } from './ipmi/failure.ts'
+import { Failure } from './failure.ts'
 import { openSwitch } from './turns.ts'
 
 const settings = z.strictObject({

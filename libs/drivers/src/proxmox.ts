@@ -1,8 +1,8 @@
 /** The Proxmox VE driver: a virtual machine of a cluster, switched over its API with a token. */
 import { z } from 'zod'
 import type { PowerDriver, PowerState } from './driver.ts'
+import { Failure } from './failure.ts'
 import { excerpt, exchange, isHttpUrl, refusal, tlsSettings } from './http.ts'
-import { Failure } from './ipmi/failure.ts'
 import { openSwitch, type Turn } from './turns.ts'
 
 const settings = z.strictObject({

@@ -2,8 +2,8 @@
 import { connect, type Socket } from 'node:net'
 import { z } from 'zod'
 import type { Endpoint } from './endpoint.ts'
+import { Failure } from './failure.ts'
 import { excerpt } from './http.ts'
-import { Failure } from './ipmi/failure.ts'
 import type { Turn } from './turns.ts'
 
 export interface QmpCommand {

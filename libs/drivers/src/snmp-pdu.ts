@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import type { PowerDriver, PowerState } from './driver.ts'
 import { endpointOf, endpointSetting } from './endpoint.ts'
-import { Failure } from './ipmi/failure.ts'
+import { Failure } from './failure.ts'
 import { type Agent, ask } from './snmp/client.ts'
 import { type Maker, makerNames, makers, outletIndex } from './snmp/makers.ts'
 import { openSwitch, type Turn } from './turns.ts'

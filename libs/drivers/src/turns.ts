@@ -3,7 +3,7 @@
  * caller's signal or by closing, and every Failure turned into a DriverError in this one place.
  */
 import { type CallOptions, type Capabilities, DriverError, type PowerContext, type PowerSession, type PowerState } from './driver.ts'
-import { cancelled, Failure } from './ipmi/failure.ts'
+import { cancelled, Failure } from './failure.ts'
 
 /** A caller's turn: what is done in it stops when the signal fires. */
 export interface Turn {

@@ -6,8 +6,8 @@ import { z } from 'zod'
 import { type Ended, runProgram } from './child.ts'
 import type { PowerDriver, PowerState } from './driver.ts'
 import { type Endpoint, endpointOf, endpointSetting } from './endpoint.ts'
+import { Failure, type FailureFacts } from './failure.ts'
 import { excerpt } from './http.ts'
-import { Failure, type FailureFacts } from './ipmi/failure.ts'
 import { openSwitch, type Turn } from './turns.ts'
 
 const sshPort = 22

@@ -7,8 +7,8 @@ import { connect } from 'node:net'
 import { z } from 'zod'
 import type { PowerDriver, PowerState } from './driver.ts'
 import { type Endpoint, endpointOf, endpointSetting } from './endpoint.ts'
+import { Failure } from './failure.ts'
 import { excerpt, exchange, isHttpUrl, refusal, tlsSettings } from './http.ts'
-import { Failure } from './ipmi/failure.ts'
 import { openSwitch, type Turn } from './turns.ts'
 
 const macPattern = /^[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}$/

@@ -5,8 +5,8 @@
 import { createContext, Script } from 'node:vm'
 import { z } from 'zod'
 import type { PowerDriver, PowerState } from './driver.ts'
+import { Failure } from './failure.ts'
 import { basicAuthorization, excerpt, exchange, type HttpAnswer, isHttpUrl, refusal, tlsSettings } from './http.ts'
-import { Failure } from './ipmi/failure.ts'
 import { openSwitch, type Turn } from './turns.ts'
 
 const address = () => z.string().max(2000).refine(isHttpUrl, 'not an http or https address, or one with a user, password or # in it')

@@ -1,8 +1,8 @@
 /** The one-time boot device, through the boot override of IPMI (v2.0 28.12, 28.13; facts 4.6). */
 import type { BootFirmware, BootNextDevice } from '../driver.ts'
+import { Failure } from '../failure.ts'
 import { completed, type Turn, tooShort } from './client.ts'
 import { type BootFlags, bootParameters, commands, encodeBootFlags, type IpmiResponse, parseBootFlags } from './codec.ts'
-import { Failure } from './failure.ts'
 
 /**
  * Sets the device for the next boot, reads it back, and says what was kept. Throws Failure `refused` if the BMC shows another device

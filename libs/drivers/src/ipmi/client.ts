@@ -3,9 +3,9 @@
  * in privilege when a command wants it, and replaced without a word when the BMC forgot it.
  */
 import { type CallOptions, DriverError, type PowerContext } from '../driver.ts'
+import { cancelled, Failure } from '../failure.ts'
 import { type BmcAddress, printBmcAddress } from './address.ts'
 import { type Command, commands, completionCode, hexByte, type IpmiResponse, type Privilege, privileges } from './codec.ts'
-import { cancelled, Failure } from './failure.ts'
 import { Link, PortClosed } from './link.ts'
 import { type BmcMemory, type Credentials, login, nothingListens, pause } from './login.ts'
 import { Session } from './session.ts'

@@ -1,8 +1,8 @@
 /** The BMC itself: Get Device ID (IPMI v2.0 20.1) and Cold Reset (20.2). */
 import type { Controller } from '../driver.ts'
+import { Failure } from '../failure.ts'
 import { completed, type Turn, tooShort } from './client.ts'
 import { commands } from './codec.ts'
-import { Failure } from './failure.ts'
 
 /** Maker, product and firmware of the BMC. */
 export async function deviceId(turn: Turn): Promise<Controller> {

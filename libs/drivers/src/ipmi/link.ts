@@ -5,8 +5,8 @@
 import { createSocket, type Socket } from 'node:dgram'
 import { lookup } from 'node:dns/promises'
 import { isIP } from 'node:net'
+import { cancelled, Failure } from '../failure.ts'
 import { type BmcAddress, printBmcAddress } from './address.ts'
-import { cancelled, Failure } from './failure.ts'
 
 /** Nothing listens on the BMC's port: its network stack said so. */
 export class PortClosed extends Error {

@@ -4,6 +4,8 @@
  * RAKP 1 and 3 are never sent twice. BMCs answer repeats in five different ways, all bad; so when an answer is missing, the whole
  * exchange starts afresh with a new console id and tag, and late answers to the old attempt no longer match.
  */
+
+import { cancelled, Failure } from '../failure.ts'
 import {
   codesMatch,
   deriveKeys,
@@ -39,7 +41,6 @@ import {
   suitesOffered,
 } from './codec.ts'
 import { askSuites } from './discovery.ts'
-import { cancelled, Failure } from './failure.ts'
 import { type Link, PortClosed } from './link.ts'
 import { randomId, randomPortion } from './random.ts'
 import type { Timers } from './timers.ts'

@@ -1,8 +1,8 @@
 /** Power, reset and identify through the chassis commands (IPMI v2.0 chapter 28; facts 4.6). */
 import type { PowerState } from '../driver.ts'
+import { Failure } from '../failure.ts'
 import { completed, type Turn, tooShort } from './client.ts'
 import { type ChassisControl, type ChassisStatus, chassisControls, commands, type IpmiResponse, parseChassisStatus } from './codec.ts'
-import { Failure } from './failure.ts'
 
 /** Get Chassis Status. */
 export async function chassisStatus(turn: Turn): Promise<ChassisStatus> {

@@ -1,7 +1,8 @@
 /** The system event log: what the BMC noted, oldest first (IPMI v2.0 chapters 31 and 32; facts 4.7). */
+
+import { Failure } from '../failure.ts'
 import { completed, type Turn, tooShort } from './client.ts'
 import { commands } from './codec.ts'
-import { Failure } from './failure.ts'
 
 /** When an entry was made: a time, or seconds since the BMC was powered up where it had no clock. */
 export type SelTime = { at: Date } | { secondsAfterPowerUp: number }

@@ -1,6 +1,6 @@
 /** The one-time boot device: the boot override of a computer system (facts "Boot"). */
 import type { BootFirmware, BootNextDevice } from '../driver.ts'
-import { Failure } from '../ipmi/failure.ts'
+import { Failure } from '../failure.ts'
 import { type Answer, type JsonObject, linkOf, object, pathOf, text, texts } from './answer.ts'
 import { change } from './change.ts'
 import { meaningOf, wordsOf } from './meanings.ts'

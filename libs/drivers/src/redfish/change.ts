@@ -1,5 +1,5 @@
 /** Changing a resource: PATCH with the form of version tag this service takes (facts "ETag"), and its task waited for. */
-import { Failure } from '../ipmi/failure.ts'
+import { Failure } from '../failure.ts'
 import type { Answer, JsonObject } from './answer.ts'
 import { text } from './answer.ts'
 import { wordsOf } from './meanings.ts'

@@ -1,6 +1,6 @@
 /** Beside power: the identify light, and who the machine and its BMC are. */
 import type { Controller, Identity } from '../driver.ts'
-import { Failure } from '../ipmi/failure.ts'
+import { Failure } from '../failure.ts'
 import { type JsonObject, linkOf, list, object, pathOf, text, texts } from './answer.ts'
 import { vendorOfSystem } from './boot-next.ts'
 import { change } from './change.ts'

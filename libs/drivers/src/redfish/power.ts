@@ -1,6 +1,6 @@
 /** Power and reset through #ComputerSystem.Reset (facts "Redfish": reset values, state lag). */
 import type { PowerState } from '../driver.ts'
-import { Failure } from '../ipmi/failure.ts'
+import { Failure } from '../failure.ts'
 import { type JsonObject, list, object, pathOf, text, texts } from './answer.ts'
 import { meaningOf, wordsOf } from './meanings.ts'
 import { Patience } from './patience.ts'

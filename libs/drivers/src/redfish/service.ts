@@ -3,7 +3,7 @@
  * expired, and given back. Busy answers are waited out, redirects followed, lost connections tried once more where that is harmless.
  */
 import { type CallOptions, DriverError } from '../driver.ts'
-import { cancelled, Failure } from '../ipmi/failure.ts'
+import { cancelled, Failure } from '../failure.ts'
 import { printServiceAddress } from './address.ts'
 import { type Answer, type JsonObject, lastPart, linkOf, messagesOf, object, pathOf, text } from './answer.ts'
 import { Connection, ConnectionLost, type ConnectionOptions, type Request } from './connection.ts'

@@ -1,5 +1,5 @@
 /** Answers that come later: 202 with a task monitor (DSP0266 12.2), or with a task as its body. */
-import { Failure } from '../ipmi/failure.ts'
+import { Failure } from '../failure.ts'
 import { type Answer, linkOf, messagesOf, pathOf, text } from './answer.ts'
 import { retryAfterMs } from './patience.ts'
 import { accepted, type Turn } from './service.ts'

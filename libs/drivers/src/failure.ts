@@ -1,8 +1,8 @@
 /**
- * What the IPMI layers throw among themselves: a DriverError that does not yet know what was tried and on what. The client adds
+ * What the layers of a driver throw among themselves: a DriverError that does not yet know what was tried and on what. The session adds
  * both in one place.
  */
-import type { DriverErrorKind } from '../driver.ts'
+import type { DriverErrorKind } from './driver.ts'
 
 export interface FailureFacts {
   kind: DriverErrorKind
