@@ -104,7 +104,7 @@ it('a late release does not take the machine from its next owner', async () => {
 
 it('an engine that slept between its look and its order gives no order', async () => {
   const [machine] = (await readyMachines()) as [string]
-  await core.sql`update machine_power set driver = 'manual', observed = 'on' where machine_id = ${machine}`
+  await core.sql`update machine_power set driver = 'ipmi', observed = 'on' where machine_id = ${machine}`
   await core.sql`update machines set attention_at = now() where id = ${machine}`
   const claim = async () =>
     (await claimDueMachines(core.sql, { limit: 1_000, claimMs: 1 })).find(({ id }) => id === machine)?.claim_token as number
@@ -138,7 +138,7 @@ function breakable(text: string): { core: Core; breakNext: () => void } {
 
 it('a power order does not fail because the database was away for a moment', async () => {
   const [machine] = (await readyMachines()) as [string]
-  await core.sql`update machine_power set driver = 'manual', observed = 'on' where machine_id = ${machine}`
+  await core.sql`update machine_power set driver = 'ipmi', observed = 'on' where machine_id = ${machine}`
   const line = breakable('claimed_until = now() +')
   let power: 'on' | 'off' = 'on'
   const session = {

@@ -10,7 +10,8 @@ const quoted = [...guide.matchAll(/^> (.+)$/gm)].map(([, hint]) => hint as strin
 
 /** Where a login, a link, an order or a check fails. What inventory, sensors and logs say explains itself. */
 const sources = [
-  ...['login', 'link', 'client', 'power', 'boot-next', 'check', 'failure'].map(name => `libs/drivers/src/ipmi/${name}.ts`),
+  ...['login', 'link', 'client', 'power', 'boot-next', 'check'].map(name => `libs/drivers/src/ipmi/${name}.ts`),
+  'libs/drivers/src/failure.ts',
   'apps/cli/src/bmc/check.ts',
   'apps/cli/src/commands/bmc.ts',
 ]
