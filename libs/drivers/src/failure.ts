@@ -31,3 +31,16 @@ export function cancelled(outcome: 'none' | 'unknown'): Failure {
     hint: 'Nothing is wrong; the call is no longer wanted.',
   })
 }
+
+/** Waits for what goes before, unless the caller gives up first: then throws `cancelled`. */
+export async function unlessAborted(before: Promise<unknown>, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) throw cancelled('none')
+  const { promise: aborted, reject } = Promise.withResolvers<never>()
+  const abort = () => reject(cancelled('none'))
+  signal.addEventListener('abort', abort, { once: true })
+  try {
+    await Promise.race([before, aborted])
+  } finally {
+    signal.removeEventListener('abort', abort)
+  }
+}

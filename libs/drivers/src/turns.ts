@@ -3,7 +3,7 @@
  * caller's signal or by closing, and every Failure turned into a DriverError in this one place.
  */
 import { type CallOptions, type Capabilities, DriverError, type PowerContext, type PowerSession, type PowerState } from './driver.ts'
-import { cancelled, Failure } from './failure.ts'
+import { cancelled, Failure, unlessAborted } from './failure.ts'
 
 /** A caller's turn: what is done in it stops when the signal fires. */
 export interface Turn {
@@ -153,18 +153,6 @@ function overLimit(limitMs: number, outcome: 'none' | 'unknown'): Failure {
     hint: 'The far end is slow or gone. Observe the power state before trying again.',
     outcome,
   })
-}
-
-async function unlessAborted(before: Promise<unknown>, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) throw cancelled('none')
-  const { promise: aborted, reject } = Promise.withResolvers<never>()
-  const abort = () => reject(cancelled('none'))
-  signal.addEventListener('abort', abort, { once: true })
-  try {
-    await Promise.race([before, aborted])
-  } finally {
-    signal.removeEventListener('abort', abort)
-  }
 }
 
 function pause(ms: number, signal: AbortSignal, stopped: () => Failure): Promise<void> {

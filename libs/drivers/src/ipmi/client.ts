@@ -3,7 +3,7 @@
  * in privilege when a command wants it, and replaced without a word when the BMC forgot it.
  */
 import { type CallOptions, DriverError, type PowerContext } from '../driver.ts'
-import { cancelled, Failure } from '../failure.ts'
+import { cancelled, Failure, unlessAborted } from '../failure.ts'
 import { type BmcAddress, printBmcAddress } from './address.ts'
 import { type Command, commands, completionCode, hexByte, type IpmiResponse, type Privilege, privileges } from './codec.ts'
 import { Link, PortClosed } from './link.ts'
@@ -127,7 +127,7 @@ export class IpmiClient {
     this.#waiting += 1
     clearTimeout(this.#idle)
     try {
-      await settledOrAborted(before, signal)
+      await unlessAborted(before, signal)
       return await work()
     } finally {
       this.#waiting -= 1
@@ -294,18 +294,6 @@ async function replyOrSilence(reply: Promise<IpmiResponse | undefined>): Promise
   } catch (error) {
     if (error instanceof PortClosed) return undefined
     throw error
-  }
-}
-
-async function settledOrAborted(before: Promise<unknown>, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) throw cancelled('none')
-  const { promise: aborted, reject } = Promise.withResolvers<never>()
-  const abort = () => reject(cancelled('none'))
-  signal.addEventListener('abort', abort, { once: true })
-  try {
-    await Promise.race([before, aborted])
-  } finally {
-    signal.removeEventListener('abort', abort)
   }
 }
 
