@@ -3,7 +3,7 @@
  * in privilege when a command wants it, and replaced without a word when the BMC forgot it.
  */
 import { type CallOptions, DriverError, type PowerContext } from '../driver.ts'
-import { cancelled, Failure, unlessAborted } from '../failure.ts'
+import { Failure, unlessAborted } from '../failure.ts'
 import { type BmcAddress, printBmcAddress } from './address.ts'
 import { type Command, commands, completionCode, hexByte, type IpmiResponse, type Privilege, privileges } from './codec.ts'
 import { Link, PortClosed } from './link.ts'
