@@ -344,21 +344,27 @@ async function play(core: TestCore, fleet: Fleet, open: OpenOrders, number: numb
   expect(bmc.actionsAtOnceMax, story).toBeLessThanOrEqual(1)
   // Nothing lost, nothing invented: every order is in the history with who asked first, ended, and told once.
   expect(orders.map(({ id }) => id).sort(), story).toEqual([...asked.keys()].sort())
-  for (const [index, order] of orders.entries()) {
-    const next = orders[index + 1]
+  // Ids are given before rows are: of orders given at once the later may have the smaller.
+  const begunOrders = orders.filter(order => order.started_at !== null).sort((a, b) => Number(a.started_at) - Number(b.started_at))
+  for (const order of orders) {
     expect(['done', 'failed', 'superseded'], story).toContain(order.state)
     expect(order.ended_at, story).not.toBeNull()
     expect(asked.get(order.id)?.by, story).toContain(order.asked_by)
     const told = events.filter(({ data }) => data.order === order.id).map(({ kind, data }) => `${kind} ${data.outcome ?? ''}`)
     expect(told.sort(), story).toEqual([`power.order-ended ${order.state}`, 'power.ordered '])
     if (order.state === 'failed') expect(order.fault, story).not.toBeNull()
-    // An order that waited is replaced by another only: an equal one joins it.
+    // An order that waited is replaced by another only: an equal one joins it. Both are written in one statement, at one time.
     if (order.started_at === null)
-      expect(next && `${next.action} ${next.boot} ${next.how}`, story).not.toBe(`${order.action} ${order.boot} ${order.how}`)
-    // One that was under way is cut short only by one that wants another power.
+      expect(
+        orders.some(other => Number(other.asked_at) === endOf(order) && wishOf(other) !== wishOf(order)),
+        story,
+      ).toBe(true)
+    // One that was under way is cut short only by one that wanted another power, though that may be replaced itself the next moment.
     else if (order.state === 'superseded')
       expect(
-        orders.slice(index + 1).some(later => endsIn(later) !== endsIn(order) && later.asked_at <= (order.ended_at as Date)),
+        orders.some(
+          other => endsIn(other) !== endsIn(order) && Number(other.asked_at) <= endOf(order) && endOf(other) > Number(order.started_at),
+        ),
         story,
       ).toBe(true)
     const during = (from: Date | null, until: Date | null | undefined, to: Power) =>
@@ -370,13 +376,16 @@ async function play(core: TestCore, fleet: Fleet, open: OpenOrders, number: numb
       expect(during(order.started_at, order.ended_at, 'off').length, story).toBeLessThanOrEqual(1)
     // What is called done stays so until another order begins.
     if (order.state === 'done') {
-      const begun = orders.slice(index + 1).find(later => later.started_at !== null)
+      const begun = begunOrders[begunOrders.indexOf(order) + 1]
       expect(during(order.ended_at, begun?.started_at, endsIn(order) === 'on' ? 'off' : 'on'), story).toEqual([])
     }
   }
   await core.sql`delete from machines where id = ${machine.id}`
   fleet.delete(machine.id)
 }
+
+const wishOf = ({ action, boot, how }: PowerOrder) => `${action} ${boot} ${how}`
+const endOf = ({ ended_at }: PowerOrder) => Number(ended_at)
 
 const tell = (order: PowerOrder) =>
   `${order.id} ${order.action} ${order.how} by ${order.asked_by}: ${order.state} ${order.phase ?? ''} ${order.started_at?.getTime() ?? 'never'}–${order.ended_at?.getTime() ?? 'open'} ${order.fault?.code ?? ''}`

@@ -113,4 +113,4 @@ class Monitor {
 }
 
 /** Below 1: the rules say how old what is seen may be, not how old it is on average. Wide enough for 2,000 BMCs not to fall into step. */
-const jitter = () => 0.7 + 0.25 * Math.random()
+export const jitter = () => 0.7 + 0.25 * Math.random()

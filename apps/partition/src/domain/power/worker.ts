@@ -16,6 +16,7 @@ import {
 import { type Loop, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
 import { type LadderLimits, ladder, type Rung, type RungName, startAt } from './ladder.ts'
+import { jitter } from './monitor.ts'
 import { faultOf, type Switchboard, UnchangedPower } from './switchboard.ts'
 
 /** How fast a worker works. */
@@ -102,7 +103,7 @@ async function carryOut(order: ClaimedOrder, context: Context): Promise<void> {
       token: order.switch.claim_token,
       power: ending.power,
       fault,
-      againMs: core.rules.powerCheckMs * (0.5 + Math.random()),
+      againMs: core.rules.powerCheckMs * jitter(),
       inTransitionMs: core.rules.powerTransitionMs,
     },
     { id: order.id, state: ending.state, fault },
