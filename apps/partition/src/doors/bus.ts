@@ -44,8 +44,10 @@ const encoder = new TextEncoder()
 const decoder = new TextDecoder()
 const encode = (value: unknown) => encoder.encode(JSON.stringify(value))
 
-/** Answers to a front stay below the broker's limit; a list that does not fit is refused, with the way out. */
+/** Answers to a front stay below the broker's limit: a page that does not fit is answered in part, anything else is refused. */
 const answerLimitBytes = 1_000_000
+/** Items differ in size, so fewer are read than would fit if they did not. */
+const partOfFit = 0.8
 
 /** Opens the door. Subscriptions wait for the link by themselves: a partition starts, and works, without its bus. */
 export function openBusDoor(options: BusDoorOptions): BusDoor {
@@ -86,7 +88,7 @@ export function openBusDoor(options: BusDoorOptions): BusDoor {
     }
     if (isLate(request.data.deadline)) return
     const answer = answerCall(options, request.data, underWay)
-      .then(reply => send(message, reply))
+      .then(reply => message.reply?.(reply))
       .catch(error => log.error({ err: error, call: request.data.call }, 'an answer could not be sent'))
       .finally(() => answers.delete(answer))
     answers.add(answer)
@@ -141,38 +143,49 @@ function parse(data: Uint8Array): unknown {
 
 const isLate = (deadline: number) => deadline <= Date.now()
 
-function send(message: BusMessage, reply: unknown): void {
-  const data = encode(reply)
-  if (data.length <= answerLimitBytes) message.reply?.(data)
-  else {
-    const refusal = new Refusal(
-      'payload-too-large',
-      `the answer has ${data.length} bytes, more than the bus carries; ask for fewer items (limit)`,
-    )
-    message.reply?.(encode({ v: protocolVersion, problem: problemOf(refusal) }))
-  }
-}
-
-async function answerCall(options: BusDoorOptions, request: CallRequestMessage, underWay: Map<string, AbortController>): Promise<unknown> {
+async function answerCall(
+  options: BusDoorOptions,
+  request: CallRequestMessage,
+  underWay: Map<string, AbortController>,
+): Promise<Uint8Array> {
   const canceller = new AbortController()
   underWay.set(request.id, canceller)
   try {
     const limit = AbortSignal.timeout(Math.max(1, request.deadline - Date.now()))
-    const ok = await dispatch(options, request, AbortSignal.any([canceller.signal, limit]))
-    return { v: protocolVersion, ok }
+    return await fittingAnswer(options, request, AbortSignal.any([canceller.signal, limit]))
   } catch (error) {
     const known = refusalOfDatabase(error)
-    if (known instanceof Refusal) return { v: protocolVersion, problem: problemOf(known) }
+    if (known instanceof Refusal) return encode({ v: protocolVersion, problem: problemOf(known) })
     options.log.error({ err: error, call: request.call, requestId: request.id }, 'a call failed')
-    return {
+    return encode({
       v: protocolVersion,
       problem: problemOf(
         new Refusal('internal', `partition ${options.core.partition} could not answer ${request.call} (request ${request.id})`),
       ),
-    }
+    })
   } finally {
     underWay.delete(request.id)
   }
+}
+
+/** The answer, encoded. A page that is too large is read again with fewer items: whoever merges pages goes on behind the last of them. */
+async function fittingAnswer(options: BusDoorOptions, request: CallRequestMessage, signal: AbortSignal): Promise<Uint8Array> {
+  for (let asked = request; ; ) {
+    const ok = await dispatch(options, asked, signal)
+    const data = encode({ v: protocolVersion, ok })
+    if (data.length <= answerLimitBytes) return data
+    const items = pageSize(request.call, ok)
+    if (items < 2) throw new Refusal('payload-too-large', `the answer has ${data.length} bytes, more than the bus carries`)
+    const limit = Math.max(1, Math.floor(((items * answerLimitBytes) / data.length) * partOfFit))
+    asked = { ...asked, input: { ...(asked.input as object), limit } }
+  }
+}
+
+/** How many items an answer has that is a page, of a list that can be asked for less; 0 for any other. */
+function pageSize(call: string, answer: unknown): number {
+  const takesLimit = 'limit' in ((callNamed(call)?.input as { shape?: object } | undefined)?.shape ?? {})
+  const isPage = typeof answer === 'object' && answer !== null && 'items' in answer && 'nextCursor' in answer
+  return takesLimit && isPage && Array.isArray(answer.items) ? answer.items.length : 0
 }
 
 async function dispatch(options: BusDoorOptions, request: CallRequestMessage, signal: AbortSignal): Promise<unknown> {
