@@ -58,3 +58,14 @@ test('a page too large for the bus is answered in part, with the way to go on: a
   expect(seen).toEqual(wanted.sort())
   expect(pages).toBeGreaterThan(1)
 })
+
+test('a door that closes does not wait for those who wait: they are answered as things stand', async () => {
+  const { core, door, ask } = await openDoor()
+  const { id } = await addMachine(core, { state: 'deployed' }, { powerDriver: 'ipmi' })
+  const waiting = ask('machines.power', { id, action: 'on', wait: '50s' })
+  await until(async () => (await core.sql`select from power_orders`).length > 0)
+  const startedAt = performance.now()
+  await door.close()
+  expect(performance.now() - startedAt).toBeLessThan(5_000)
+  expect(await waiting).toMatchObject({ ok: { id, order: { action: 'on', state: 'queued' } } })
+})

@@ -36,7 +36,7 @@ export interface BusDoorOptions {
 export interface BusDoor {
   /** Tells fronts that the log has grown. */
   logHasGrown(lastSeq: number): void
-  /** Says goodbye, takes no more questions, and waits for those under way. */
+  /** Says goodbye, takes no more questions, and waits for those under way; who asked to wait is answered as things stand. */
   close(): Promise<void>
 }
 
@@ -127,6 +127,7 @@ export function openBusDoor(options: BusDoorOptions): BusDoor {
       clearInterval(timer)
       for (const subscription of subscriptions) subscription.stop()
       tellPresence('leaving')
+      for (const canceller of underWay.values()) canceller.abort(new Error('this replica stops'))
       await Promise.all(answers)
     },
   }
