@@ -164,8 +164,11 @@ export function endHolds(
       where state = 'held' and ${which === 'expired' ? sql`expires_at <= now()` : sql`id = ${which.allocation}`} returning id, owner),
     freed as (
       update machines m set state = ${moved.to}, state_since = now(), version = version + 1, updated_at = now(),
-        owner = null, allocation_id = null, deadline_at = null, attention_at = null, waiting_for = null, last_request = null, last_request_by = null
-      from ended where m.allocation_id = ended.id and m.state = ${moved.from} returning m.id, ended.id as allocation_id, ended.owner),
+        owner = null, allocation_id = null, deadline_at = null,
+        -- As in confirmHolds: news of the power that came during the hold, or just before it, are still to be looked at.
+        attention_at = case when m.attention_at = m.deadline_at and (p.driver is null or p.observed = 'off') then null else now() end,
+        waiting_for = null, last_request = null, last_request_by = null
+      from ended, machine_power p where m.allocation_id = ended.id and m.state = ${moved.from} and p.machine_id = m.id returning m.id, ended.id as allocation_id, ended.owner),
     noted as (
       insert into events (kind, machine_id, actor, data)
       select 'machine.moved', id, owner, jsonb_build_object('move', ${moved.move}::text, 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from freed)
