@@ -3,6 +3,7 @@ import type { BusCallInput } from '@muster/shared/bus/protocol'
 import { Refusal } from '@muster/shared/errors'
 import { newAllocationId } from '@muster/shared/ids'
 import { beforeAll, describe, expect, test } from 'vitest'
+import { allocateHere } from '../src/backend/allocate.ts'
 import { claimDueMachines } from '../src/db/machines.ts'
 import { confirm, drop, hold, offerFor } from '../src/domain/allocation.ts'
 import { lookAtDue } from '../src/domain/engine.ts'
@@ -145,6 +146,20 @@ describe('holds', () => {
     expect((await core.sql`select from machines where state = 'ready' and owner is null`).length).toBe(2)
   })
 
+  test('that end leave a machine that came on meanwhile to the engine, which switches it off', async () => {
+    const core = await startCore()
+    await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'ipmi' })
+    const wish = wishFor(1)
+    const [held] = (await hold(core, 'alice', wish)) as [{ id: string }]
+    // As the monitor writes it; news of the power come once, when it changes.
+    await core.sql`update machine_power set observed = 'on', seen_at = now() where machine_id = ${held.id}`
+    await core.sql`update machines set attention_at = now() where id = ${held.id}`
+    await lookAtDue(core)
+    await drop(core, 'alice', { allocation: wish.allocation, confirmed: 'keep' })
+    await lookAtDue(core)
+    expect(await core.sql`select action from power_orders where machine_id = ${held.id}`).toEqual([{ action: 'off' }])
+  })
+
   test('that expire and are confirmed in the same moment end one way, for all their machines', async () => {
     const core = await startCore({ connections: 10, rules: { deadlinesMs: { reserved: 30 } } })
     await ready(core, 12)
@@ -285,6 +300,25 @@ describe('the partition’s own API', () => {
     expect(await ask()).toMatchObject({ id: first.id, state: 'released', machines: [] })
   })
 
+  test('the same key for two requests at once allocates for one of them, and refuses the other', async () => {
+    for (let round = 0; round < 5; round++) {
+      await freed()
+      await addReady(4)
+      const ask = (note: string) => partition.as('alice').allocations.create({ note }, { idempotencyKey: `two-${round}` })
+      const ends = await Promise.all(
+        ['a', 'b', 'c'].map(note =>
+          ask(note).then(
+            got => got.note,
+            error => error.code,
+          ),
+        ),
+      )
+      expect(ends.filter(end => end === 'key-reused')).toHaveLength(2)
+      for (const [index, end] of ends.entries()) if (end !== 'key-reused') expect(end).toBe(['a', 'b', 'c'][index])
+      expect(await partition.sql`select from machines where owner = 'alice'`).toHaveLength(1)
+    }
+  })
+
   test('the same key many times at once makes one allocation', async () => {
     await freed()
     await addReady(10)
@@ -330,6 +364,30 @@ describe('the partition’s own API', () => {
     const [machine] = await addReady(1)
     expect((await waiting).machines.map(({ id }) => id)).toEqual([machine])
     await expect(partition.as('alice').allocations.create({ wait: '600ms' })).rejects.toMatchObject({ code: 'no-match' })
+  })
+
+  test('a request whose client has gone takes nothing, and keeps nothing', async () => {
+    const core = await startCore()
+    const gone = new AbortController()
+    const ask = (signal: AbortSignal) =>
+      allocateHere(
+        core,
+        { name: 'a', epoch: 1 },
+        { strategy: 'best', count: 1, constraints: {}, dryRun: false, note: '', wait: '10s' },
+        { caller: { name: 'alice', role: 'user' }, requestId: 'r', deadline: Date.now() + 20_000, signal },
+      )
+    const waiting = refused(ask(gone.signal))
+    await new Promise(resolve => setTimeout(resolve, 50))
+    const [machine] = (await ready(core, 1)) as [string]
+    gone.abort()
+    expect(await waiting).toBe('deadline-passed')
+    expect(await reread(core, machine)).toMatchObject({ state: 'ready', owner: null })
+    // One that goes while its machine is being held: nobody will ever ask for this allocation again.
+    const leaving = new AbortController()
+    const held = refused(ask(leaving.signal))
+    leaving.abort()
+    expect(await held).toBe('deadline-passed')
+    expect((await reread(core, machine)).state).not.toBe('allocated')
   })
 
   test('a release stops before the first machine where one of them cannot go', async () => {

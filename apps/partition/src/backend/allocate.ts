@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto'
 import type { CallContext } from '@muster/server/backend'
 import { explain, noMatch } from '@muster/shared/allocation/explanation'
-import type { Offer } from '@muster/shared/bus/protocol'
+import type { KeyRecord, Offer } from '@muster/shared/bus/protocol'
 import { protocolVersion } from '@muster/shared/bus/protocol'
 import type { Allocation, AllocationRequest } from '@muster/shared/contract/allocations'
 import { durationMs } from '@muster/shared/duration'
@@ -18,7 +18,7 @@ import { viewOf } from '../domain/view.ts'
 const askAgainMs = 500
 const waitLimitMs = 3_600_000
 
-/** Allocates, explains (dry run), or refuses with no-match. */
+/** Allocates, explains (dry run), or refuses: no-match, key-reused, nothing-allocated, deadline-passed. */
 export async function allocateHere(
   core: Core,
   replica: { name: string; epoch: number },
@@ -41,21 +41,26 @@ export async function allocateHere(
   const earlier = key === undefined ? undefined : await earlierAnswer(core, key, input)
   if (earlier?.kind === 'answer') return earlier.allocation
 
+  let replaces = earlier?.replaces ?? null
   const until = input.wait === undefined ? 0 : Date.now() + Math.min(durationMs(input.wait), waitLimitMs)
   const pause = new Bell()
   for (;;) {
     const found = offer('take')
     if (found.machines.length >= input.count) {
-      const taken = await take(core, found, input, context, key, earlier?.replaces ?? null)
+      const taken = await take(core, found, input, context, key, replaces)
       if (taken) return taken
     }
     // What there was may have gone to this very request, sent twice.
     const twin = key === undefined ? undefined : await earlierAnswer(core, key, input)
     if (twin?.kind === 'answer') return twin.allocation
-    if (Date.now() >= until || context.signal.aborted) throw noMatch(input.count, explain([found]))
+    replaces = twin?.replaces ?? null
+    if (Date.now() >= until) throw noMatch(input.count, explain([found]))
     await pause.wait(askAgainMs * (0.75 + Math.random() / 2), context.signal)
+    if (context.signal.aborted) throw new Refusal('deadline-passed', `${nobodyWaits}; nothing was allocated`)
   }
 }
+
+const nobodyWaits = 'the caller has gone, or its time ran out'
 
 /** Holds, records the key, confirms. Undefined where others were faster. */
 async function take(
@@ -90,6 +95,7 @@ async function take(
       const standing = await allocation.remember(core, { record, replaces })
       if (standing.allocation !== id) {
         await allocation.drop(core, context.caller.name, { allocation: id, confirmed: 'keep' })
+        refuseReuse(standing, input)
         return await allocation.confirm(core, standing.allocation)
       }
     }
@@ -97,7 +103,11 @@ async function take(
     if (error instanceof Refusal && error.code === 'no-match') return undefined
     throw error
   }
-  return allocation.confirm(core, id)
+  const confirmed = await allocation.confirm(core, id)
+  if (key !== undefined || !context.signal.aborted) return confirmed
+  // Without a key nobody can ask for it again.
+  await allocation.drop(core, context.caller.name, { allocation: id, confirmed: 'release' })
+  throw new Refusal('deadline-passed', `${nobodyWaits}; what was allocated was released`)
 }
 
 /** What an earlier request with this key came to. */
@@ -108,16 +118,20 @@ async function earlierAnswer(
 ): Promise<{ kind: 'answer'; allocation: Allocation } | { kind: 'none'; replaces: string | null }> {
   const record = await allocation.recall(core, key)
   if (record === null) return { kind: 'none', replaces: null }
-  if (record.requestHash !== hashOf(input))
-    throw new Refusal('key-reused', `this Idempotency-Key made allocation ${record.allocation} from another request`, {
-      allocation: record.allocation,
-    })
+  refuseReuse(record, input)
   try {
     return { kind: 'answer', allocation: await allocation.confirm(core, record.allocation) }
   } catch (error) {
     if (error instanceof Refusal && error.code === 'nothing-allocated') return { kind: 'none', replaces: record.allocation }
     throw error
   }
+}
+
+/** Refuses a key that stands for another request. */
+function refuseReuse({ requestHash, allocation, createdAt }: KeyRecord, input: AllocationRequest): void {
+  if (requestHash === hashOf(input)) return
+  const facts = { allocation, usedAt: createdAt }
+  throw new Refusal('key-reused', `this Idempotency-Key was used at ${createdAt} for another request`, facts)
 }
 
 /** The input has passed its schema, so its members stand in the schema's order: equal requests have equal texts. */
