@@ -1,4 +1,4 @@
-// Calls about tags, pools and zones: the same three calls for each. A label exists where it is described or used; its numbers are summed
+// Calls about tags, pools and zones: the same four calls for each. A label exists where it is described or used; its numbers are summed
 // over the partitions.
 import { z } from 'zod'
 import { label } from '../machine.ts'
