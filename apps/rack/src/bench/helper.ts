@@ -16,8 +16,10 @@ export class Helper<Can extends Asks> {
   readonly #waiting = new Map<number, { resolve: (answer: unknown) => void; reject: (error: Error) => void }>()
   #count = 0
 
-  constructor(program: URL, name: string) {
-    this.#child = fork(program, { serialization: 'advanced', stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
+  /** `through`: a command that runs it, `ip netns exec …`; it must become the helper and not start it. */
+  constructor(program: URL, name: string, through: readonly string[] = []) {
+    const [execPath = process.execPath, ...execArgv] = through.length === 0 ? [] : [...through, process.execPath]
+    this.#child = fork(program, { execPath, execArgv, serialization: 'advanced', stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
     this.#child.on('message', message => this.#answered(message as Reply))
     this.#child.once('exit', (code, signal) => {
       for (const { reject } of this.#waiting.values()) reject(new Error(`${name} ended with ${signal ?? `exit code ${code}`}`))

@@ -7,11 +7,15 @@ import { measureP1 } from './p1.ts'
 import { measureP2 } from './p2.ts'
 import { measureP3 } from './p3.ts'
 import { type Plan, quickPlan, wholePlan } from './plan.ts'
-import { startRig } from './rig.ts'
+import { measurePower } from './power.ts'
+import { type Rig, startRig } from './rig.ts'
 
-const measurements = { p1: measureP1, p2: measureP2, p3: measureP3 } as const
-type Name = keyof typeof measurements
-const names = Object.keys(measurements) as Name[]
+/** Those that need servers, and those that bring what they need. */
+const withRig = { p1: measureP1, p2: measureP2, p3: measureP3 } as const
+const alone = { power: measurePower } as const
+type Name = keyof typeof withRig | keyof typeof alone
+const names = [...Object.keys(withRig), ...Object.keys(alone)] as Name[]
+const isAlone = (name: Name): name is keyof typeof alone => name in alone
 
 interface Arguments {
   only: Name[]
@@ -23,8 +27,11 @@ interface Arguments {
 }
 
 const program = new Command('bench')
-  .description('Measures allocations: through a front (p1), on a partition (p2), as the fleet grows (p3). About five minutes.')
-  .option('--only <names>', `some of ${names.join(',')}`, chosen, names)
+  .description(
+    'Measures allocations: through a front (p1), on a partition (p2), as the fleet grows (p3); and reading the power of many BMCs (power). About six minutes.',
+  )
+  .argument('[names]', `some of ${names.join(',')}`, chosen)
+  .option('--only <names>', 'the same', chosen, names)
   .option('--quick', 'small and short: to see that it works, not to be quoted')
   .option('--seconds <n>', 'length of a slice', number)
   .option('--partitions <n>', 'how many partitions', number)
@@ -32,39 +39,43 @@ const program = new Command('bench')
   .option('--json <file>', 'writes the JSON line there as well')
   .addHelpText('after', '\nProgress is on standard error; standard output carries the tables and, as its last line, everything as JSON.')
 
-const faults = await run(program.parse().opts<Arguments>())
+program.parse()
+const [named] = program.processedArgs as [Name[] | undefined]
+const faults = await run({ ...program.opts<Arguments>(), ...(named && { only: named }) })
 process.exit(faults > 0 ? 1 : 0)
 
 async function run(args: Arguments): Promise<number> {
   const plan = planOf(args)
   const say = (line: string) => process.stderr.write(`${line}\n`)
-  const rig = await startRig({ partitions: args.only.some(name => name !== 'p2') ? plan.partitions : 1, machines: plan.machines, say })
+  const ofRig = args.only.filter(name => !isAlone(name))
+  const rig: Rig | undefined =
+    ofRig.length === 0
+      ? undefined
+      : await startRig({ partitions: ofRig.some(name => name !== 'p2') ? plan.partitions : 1, machines: plan.machines, say })
   const result: Record<string, unknown> = {
     bench: 'muster',
     at: new Date().toISOString(),
     node: process.version,
     cores: cpus().length,
-    broker: rig.brokerText,
-    postgres: rig.postgresText,
+    ...(rig && { broker: rig.brokerText, postgres: rig.postgresText }),
   }
   const texts: string[] = []
   const all: string[] = []
   // Helpers end when we do; PostgreSQL and the broker are tied to us.
-  process.once('SIGINT', () => void rig.stop().then(() => process.exit(130)))
+  process.once('SIGINT', () => void Promise.resolve(rig?.stop()).then(() => process.exit(130)))
   try {
     for (const name of args.only) {
-      const { text, figures, faults } = await measurements[name](rig, plan, say)
+      const { text, figures, faults } = isAlone(name) ? await alone[name](plan, say) : await withRig[name](rig as Rig, plan, say)
       texts.push(text)
       result[name] = figures
       all.push(...faults)
     }
   } finally {
-    await rig.stop()
+    await rig?.stop()
   }
   const line = JSON.stringify({ ...result, faults: all })
-  process.stdout.write(
-    `\nbroker: ${rig.brokerText}; PostgreSQL: ${rig.postgresText}; CPU in µs per allocation\n\n${texts.join('\n\n')}\n\n${line}\n`,
-  )
+  const head = rig ? `\nbroker: ${rig.brokerText}; PostgreSQL: ${rig.postgresText}; CPU in µs per allocation\n` : ''
+  process.stdout.write(`${head}\n${texts.join('\n\n')}\n\n${line}\n`)
   if (args.json !== undefined) writeFileSync(args.json, `${line}\n`)
   return all.length
 }
