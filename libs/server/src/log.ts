@@ -21,9 +21,12 @@ export function masked(value: unknown, depth = 0): unknown {
   )
 }
 
-/** Masks what looks like a secret inside a text: a bearer token, and the password of a URL. */
+/** Masks what looks like a secret inside a text: a bearer token, the password of a URL, and the token that a broker's URL has for a user. */
 export function maskedText(text: string): string {
-  return text.replace(/\b(Bearer|Basic)\s+[\w.~+/=-]+/gi, '$1 ***').replace(/(\w:\/\/[^\s/:@"]*):[^\s/@"]+@/g, '$1:***@')
+  return text
+    .replace(/\b(Bearer|Basic)\s+[\w.~+/=-]+/gi, '$1 ***')
+    .replace(/(\w:\/\/[^\s/:@"]*):[^\s/@"]+@/g, '$1:***@')
+    .replace(/\b(nats|tls|wss?):\/\/[^\s/:@"]+@/g, '$1://***@')
 }
 
 /** An error as a line shows it: never its other fields, where drivers keep parameters of queries and whole requests. */
