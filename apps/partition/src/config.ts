@@ -44,6 +44,7 @@ const variables = {
   connections: variable('MUSTER_DATABASE_CONNECTIONS', wholeNumber({ min: 2, max: 200 }).optional().default(12)),
   natsUrl: variable('NATS_URL', z.string().optional()),
   natsToken: secret('NATS_TOKEN', z.string().optional()),
+  natsCredentials: secret('NATS_CREDENTIALS', z.string().optional()),
   key: secret(
     'MUSTER_KEY',
     z
@@ -83,7 +84,8 @@ export interface PartitionSettings {
   replica: string
   databaseUrl: string
   connections: number
-  nats: { url: string; token: string | undefined } | undefined
+  /** `credentials`: the text of a NATS credentials file. */
+  nats: { url: string; token: string | undefined; credentials?: string | undefined } | undefined
   key: Buffer
   tokensFile: string
   files: string
@@ -102,7 +104,10 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     replica: given.replica ?? `${hostname()}-${given.port}`,
     databaseUrl: given.databaseUrl.reveal(),
     connections: given.connections,
-    nats: given.natsUrl === undefined ? undefined : { url: given.natsUrl, token: given.natsToken?.reveal() },
+    nats:
+      given.natsUrl === undefined
+        ? undefined
+        : { url: given.natsUrl, token: given.natsToken?.reveal(), credentials: given.natsCredentials?.reveal() },
     key: keyBytes(given.key.reveal()),
     tokensFile: given.tokensFile,
     files: given.files,

@@ -134,6 +134,14 @@ describe('the settings', () => {
     expect(text).not.toContain('planted-password')
   })
 
+  test('take what a broker may want of a partition, as of a front', () => {
+    const usual = { MUSTER_PARTITION: 'lon1', DATABASE_URL: 'postgres://x', MUSTER_KEY: '07'.repeat(32), MUSTER_TOKENS_FILE: 't' }
+    const url = 'nats://nats.example:4222'
+    const { settings, lines } = readSettings({ ...usual, NATS_URL: url, NATS_CREDENTIALS: 'a jwt and a planted seed' })
+    expect(settings.nats).toEqual({ url, token: undefined, credentials: 'a jwt and a planted seed' })
+    expect(lines.join('\n')).not.toContain('planted')
+  })
+
   test('replace deadlines only of states that have one', () => {
     const usual = { MUSTER_PARTITION: 'lon1', DATABASE_URL: 'postgres://x', MUSTER_KEY: '07'.repeat(32), MUSTER_TOKENS_FILE: 't' }
     const rules = (deadlines: string) => readSettings({ ...usual, MUSTER_DEADLINES: deadlines }).settings.rules.deadlinesMs
