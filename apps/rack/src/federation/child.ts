@@ -75,7 +75,11 @@ export class Child {
     const until = Date.now() + (options.startLimitMs ?? defaultStartLimitMs)
     while (!(await options.isReady(lines).catch(() => false))) {
       if (!this.isRunning) throw new Error(`${this.name} ended while it started; its log is ${log}`)
-      if (Date.now() > until) throw new Error(`${this.name} was not ready in time; its log is ${log}`)
+      if (Date.now() > until) {
+        // The next start must not meet it on the same port.
+        await this.kill()
+        throw new Error(`${this.name} was not ready in time; its log is ${log}`)
+      }
       await sleep(30)
     }
     this.#hasStarted = true
