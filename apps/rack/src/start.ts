@@ -141,7 +141,8 @@ function takeFolder(): void {
   mkdirSync(dataDir, { recursive: true })
   const lock = path.join(dataDir, 'lock')
   const holder = existsSync(lock) ? Number(readFileSync(lock, 'utf8')) : undefined
-  if (holder !== undefined && isAlive(holder))
+  // A container's processes get the same numbers each time: one that was killed left ours.
+  if (holder !== undefined && holder !== process.pid && isAlive(holder))
     throw new Error(`${args.data} is in use by process ${holder}; stop that, or choose another --data`)
   writeFileSync(lock, String(process.pid))
 }
