@@ -19,6 +19,8 @@ interface Arguments {
 
 /** Machines that are not ready by then are shown as they are: the federation itself works. */
 const readyLimitMs = 180_000
+/** So long without news, and nothing commissioning: what is missing was deleted, and what is new waits for a person. */
+const quietMs = 10_000
 /** A server that ends by itself is started again after this time, like a service manager would. */
 const restartPauseMs = 1_000
 
@@ -118,14 +120,19 @@ async function machinesReady(url: string, token: string): Promise<void> {
   const client = createClient({ url, token })
   const until = Date.now() + readyLimitMs
   let shown = ''
+  let shownAt = Date.now()
   while (!isStopping && Date.now() < until) {
     const { machines } = await client.partitions.status({})
     const total = Object.values(machines).reduce((sum, count) => sum + count, 0)
     const underWay = (machines.new ?? 0) + (machines.commissioning ?? 0)
     const text = `${total} of ${args.machines} machines enlisted, ${underWay} under way, ${machines.ready ?? 0} ready${machines.failed_commissioning ? `, ${machines.failed_commissioning} failed` : ''}`
-    if (text !== shown) showProgress(text)
-    shown = text
+    if (text !== shown) {
+      showProgress(text)
+      shown = text
+      shownAt = Date.now()
+    }
     if (total >= args.machines && underWay === 0) break
+    if (total > 0 && !machines.commissioning && Date.now() - shownAt > quietMs) break
     await sleep(500)
   }
   if (process.stderr.isTTY) process.stderr.write('\n')
