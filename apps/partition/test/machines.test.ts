@@ -1,4 +1,5 @@
 // What people do with machines through the partition's own API, and what they may not.
+import { newAllocationId } from '@muster/shared/ids'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import type { MachineRow } from '../src/db/machines.ts'
 import { addMachine, allEvents, movesOf, newMac, reread, runPartition, type TestPartition, until } from './harness.ts'
@@ -188,6 +189,14 @@ describe('a lock', () => {
 })
 
 describe('who may', () => {
+  test('that is broken is explained with what may be asked of it, which depends on whether it is somebody’s', async () => {
+    const nobodys = await add({ state: 'broken' })
+    const hers = await add({ state: 'broken', owner: 'alice', allocation_id: newAllocationId() })
+    const { explain } = partition.as('olga').machines
+    expect((await explain({ id: nobodys.id })).allowed).toEqual(['fix', 'retire'])
+    expect((await explain({ id: hers.id })).allowed).toEqual(['release'])
+  })
+
   test('users touch what they own, and nothing else', async () => {
     const mine = await add({ state: 'deployed', ...owned }, 'manual')
     const free = await add({ state: 'ready' }, 'manual')

@@ -187,9 +187,12 @@ export function statesThatAllow(move: MoveName): State[] {
   return states.filter(state => lifeCycle[state].moves[move])
 }
 
-/** The moves a person may ask for in `state`: what pages offer and the server accepts. */
+/** Asked for by an allocation, never of one machine. */
+const movesOfAllocations: ReadonlySet<MoveName> = new Set(['hold', 'confirm', 'drop'])
+
+/** The moves a person may ask for in `state`: what pages offer and, where {@link outcomeOf} says so too, the server accepts. */
 export function requestsIn(state: State): MoveName[] {
-  return moveNames.filter(name => lifeCycle[state].moves[name]?.by === 'request')
+  return moveNames.filter(name => lifeCycle[state].moves[name]?.by === 'request' && !movesOfAllocations.has(name))
 }
 
 /** How long a machine may stay in `state`, in milliseconds; undefined where it may stay for ever. */

@@ -101,6 +101,9 @@ describe('the life cycle', () => {
     for (const state of states)
       for (const name of requestsIn(state)) expect(['commissioned', 'deployed', 'released', 'fail', 'expire']).not.toContain(name)
     expect(requestsIn('deploying')).toEqual(['abort'])
+    // Taken and confirmed is a machine by an allocation.
+    expect(requestsIn('ready')).toEqual(['commission', 'markBroken', 'rescue', 'retire'])
+    expect(requestsIn('reserved')).toEqual([])
   })
 })
 

@@ -5,7 +5,7 @@ import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
-import { lifeCycle, type MoveName, requestsIn } from '@muster/shared/life-cycle'
+import { lifeCycle, type MoveName, outcomeOf, requestsIn } from '@muster/shared/life-cycle'
 import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
@@ -135,7 +135,8 @@ export async function explainMachine(core: Core, id: string): Promise<Explanatio
     power.findSwitch(core.sql, id),
   ])
   const { does, wantedPower } = lifeCycle[row.state]
-  const allowed = requestsIn(row.state)
+  const facts = { from: row.state, origin: row.origin_state, isOwned: row.allocation_id !== null }
+  const allowed = requestsIn(row.state).filter(move => outcomeOf(move, facts).kind === 'moved')
   return {
     id,
     state: row.state,
