@@ -1,4 +1,4 @@
-// The one table of exit codes: what a script can rely on. --help and the README print it; failures find their row here.
+// The one table of exit codes: what a script can rely on. --help prints it; failures find their row here.
 import type { ErrorCode } from '@muster/shared/errors'
 
 export const exitTable = {
