@@ -26,7 +26,16 @@ type Suite = (typeof suites)[number]
 interface Way {
   name: string
   suite: Suite
+  /** What is not measured: opens the sessions that stay open. */
+  before?: () => Promise<unknown>
   read: () => Promise<{ result: Polled; micros: number }>
+  after?: () => Promise<unknown>
+}
+
+/** What the network does while it is measured, and that it ends. */
+interface Weather {
+  begin: () => Promise<void>
+  end: () => Promise<void>
 }
 
 class Row {
@@ -38,8 +47,12 @@ class Row {
     this.way = way
   }
 
-  async measure(): Promise<void> {
+  async measure(weather?: Weather): Promise<void> {
+    await this.way.before?.()
+    await weather?.begin()
     const { result, micros } = await this.way.read()
+    await weather?.end()
+    await this.way.after?.()
     this.tally.add(result, { poller: micros })
     for (const [kind, count] of result.failures) this.failures.set(kind, (this.failures.get(kind) ?? 0) + count)
   }
@@ -82,7 +95,7 @@ export async function measurePower(plan: Plan, say: (line: string) => void): Pro
     if (!ways.some(({ name }) => name === peerName)) say('power: without ipmipower: it needs root and freeipmi-tools')
 
     say('power: warming up')
-    for (const way of ways) await way.read()
+    for (const way of ways) await new Row(way).measure()
     const whole = ways.map(way => new Row(way))
     for (let round = 0; round < plan.rounds + 1; round++) {
       say(`power: round ${round + 1} of ${plan.rounds + 1}`)
@@ -92,10 +105,13 @@ export async function measurePower(plan: Plan, say: (line: string) => void): Pro
 
     const how = place.lose ? 'iptables in the namespace' : 'the BMCs, each datagram in and each out'
     say(`power: losing ${percent(lossRate)} each way, by ${how}`)
-    await (place.lose ? place.lose(lossRate) : bmcs.ask('drop', lossRate))
-    const lossy = ways.filter(({ name }) => !name.startsWith('floor')).map(way => new Row(way))
-    for (const row of lossy) await row.measure()
-    await (place.lose ? place.lose(0) : bmcs.ask('drop', 0))
+    const lose = (rate: number) => (place.lose ? place.lose(rate) : bmcs.ask('drop', rate))
+    const weather: Weather = { begin: () => lose(lossRate), end: () => lose(0) }
+    // Live ones first: logins that came to nothing are remembered for 30 s, and would slow down the opening of those.
+    const lossy = [...ways.filter(({ name }) => name === 'live'), ...ways.filter(({ name }) => name === 'fresh' || name === peerName)].map(
+      way => new Row(way),
+    )
+    for (const row of lossy) await row.measure(weather)
 
     return report({ count, place, how, whole, lossy, sessionsAtOnce })
   } finally {
@@ -115,13 +131,9 @@ function waysOf(poller: Helper<PowerPoller>, { count, echoPort, suite }: { count
     {
       name: 'live',
       suite,
-      read: async () => {
-        // Sessions are opened, or opened again after a pause, before they are measured.
-        await poller.ask('live', concurrency)
-        const measured = await cost(() => poller.ask('live', concurrency))
-        await poller.ask('hangUp', undefined)
-        return measured
-      },
+      before: () => poller.ask('live', concurrency),
+      read: () => cost(() => poller.ask('live', concurrency)),
+      after: () => poller.ask('hangUp', undefined),
     },
     { name: 'floor of live', suite, read: () => cost(() => floor('live')) },
   ]
