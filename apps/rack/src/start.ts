@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { createClient } from '@muster/shared/client'
 import { Command, InvalidArgumentError } from 'commander'
 import type { Child } from './federation/child.ts'
-import { type Federation, startFederation } from './federation/federation.ts'
+import { type Federation, restartPauseMs, startFederation } from './federation/federation.ts'
 import { sadNames } from './machine/sad.ts'
 
 interface Arguments {
@@ -21,8 +21,6 @@ interface Arguments {
 const readyLimitMs = 180_000
 /** So long without news, and nothing commissioning: what is missing was deleted, and what is new waits for a person. */
 const quietMs = 10_000
-/** A server that ends by itself is started again after this time, like a service manager would. */
-const restartPauseMs = 1_000
 
 const program = new Command('npm start --')
   .description(

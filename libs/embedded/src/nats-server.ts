@@ -38,7 +38,13 @@ export function findNatsServer(): string | undefined {
  * Starts nats-server on loopback with a token, its files in `dir` (mode 0700: the configuration holds the token). It dies with us.
  * Throws when there is none on PATH, or with the end of its log when it does not come up within 10 s.
  */
-export async function startNatsServer(options: { dir: string; port?: number; token?: string }): Promise<NatsServer> {
+export async function startNatsServer(options: {
+  dir: string
+  port?: number
+  token?: string
+  /** Called when it ends without having been asked to. */
+  onLoss?: (how: string) => void
+}): Promise<NatsServer> {
   const program = findNatsServer()
   if (!program) throw new Error('no nats-server on PATH')
   const { dir } = options
@@ -80,6 +86,9 @@ export async function startNatsServer(options: { dir: string; port?: number; tok
   const endWithUs = () => child.kill('SIGTERM')
   process.once('exit', endWithUs)
   let stopping: Promise<void> | undefined
+  void end.then(() => {
+    if (!stopping) options.onLoss?.(ended as string)
+  })
 
   const server: NatsServer = {
     url: `nats://127.0.0.1:${port}`,

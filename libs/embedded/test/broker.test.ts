@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { afterEach, describe, expect, test } from 'vitest'
+import { afterEach, describe, expect, test, vi } from 'vitest'
 import { startBroker } from '../src/broker.ts'
 import { startAnyBroker, startNatsServer } from '../src/nats-server.ts'
 import { needs } from './needs.ts'
@@ -186,6 +186,20 @@ describe('the embedded broker', () => {
       broker.token,
     )
     expect(nobody[0]?.heard).toBe('HMSG inbox.1 9 16 16\r\nNATS/1.0 503\r\n\r\n\r\nPONG\r\nPONG\r\n')
+  })
+
+  test.skipIf(needs('nats-server'))('a nats-server that ends by itself says so; one that was stopped does not', async () => {
+    const dir = mkdtempSync('/tmp/muster-nats-')
+    const losses: string[] = []
+    const onLoss = (how: string) => void losses.push(how)
+    const lost = await startNatsServer({ dir, onLoss })
+    process.kill(lost.pid, 'SIGKILL')
+    await vi.waitFor(() => expect(losses).toEqual(['it ended with SIGKILL']))
+    await lost.stop()
+    const stopped = await startNatsServer({ dir, onLoss })
+    await stopped.stop()
+    expect(losses).toHaveLength(1)
+    rmSync(dir, { recursive: true })
   })
 
   describe.skipIf(needs('nats-server'))('says what nats-server says', () => {

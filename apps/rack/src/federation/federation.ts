@@ -4,7 +4,8 @@ import { randomBytes } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import path from 'node:path'
-import { findNatsServer } from '@muster/embedded/nats-server'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { findNatsServer, type NatsServer, startNatsServer } from '@muster/embedded/nats-server'
 import { startPostgres } from '@muster/embedded/postgres'
 import { hashToken, newToken } from '@muster/server/tokens'
 import postgres from 'postgres'
@@ -53,6 +54,8 @@ const programs = {
 }
 
 const host = '127.0.0.1'
+/** Before a server that ended by itself is started again, like a service manager would. */
+export const restartPauseMs = 1_000
 
 /** Starts a federation. What was started before a failure is stopped again. */
 export async function startFederation(options: FederationOptions): Promise<Federation> {
@@ -218,10 +221,8 @@ async function startBroker(
   const token = randomBytes(32).toString('hex')
   const url = `nats://${host}:${port}`
   if (options.broker !== 'always the embedded' && findNatsServer() !== undefined) {
-    const { startNatsServer } = await import('@muster/embedded/nats-server')
-    const server = await startNatsServer({ dir: path.join(dataDir, 'nats'), port: port as number, token })
-    stops.push(() => server.stop())
-    return { url: server.url, token: server.token, text: server.describe(), child: undefined }
+    const text = await keepNatsServer(options, { dir: path.join(dataDir, 'nats'), port: port as number, token }, stops)
+    return { url, token, text, child: undefined }
   }
   const child = new Child({
     name: 'broker',
@@ -234,6 +235,32 @@ async function startBroker(
   stops.push(() => child.stop())
   await child.start()
   return { url, token, text: 'embedded (single host, core NATS only)', child }
+}
+
+/** A nats-server that is started again when it ends by itself, where the other servers are too. Answers what it is. */
+async function keepNatsServer(
+  { say = () => {}, onLoss }: FederationOptions,
+  place: { dir: string; port: number; token: string },
+  stops: (() => Promise<void>)[],
+): Promise<string> {
+  let server: NatsServer | undefined
+  let isStopped = false
+  const start = async () => {
+    server = await startNatsServer({ ...place, ...(onLoss && { onLoss: how => void startAgain(how) }) })
+    if (isStopped) await server.stop()
+    return server
+  }
+  const startAgain = async (how: string): Promise<void> => {
+    if (isStopped) return
+    say(`nats-server: ${how}; starting it again`)
+    await sleep(restartPauseMs)
+    if (!isStopped) await start().catch(error => startAgain((error as Error).message))
+  }
+  stops.push(async () => {
+    isStopped = true
+    await server?.stop()
+  })
+  return (await start()).describe()
 }
 
 /** The admin's token: made at the first start, then the same. Only its hash is in the file that the servers read. */
