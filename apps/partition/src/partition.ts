@@ -16,7 +16,7 @@ import { closeEmptyAllocations, forgetDroppedHolds } from './db/allocations.ts'
 import { connect } from './db/connect.ts'
 import { forgetOldKeys } from './db/keys.ts'
 import { migrate } from './db/migrate.ts'
-import { claimIdentity, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
+import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
 import { Bell, runLoop } from './domain/bell.ts'
 import { Catalogue } from './domain/catalogue.ts'
 import type { Core } from './domain/core.ts'
@@ -40,6 +40,7 @@ const houseKeepingEveryMs = 60_000
 const catalogueEveryMs = 5_000
 const keptKeysDays = 7
 const keptHoldsHours = 24
+const keptReplicasHours = 24
 
 export interface PartitionOptions {
   settings: PartitionSettings
@@ -164,6 +165,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     await forgetOldKeys(sql, keptKeysDays)
     await forgetDroppedHolds(sql, keptHoldsHours)
     await closeEmptyAllocations(sql)
+    await forgetOldReplicas(sql, keptReplicasHours)
   })
   every('catalogue', catalogueEveryMs, async () => {
     if (catalogue.refresh() === 'changed') core.memory.candidates.forgetSets()

@@ -309,8 +309,19 @@ describe('power', () => {
     expect((await partition.as('alice').machines.power({ id, action: 'on', wait: '30s' })).order).toMatchObject({
       state: 'failed',
       askedBy: 'alice',
-      fault: { code: 'power-authentication', message: expect.stringContaining(`${bmc.bmc.address}`) },
+      fault: { code: 'power-authentication', hint: expect.any(String) },
     })
+    // Where a BMC is and what it is called is an operator's business.
+    const told = async (who: 'alice' | 'olga' | 'rita') =>
+      JSON.stringify([
+        await partition.as(who).machines.get({ id }),
+        await partition.as(who).machines.explain({ id }),
+        await partition.as(who).machines.powerOrders({ id }),
+        await partition.as(who).events.list({ machine: id }),
+      ])
+    expect(await told('olga')).toContain(bmc.bmc.address)
+    expect(await told('alice')).not.toContain(bmc.bmc.address)
+    expect(await told('rita')).not.toContain(bmc.bmc.address)
     expect((await partition.as('alice').machines.powerOrders({ id })).items).toMatchObject([
       { action: 'on', state: 'failed', askedBy: 'alice' },
     ])

@@ -15,7 +15,7 @@ export const errorTable = {
   'stale-version': { status: 409, retryable: 'yes', title: 'It was changed by somebody else meanwhile' },
   'no-match': { status: 409, retryable: 'yes', title: 'No machine matches' },
   'key-reused': { status: 409, retryable: 'no', title: 'This Idempotency-Key was used for another request' },
-  'payload-too-large': { status: 413, retryable: 'no', title: 'The request body is too large' },
+  'payload-too-large': { status: 413, retryable: 'no', title: 'Too large' },
   'unsupported-media-type': { status: 415, retryable: 'no', title: 'The body must be JSON' },
   'invalid-input': { status: 422, retryable: 'no', title: 'The input is not valid' },
   'not-installable': { status: 422, retryable: 'no', title: 'That operating system cannot be installed there' },

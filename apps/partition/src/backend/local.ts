@@ -1,7 +1,7 @@
 // The local backend: the contract answered by one partition from its own database. Doors call `call`; the bus door calls `answer`, because a front
 // adds the coverage itself.
 import type { Backend, CallContext, ReadinessCheck } from '@muster/server/backend'
-import { type Coverage, hasCoverage } from '@muster/shared/contract/call'
+import { type Coverage, hasCoverage, mayAct } from '@muster/shared/contract/call'
 import { type CallAnswer, type CallInput, type CallName, type CallOutput, callNamed } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
 import { refusalOfDatabase } from '../db/connect.ts'
@@ -27,9 +27,10 @@ export class LocalBackend implements Backend {
   /** The bare answer. Throws Refusal; a database that does not answer is `database-away`. */
   async answer<Name extends CallName>(name: Name, input: CallInput<Name>, context: CallContext): Promise<CallAnswer<Name>> {
     try {
-      return await (
+      const answer = await (
         this.#options.handlers[name] as Handlers[CallName] as (input: unknown, context: CallContext) => Promise<CallAnswer<Name>>
       )(input, context)
+      return mayAct(context.caller.role, 'operator') ? answer : (withoutBmc(answer) as CallAnswer<Name>)
     } catch (error) {
       throw refusalOfDatabase(error)
     }
@@ -72,4 +73,17 @@ export class LocalBackend implements Backend {
   readiness(): ReadinessCheck[] {
     return this.#options.readiness()
   }
+}
+
+/**
+ * The answer as tenants may see it: a fault of the power names the BMC and its address, which are an operator's business; its code and its hint
+ * stay. Faults stand in machines, orders, explanations and events, so it is looked for everywhere.
+ */
+function withoutBmc(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(withoutBmc)
+  if (typeof value !== 'object' || value === null) return value
+  const copy = Object.fromEntries(Object.entries(value).map(([name, item]) => [name, withoutBmc(item)]))
+  if (typeof copy.code === 'string' && copy.code.startsWith('power-') && typeof copy.message === 'string')
+    copy.message = 'the power of the machine could not be switched or read; an operator can see why'
+  return copy
 }

@@ -44,3 +44,8 @@ export function liveReplicas(sql: Sql, seconds: number): Promise<ReplicaRow[]> {
 export async function removeReplica(sql: Sql, replica: { name: string; epoch: number }): Promise<void> {
   await sql`delete from replicas where name = ${replica.name} and epoch = ${replica.epoch}`
 }
+
+/** Forgets replicas that have not been seen for `hours`: those that were killed could not sign off. */
+export async function forgetOldReplicas(sql: Sql, hours: number): Promise<void> {
+  await sql`delete from replicas where seen_at < now() - ${hours} * interval '1 hour'`
+}

@@ -163,7 +163,7 @@ function keepOff({ machine, order, now }: Facts): Outcome {
   if (order?.state === 'failed' && askedMs < retryOffMs)
     return {
       kind: 'wait',
-      reason: `the next try to power off (${order.fault?.message ?? 'the last one failed'})`,
+      reason: `the next try to power off (the last one ended with ${order.fault?.code ?? 'a failure'})`,
       againMs: retryOffMs - askedMs,
     }
   return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off', drift: 'seen on, wanted off' }

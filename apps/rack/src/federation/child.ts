@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createWriteStream, mkdirSync } from 'node:fs'
 import path from 'node:path'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { deathTie } from '@muster/embedded/death-tie'
 
@@ -63,9 +64,9 @@ export class Child {
     })
     this.#process = child
     child.stderr.pipe(output)
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      lines.push(...text.split('\n').filter(Boolean))
-      lines.splice(0, lines.length - keptOutputLines)
+    createInterface({ input: child.stdout }).on('line', line => {
+      lines.push(line)
+      if (lines.length > keptOutputLines) lines.shift()
     })
     child.once('error', error => output.write(`${error.message}\n`))
     child.once('exit', (code, signal) => {

@@ -90,8 +90,8 @@ export const logNotice = z.object({ v, partition: partitionName, lastSeq: z.numb
 
 /** What the home partition of an Idempotency-Key remembers: which attempt won. */
 export const keyRecord = z.object({
-  /** `<caller>:<key>` */
-  key: z.string().max(300),
+  /** `<caller>:<key>`, the caller's name escaped: at most nine characters for each of a hundred. */
+  key: z.string().max(1100),
   /** SHA-256 of the request: the same key with another request is refused. */
   requestHash: z.string(),
   allocation: allocationId,

@@ -9,6 +9,8 @@ import { Gate, gated } from './gate.ts'
 
 interface Line {
   session: PowerSession
+  /** Which BMC it speaks to. */
+  gate: string
   /** Of the settings the session was opened with: new ones need a new session. */
   fingerprint: string
   lastUsed: number
@@ -26,7 +28,7 @@ export class Switchboard {
   readonly #idleMs: number
   readonly #lines = new Map<string, Line>()
   /** By driver and address: several machines may be behind one BMC. */
-  readonly #gates = new Map<string, Gate>()
+  readonly #gates = new Map<string, { gate: Gate; lines: number }>()
   readonly #sweeper: NodeJS.Timeout
 
   constructor(core: Pick<Core, 'seal' | 'log'>, options: { idleMs?: number } = {}) {
@@ -67,20 +69,20 @@ export class Switchboard {
     const session = driver.open(settings.data as never, {
       log: (message, facts) => this.#core.log.debug({ machine: power.machine_id, ...facts }, message),
     })
-    const line = { session: gated(session, this.#gateOf(power)), fingerprint, lastUsed: Date.now(), users: 0 }
+    const gate = gateKey(power)
+    const line = { session: gated(session, this.#gateFor(gate)), gate, fingerprint, lastUsed: Date.now(), users: 0 }
     this.#lines.set(power.machine_id, line)
     return line
   }
 
-  #gateOf(power: PowerSwitch): Gate {
-    const { address } = power.settings
-    const key = `${power.driver} ${typeof address === 'string' ? address : power.machine_id}`
-    let gate = this.#gates.get(key)
-    if (!gate) {
-      gate = new Gate()
-      this.#gates.set(key, gate)
+  #gateFor(key: string): Gate {
+    let entry = this.#gates.get(key)
+    if (!entry) {
+      entry = { gate: new Gate(), lines: 0 }
+      this.#gates.set(key, entry)
     }
-    return gate
+    entry.lines++
+    return entry.gate
   }
 
   /** Closes every conversation. */
@@ -91,7 +93,6 @@ export class Switchboard {
 
   async #sweep(): Promise<void> {
     const limit = Date.now() - this.#idleMs
-    if (this.#gates.size > maxLines) this.#gates.clear()
     await Promise.all(
       [...this.#lines].filter(([, line]) => line.users === 0 && line.lastUsed < limit).map(([machine]) => this.#close(machine)),
     )
@@ -99,9 +100,18 @@ export class Switchboard {
 
   async #close(machine: string): Promise<void> {
     const line = this.#lines.get(machine)
+    if (!line) return
     this.#lines.delete(machine)
-    await line?.session.close()
+    const entry = this.#gates.get(line.gate)
+    if (entry && --entry.lines === 0) this.#gates.delete(line.gate)
+    await line.session.close()
   }
+}
+
+/** The BMC behind a switch, by driver and address. */
+function gateKey(power: PowerSwitch): string {
+  const { address } = power.settings
+  return `${power.driver} ${typeof address === 'string' ? address : power.machine_id}`
 }
 
 /** The BMC said yes, and nothing happened. */
