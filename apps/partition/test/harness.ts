@@ -244,7 +244,7 @@ export async function runPartition(
 }
 
 /** Asks until the answer is there. Fails with what it last saw. */
-export async function until<T>(look: () => Promise<T | undefined | false>, limitMs = 10_000): Promise<T> {
+export async function until<T>(look: () => Promise<T | undefined | false>, limitMs = 20_000): Promise<T> {
   const end = Date.now() + limitMs
   for (;;) {
     const found = await look()
