@@ -7,6 +7,9 @@ const shared = {
   pool: 'forks',
   testTimeout: 30_000,
   hookTimeout: 30_000,
+  // Real processes, sockets and timers on a machine that others use too: in CI a test may fail once, and vitest prints that it did. What is judged by
+  // chance and program (chaos) is not tried again.
+  retry: process.env.CI ? 1 : 0,
 } as const
 
 /** Tests that start whole federations and load all cores: one after the other, when the rest is done. */
