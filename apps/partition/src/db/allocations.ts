@@ -2,7 +2,7 @@
 import type { Strategy } from '@muster/shared/allocation/constraints'
 import type { Key } from '@muster/shared/contract/page'
 import type { Sql } from './connect.ts'
-import type { MachineRow } from './machines.ts'
+import { type MachineRow, withPower } from './machines.ts'
 
 export interface AllocationRow {
   id: string
@@ -30,8 +30,6 @@ export interface NewHold {
   wanted: number
   holdMs: number
 }
-
-const withPower = (sql: Sql) => sql`p.observed as power, p.seen_at as power_seen_at, p.driver as power_driver`
 
 /**
  * Holds `wanted` of the machines, or none. Machines that another request is just taking are passed over. Answers the rows held; empty

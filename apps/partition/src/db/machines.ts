@@ -48,7 +48,8 @@ export interface MachineRow {
   power_driver: string | null
 }
 
-const withPower = (sql: Sql) => sql`p.observed as power, p.seen_at as power_seen_at, p.driver as power_driver`
+/** The columns that a {@link MachineRow} has from the machine's switch, for a select that joins `machine_power` as `p`. */
+export const withPower = (sql: Sql) => sql`p.observed as power, p.seen_at as power_seen_at, p.driver as power_driver`
 
 /** The machine, or undefined. */
 export async function findMachine(sql: Sql, id: string): Promise<MachineRow | undefined> {

@@ -39,19 +39,11 @@ export function offerFor(core: Core, replica: { name: string; epoch: number }, r
 
 /** Holds `wanted` machines: the named ones if they are still free, else the next matches. Throws no-match. */
 export async function hold(core: Core, owner: string, input: BusCallInput<'allocation.hold'>): Promise<readonly { id: string }[]> {
+  const { allocation, strategy, count, note, constraints, createdAt } = input
+  const wish = { allocation, owner, strategy, count, note, constraints, createdAt: new Date(createdAt) }
   const [only] = input.machines
   if (input.wanted === 1 && only !== undefined) {
-    const { allocation, strategy, count, note, constraints, createdAt } = input
-    const held = await holdMachine(core, {
-      allocation,
-      owner,
-      strategy,
-      count,
-      note,
-      constraints,
-      createdAt: new Date(createdAt),
-      machine: only,
-    })
+    const held = await holdMachine(core, { ...wish, machine: only })
     if (held) return [held]
   }
   const tried = new Set<string>()
@@ -68,17 +60,7 @@ export async function hold(core: Core, owner: string, input: BusCallInput<'alloc
     }).machines
     const wishes = [...machines, ...others.map(({ id }) => id)]
     if (wishes.length < input.wanted) break
-    const rows = await holdMachines(core, {
-      allocation: input.allocation,
-      owner,
-      strategy: input.strategy,
-      count: input.count,
-      note: input.note,
-      constraints: input.constraints,
-      createdAt: new Date(input.createdAt),
-      machines: wishes,
-      wanted: input.wanted,
-    })
+    const rows = await holdMachines(core, { ...wish, machines: wishes, wanted: input.wanted })
     if (rows.length > 0) return rows
     const standing = await standingHold(core, input.allocation)
     if (standing) return standing
