@@ -2,7 +2,6 @@
 // counts is the row, and what the power of the machine really did.
 import type { PowerSession } from '@muster/drivers/driver'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
-import type { Sql } from '../src/db/connect.ts'
 import { changeMachine, claimDueMachines, type MachineRow, saveLook } from '../src/db/machines.ts'
 import { claimChecks, claimOrders, endClaim, giveOrder, holdClaim } from '../src/db/power.ts'
 import { receiveSignal } from '../src/domain/agent.ts'
@@ -15,6 +14,7 @@ import { runPowerWorker } from '../src/domain/power/worker.ts'
 import { storedPowerSettings } from '../src/domain/power-settings.ts'
 import { leavingRescue } from '../src/domain/steps.ts'
 import { addMachine, movesOf, operator, reread, startCore, type TestCore, until } from './harness.ts'
+import { mortalSql } from './mortal-sql.ts'
 import { markOf, settingsOf, startBmcs, switchedSince, type VirtualMachine } from './virtual-bmc.ts'
 
 /** A process that can be killed, or frozen, before any one of the things it does to the outside. */
@@ -46,22 +46,6 @@ class Life {
   }
 }
 
-/** The same database for a process that can be killed: every statement is a step. */
-function mortalSql(sql: Sql, life: Life): Sql {
-  return new Proxy(sql, {
-    apply: (target, self, args: unknown[]) => {
-      const query = Reflect.apply(target as never, self, args) as PromiseLike<unknown>
-      if (!Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw)) return query
-      // A fragment within another query is never awaited, so it is no step.
-      const run = query.then.bind(query)
-      // biome-ignore lint/suspicious/noThenProperty: a query is a thenable, and this is where it is sent
-      query.then = ((ok: never, no: never) =>
-        life.step(() => new Promise((resolve, reject) => void run(resolve, reject))).then(ok, no)) as never
-      return query
-    },
-  })
-}
-
 /** The same BMCs: every call is a step. */
 function mortalBoard(board: Switchboard, life: Life): Switchboard {
   const mortal = (session: PowerSession): PowerSession => ({
@@ -87,7 +71,7 @@ function mortalBoard(board: Switchboard, life: Life): Switchboard {
 
 /** What a replica does until there is nothing to do: look, carry out orders, look. */
 async function live(core: TestCore, board: Switchboard, life: Life): Promise<void> {
-  const own: Core = { ...core, sql: mortalSql(core.sql, life) }
+  const own: Core = { ...core, sql: mortalSql(core.sql, act => life.step(act)) }
   try {
     await lookAtDue(own)
     await carryOutOrders(core, own, mortalBoard(board, life), life)
@@ -261,7 +245,7 @@ describe('one worker among several', () => {
     await orderPower(core, operator, { id: machine.id, action: 'cycle', how: 'hard' }, signal)
     const life = new Life(at, 'frozen')
     const stopping = new AbortController()
-    const frozen = runPowerWorker({ ...core, sql: mortalSql(core.sql, life) }, mortalBoard(board, life), stopping.signal)
+    const frozen = runPowerWorker({ ...core, sql: mortalSql(core.sql, act => life.step(act)) }, mortalBoard(board, life), stopping.signal)
     await life.reached.promise
     await claimsRunOut(core)
     await carryOutOrders(core, core, board, new Life(Number.POSITIVE_INFINITY))

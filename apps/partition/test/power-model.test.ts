@@ -11,6 +11,7 @@ import { runPowerMonitor } from '../src/domain/power/monitor.ts'
 import type { Switchboard } from '../src/domain/power/switchboard.ts'
 import { type Pace, runPowerWorker } from '../src/domain/power/worker.ts'
 import { addMachine, startCore, type TestCore } from './harness.ts'
+import { mortalSql } from './mortal-sql.ts'
 
 const sequences = Number(process.env.MUSTER_POWER_SEQUENCES ?? 1_000)
 const seed = Number(process.env.MUSTER_POWER_SEED ?? Date.now() % 1_000_000)
@@ -191,22 +192,6 @@ class Life {
   }
 }
 
-/** The same database for a process that can die: every statement is a step. */
-function mortalSql(sql: Sql, life: Life): Sql {
-  return new Proxy(sql, {
-    apply: (target, self, args: unknown[]) => {
-      const query = Reflect.apply(target as never, self, args) as PromiseLike<unknown>
-      if (!Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw)) return query
-      // A fragment within another query is never awaited, so it is no step.
-      const run = query.then.bind(query)
-      // biome-ignore lint/suspicious/noThenProperty: a query is a thenable, and this is where it is sent
-      query.then = ((ok: never, no: never) =>
-        life.statement(() => new Promise((resolve, reject) => void run(resolve, reject))).then(ok, no)) as never
-      return query
-    },
-  })
-}
-
 function mortalSession(session: PowerSession, life: Life): PowerSession {
   const { bootNext, restartController } = session.capabilities
   return {
@@ -238,7 +223,7 @@ async function keepWorking(core: TestCore, fleet: Fleet, random: () => number, s
   while (!signal.aborted) {
     const end = random() < 0.75 ? 'dies' : 'freezes'
     const life = new Life(Math.ceil(lifeSteps.least + random() * (lifeSteps.most - lifeSteps.least)), end)
-    const own: Core = { ...core, sql: mortalSql(core.sql, life) }
+    const own: Core = { ...core, sql: mortalSql(core.sql, act => life.statement(act)) }
     const stopping = new AbortController()
     const worker = runPowerWorker(own, boardOver(fleet, life), stopping.signal, pace)
     if ((await Promise.race([life.ended.promise, stopped])) !== 'stopped') ends[end]++
