@@ -38,6 +38,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   locked: 'refused',
   'machine-owned': 'refused',
   'already-exists': 'refused',
+  'already-taken': 'refused',
   'stale-version': 'refused',
   'no-match': 'no-match',
   'key-reused': 'refused',

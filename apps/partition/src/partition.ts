@@ -21,6 +21,7 @@ import { Bell, runLoop } from './domain/bell.ts'
 import { Catalogue } from './domain/catalogue.ts'
 import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
+import { FirstBoots } from './domain/first-boot.ts'
 import { LogFollower } from './domain/follower.ts'
 import { Memory } from './domain/memory.ts'
 import { runPowerMonitor } from './domain/power/monitor.ts'
@@ -30,6 +31,7 @@ import { Seal } from './domain/seal.ts'
 import { agentDoor } from './doors/agent.ts'
 import { bootDoor } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
+import { maasDoor } from './doors/maas.ts'
 import { metadataDoor } from './doors/metadata.ts'
 
 export const version: string = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version
@@ -118,6 +120,13 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       return self.url
     },
   }
+  const firstBoots = new FirstBoots(core)
+  const metadata = {
+    firstBoots,
+    get baseUrl() {
+      return self.url
+    },
+  }
   const door: RunningDoor = await startDoor({
     backend,
     tokens,
@@ -131,13 +140,15 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     mount: [
       { name: 'boot', path: '/boot', app: bootDoor(core, place) },
       { name: 'agent', path: '/agent', app: agentDoor(core, place) },
-      { name: 'metadata', path: '/metadata', app: metadataDoor(core, place) },
+      { name: 'metadata', path: '/metadata', app: metadataDoor(core, metadata) },
+      { name: 'maas', path: '/MAAS', app: maasDoor(core, metadata) },
     ],
   })
   self.url = settings.url ?? door.url
   replica.epoch = await registerReplica(sql, { name: settings.replica, version, url: self.url })
   own('replica', () => removeReplica(sql, replica))
 
+  own('reports of first boots', () => firstBoots.close())
   const board = new Switchboard(core)
   own('conversations with BMCs', () => board.close())
   own('loops', async () => {

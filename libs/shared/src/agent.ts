@@ -7,7 +7,7 @@
 //   POST /agent/inventory            Bearer agent token; {@link inventory} → 204
 //   POST /agent/signal               Bearer agent token; {@link signal} → 204; repeats are harmless
 //   GET  /metadata/<token>/meta-data | user-data | vendor-data | network-config      cloud-init's NoCloud seed
-//   POST /metadata/<token>/phone-home                                                cloud-init's phone_home form
+//   POST /metadata/<token>/phone-home | report | secrets/<name>                      cloud-init's phone_home form and webhook; see docs/metadata.md
 //
 // Tokens are per machine and per run (one commissioning, one deployment); they die with the run. A GET changes nothing.
 import { z } from 'zod'

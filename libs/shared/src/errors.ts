@@ -12,6 +12,7 @@ export const errorTable = {
   locked: { status: 409, retryable: 'no', title: 'The machine is locked' },
   'machine-owned': { status: 409, retryable: 'no', title: 'The machine belongs to an allocation' },
   'already-exists': { status: 409, retryable: 'no', title: 'That exists already' },
+  'already-taken': { status: 409, retryable: 'no', title: 'It is handed out once, and was' },
   'stale-version': { status: 409, retryable: 'yes', title: 'It was changed by somebody else meanwhile' },
   'no-match': { status: 409, retryable: 'yes', title: 'No machine matches' },
   'key-reused': { status: 409, retryable: 'no', title: 'This Idempotency-Key was used for another request' },

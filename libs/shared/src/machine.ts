@@ -1,5 +1,6 @@
 // What a machine looks like to the outside: the shapes that lists, events and pages share.
 import { z } from 'zod'
+import { dataSources, firstBoot } from './cloud-init.ts'
 import { durationPattern } from './duration.ts'
 import { allocationIdPattern, hostnamePattern, labelPattern, machineIdPattern, normalMac, partitionNamePattern } from './ids.ts'
 import { moveNames, states } from './life-cycle.ts'
@@ -57,6 +58,8 @@ export const deployment = z.object({
   startedAt: timestamp,
   installedAt: timestamp.nullable(),
   deployedAt: timestamp.nullable(),
+  dataSource: z.enum(dataSources).optional(),
+  firstBoot: firstBoot.optional(),
 })
 export type Deployment = z.infer<typeof deployment>
 

@@ -1,6 +1,7 @@
 // `muster machine …`: look at machines, describe them, and ask for what the life cycle allows.
 import type { Client } from '@muster/shared/client'
 import type { Call, Coverage } from '@muster/shared/contract/call'
+import type { CallRequest } from '@muster/shared/contract/contract'
 import { machines as calls } from '@muster/shared/contract/machines'
 import { Refusal } from '@muster/shared/errors'
 import type { Machine } from '@muster/shared/machine'
@@ -8,7 +9,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Cli, examples, type Fill, formatOf, remark, say } from '../cli.ts'
 import { connect } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
-import { readKeys, readText } from '../files.ts'
+import { readKeys, readText, readUserData } from '../files.ts'
 import { explanationOf, machineShape, machineText } from '../output/machine-view.ts'
 import { jsonText, ndjsonText, remarkCoverage, showList, showOne } from '../output/show.ts'
 import { collect, collectOf, parseBytes, parseCount, parseMebibytes, parsePairs, parseSpeed, splitOnce } from '../quantities.ts'
@@ -177,11 +178,12 @@ interface PowerFlags {
 
 async function powerSettingsOf(cli: Cli, flags: PowerFlags): Promise<Record<string, unknown> | undefined> {
   if (flags.powerSettings === undefined && flags.powerSetting === undefined) return undefined
-  const fromFile = flags.powerSettings === undefined ? {} : await readSettings(cli, flags.powerSettings)
+  const fromFile = flags.powerSettings === undefined ? {} : await readObject(cli, flags.powerSettings, 'power settings')
   return { ...fromFile, ...Object.fromEntries(flags.powerSetting ?? []) }
 }
 
-async function readSettings(cli: Cli, path: string): Promise<Record<string, unknown>> {
+/** A JSON object with secrets in it. `what` is it, in words. */
+async function readObject(cli: Cli, path: string, what: string): Promise<Record<string, unknown>> {
   const where = path === '-' ? 'the standard input' : path
   const text = path === '-' ? await readInput(cli) : await readText(path)
   let value: unknown
@@ -192,7 +194,7 @@ async function readSettings(cli: Cli, path: string): Promise<Record<string, unkn
     value = undefined
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw new CliError('usage', `read power settings from ${where}: it is not a JSON object such as {"address": "10.0.3.9"}`)
+    throw new CliError('usage', `read ${what} from ${where}: it is not a JSON object such as {"name": "value"}`)
   return value as Record<string, unknown>
 }
 
@@ -364,6 +366,8 @@ interface DeployFlags {
   readonly os: string
   readonly userData?: string
   readonly sshKey?: string[]
+  readonly secrets?: string
+  readonly dataSource?: string
   readonly wait?: string | true
 }
 
@@ -372,9 +376,12 @@ function addDeploy(parent: Command, cli: Cli): void {
   command.description(`${calls.deploy.summary}. What can be deployed where: muster os list`)
   command
     .requiredOption('--os <name>', 'such as debian/12')
-    .option('--user-data <file>', "cloud-init's user-data")
+    .option('--user-data <file>', "cloud-init's user-data, compressed with gzip or not")
     .option('--ssh-key <file>', 'file of public keys, one a line; may be repeated', collect)
-    .addOption(waitOption())
+    .option('--secrets <file>', 'JSON object of secrets that the machine may take once each; "-" reads it from the standard input')
+  for (const option of optionsOf('dataSource', fieldsOf(calls.deploy).dataSource as NonNullable<ReturnType<typeof fieldsOf>[string]>))
+    command.addOption(option)
+  command.addOption(waitOption())
   examples(command, [
     `machine deploy ${anId} --os debian/12 --ssh-key ~/.ssh/id_ed25519.pub`,
     `machine deploy ${anId} par2-9k2c5d --os debian/12 --user-data cloud.yaml --wait 1h`,
@@ -383,13 +390,15 @@ function addDeploy(parent: Command, cli: Cli): void {
     const { wait, ids } = splitWait(options.wait, given)
     const shared = {
       os: options.os,
-      ...(options.userData !== undefined && { userData: await readText(options.userData) }),
+      ...(options.userData !== undefined && { userData: await readUserData(options.userData) }),
       ...(options.sshKey && { sshKeys: await readKeys(options.sshKey) }),
+      ...(options.secrets !== undefined && { secrets: await readObject(cli, options.secrets, 'secrets') }),
+      ...(options.dataSource !== undefined && { dataSource: options.dataSource }),
     }
-    const all = distinct(ids)
-    for (const id of all) checked(calls.deploy, { id, ...shared })
+    const inputs = new Map(distinct(ids).map(id => [id, checked(calls.deploy, { id, ...shared })]))
     const { client } = await connect(cli, command)
-    await actOnMachines({ cli, command, client, verb: 'deploy', ids: all, act: id => client.machines.deploy({ id, ...shared }), wait })
+    const act = (id: string) => client.machines.deploy(inputs.get(id) as CallRequest<'machines.deploy'>)
+    await actOnMachines({ cli, command, client, verb: 'deploy', ids: [...inputs.keys()], act, wait })
   })
 }
 

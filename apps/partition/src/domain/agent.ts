@@ -8,7 +8,6 @@ import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
 import { machineToken, readMachineToken, type TokenPurpose } from './machine-token.ts'
-import { type DeploymentSecrets, deploymentContext } from './machines.ts'
 import { moveMachine, noteChange } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
 
@@ -188,26 +187,8 @@ export async function receiveSignal(core: Core, machine: db.MachineRow, signal: 
 
 const describe = (signal: Signal) => `the agent: ${signal.step}${signal.message ? ` (${signal.message})` : ''}`
 
-/** The deployed system is up. */
-export async function phoneHome(core: Core, machine: db.MachineRow): Promise<void> {
-  if (machine.state !== 'deploying' || machine.netboot) return
-  await moveMachine(core, {
-    id: machine.id,
-    move: 'deployed',
-    actor: 'agent',
-    from: 'deploying',
-    patch: { deployment: machine.deployment && { ...machine.deployment, deployedAt: new Date().toISOString() } },
-  })
-}
-
-/** What the user gave for the machine's deployment. */
-export function deploymentSecrets(core: Core, machine: db.MachineRow): DeploymentSecrets {
-  if (machine.deployment_secrets === null) return { userData: null, sshKeys: [] }
-  return core.seal.open(machine.deployment_secrets, deploymentContext(machine.id)) as DeploymentSecrets
-}
-
 /** Stores a report while the machine's run goes on; a report of an ended run is dropped. */
-async function storeReport(
+export async function storeReport(
   core: Core,
   machine: db.MachineRow,
   change: (row: db.MachineRow) => Pick<db.MachineChange, 'patch' | 'events'>,

@@ -1,11 +1,12 @@
 // What this partition can install: the templates it knows and the files it holds. Files lie under one folder:
 //   agent/<arch>/vmlinuz, agent/<arch>/initrd                     the agent's kernel and memory image
-//   images/<os>/<release>/<arch>/image.json                       {"title", "file", "sha256", "sizeBytes"}
+//   images/<os>/<release>/<arch>/image.json                       {"title", "file", "sha256", "sizeBytes"}, and "dataSource" where it is maas
 //   images/<os>/<release>/<arch>/<file>
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { Log } from '@muster/server/log'
 import type { Place } from '@muster/shared/allocation/matcher'
+import { type DataSource, dataSources } from '@muster/shared/cloud-init'
 import { architectures } from '@muster/shared/machine'
 import { z } from 'zod'
 
@@ -14,6 +15,8 @@ const imageFile = z.strictObject({
   file: z.string().regex(/^[\w][\w.-]*$/),
   sha256: z.string().regex(/^[0-9a-f]{64}$/),
   sizeBytes: z.number().int().positive(),
+  /** Which data source the cloud-init within it is made for. */
+  dataSource: z.enum(dataSources).default('nocloud'),
 })
 
 export interface Image {
@@ -22,6 +25,7 @@ export interface Image {
   title: string
   sha256: string
   sizeBytes: number
+  dataSource: DataSource
   /** Path under the files folder, as the boot door serves it. */
   path: string
 }

@@ -13,6 +13,7 @@ import * as db from '../db/machines.ts'
 import * as power from '../db/power.ts'
 import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
+import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
 import { orderViewOf, viewOf } from './view.ts'
@@ -208,17 +209,13 @@ function refuseWithoutPower(row: db.MachineRow): void {
     throw new Refusal('no-power-driver', `${row.id} has no power driver; set powerDriver and powerSettings first`)
 }
 
-export const deploymentContext = (machine: string) => `deployment ${machine}`
-
-/** What the user gave for a deployment; sealed while it lasts, forgotten at release. */
-export interface DeploymentSecrets {
-  userData: string | null
-  sshKeys: string[]
-}
-
 /** Asks for a deployment. The operating system must be one this partition can install on that architecture. */
 export async function deploy(core: Core, caller: Caller, input: CallInput<'machines.deploy'>): Promise<Machine> {
-  const secrets: DeploymentSecrets = { userData: input.userData ?? null, sshKeys: input.sshKeys }
+  const secrets: DeploymentSecrets = {
+    ...readUserData(input.userData),
+    sshKeys: input.sshKeys,
+    ...(input.secrets && { oneTime: input.secrets }),
+  }
   const { outcome, row } = await moveMachine(core, {
     id: input.id,
     move: 'deploy',
@@ -231,7 +228,10 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
         throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}`, { available })
       }
     },
-    patch: { deployment: deploymentOf(input.os), deployment_secrets: core.seal.seal(secrets, deploymentContext(input.id)) },
+    patch: found => ({
+      deployment: deploymentOf(input.os, input.dataSource ?? core.catalogue.imageFor(input.os, found.arch)?.dataSource ?? 'nocloud'),
+      deployment_secrets: sealDeployment(core, input.id, secrets),
+    }),
     data: { os: input.os },
   })
   if (outcome === 'joined' && row.deployment?.os !== input.os)

@@ -1,5 +1,6 @@
 // The one module that moves a machine's state. A move is read from the life-cycle table, stored by compare-and-set together with its event in
 // one statement, and may be repeated: a request that was carried out already joins instead of failing.
+import type { DataSource } from '@muster/shared/cloud-init'
 import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
 import { randomText } from '@muster/shared/ids'
@@ -25,8 +26,8 @@ export interface MoveRequest {
   allocation?: string
   /** Looks at the row before the move; throws Refusal to stop it. */
   check?: (row: MachineRow) => void
-  /** Kept with the move. */
-  patch?: MachinePatch
+  /** Kept with the move; a function is given the row that is moved. */
+  patch?: MachinePatch | ((row: MachineRow) => MachinePatch)
   fault?: Omit<Fault, 'since'>
   data?: Record<string, unknown>
 }
@@ -63,7 +64,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
         waiting_for: null,
         progress: null,
         ...entering(next.to, request.move, row),
-        ...request.patch,
+        ...(typeof request.patch === 'function' ? request.patch(row) : request.patch),
       },
       deadlineMs: deadlineMs ?? null,
       attentionMs: 0,
@@ -151,8 +152,8 @@ export function noteChange(core: Core, row: MachineRow): void {
 }
 
 /** Starts an installation: the move and what belongs to it. */
-export function deploymentOf(os: string): Deployment {
-  return { os, startedAt: new Date().toISOString(), installedAt: null, deployedAt: null }
+export function deploymentOf(os: string, dataSource: DataSource): Deployment {
+  return { os, dataSource, startedAt: new Date().toISOString(), installedAt: null, deployedAt: null }
 }
 
 const nextState = (move: MoveName, from: State): { from: State; to: State } => {

@@ -1,5 +1,6 @@
 // What the server does in each state: a pure decision from facts. A step returns an outcome; only the engine stores it. No I/O here, so every
 // step may be looked at any number of times, by any replica, after any crash.
+import type { FirstBoot } from '@muster/shared/cloud-init'
 import { lifeCycle, type MoveName } from '@muster/shared/life-cycle'
 import type { Fault } from '@muster/shared/machine'
 import type { MachineRow } from '../db/machines.ts'
@@ -73,11 +74,23 @@ export function decide(facts: Facts): Outcome {
 }
 
 function lateFault(machine: MachineRow): Omit<Fault, 'since'> {
+  const failed = machine.state === 'deploying' ? firstBootFault(machine.deployment?.firstBoot) : undefined
+  if (failed) return { ...failed, message: `${failed.message}; it never phoned home` }
   const waited = machine.waiting_for ?? 'the engine'
   return {
     code: 'deadline-passed',
     message: `${machine.state} took longer than it may; it was waiting for ${waited}`,
     hint: 'look at the console of the machine, then try again',
+  }
+}
+
+/** The fault of a first boot in which steps failed, whether or not it came to its end. */
+export function firstBootFault(firstBoot: FirstBoot | undefined): Omit<Fault, 'since'> | undefined {
+  if (!firstBoot || firstBoot.failures.length === 0) return undefined
+  return {
+    code: 'cloud-init-failed',
+    message: `cloud-init reported that these steps of the first boot failed: ${firstBoot.failures.join(', ')}`,
+    hint: 'read /var/log/cloud-init.log and cloud-init-output.log on the machine',
   }
 }
 

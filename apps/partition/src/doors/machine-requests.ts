@@ -1,8 +1,9 @@
 // What the doors for machines (boot, agent, metadata) have in common: problem documents, and bodies of a bounded size.
 import type { DoorEnv } from '@muster/server/http/incoming'
 import type { Log } from '@muster/server/log'
-import { problemOf, Refusal } from '@muster/shared/errors'
-import { Hono } from 'hono'
+import { type CloudInitReport, cloudInitReport } from '@muster/shared/cloud-init'
+import { invalidInput, problemOf, Refusal } from '@muster/shared/errors'
+import { type Context, Hono } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { refusalOfDatabase } from '../db/connect.ts'
@@ -41,4 +42,17 @@ export async function jsonBody(request: { json: () => Promise<unknown> }): Promi
   } catch (cause) {
     throw new Refusal('malformed', 'the body is not JSON', {}, { cause })
   }
+}
+
+/** The report of a webhook. Throws malformed, invalid-input. */
+export async function reportIn(request: { json: () => Promise<unknown> }): Promise<CloudInitReport> {
+  const report = cloudInitReport.safeParse(await jsonBody(request))
+  if (!report.success) throw invalidInput(report.error)
+  return report.data
+}
+
+/** Bytes exactly as they are: compressed user-data must arrive as it was given. */
+export function textOrBytes(c: Context, bytes: Buffer): Response {
+  const isText = Buffer.from(bytes.toString('utf8')).equals(bytes)
+  return c.body(new Uint8Array(bytes), 200, { 'content-type': isText ? 'text/plain; charset=utf-8' : 'application/octet-stream' })
 }

@@ -1,35 +1,38 @@
 // The metadata door: cloud-init's NoCloud over HTTP. The token in the path is the machine's, for this deployment; a GET changes nothing.
 import type { DoorEnv } from '@muster/server/http/incoming'
 import type { Hono } from 'hono'
-import { deploymentSecrets, machineOfToken, phoneHome } from '../domain/agent.ts'
+import { machineOfToken } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
-import { machineDoor } from './machine-requests.ts'
+import { type FirstBoots, phoneHome } from '../domain/first-boot.ts'
+import { deploymentSecrets, instanceIdOf, takeSecret, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
+import { machineDoor, reportIn, textOrBytes } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
-export function metadataDoor(core: Core, options: { baseUrl: string }): Hono<DoorEnv> {
+export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots: FirstBoots }): Hono<DoorEnv> {
   const app = machineDoor(core.log)
   const machineOf = (token: string) => machineOfToken(core, 'metadata', token)
 
   app.get('/:token/meta-data', async c => {
-    const machine = await machineOf(c.req.param('token'))
+    const token = c.req.param('token')
+    const machine = await machineOf(token)
     return c.text(
       yaml({
-        // Bound to the deployment: a new one makes cloud-init run its per-instance steps again.
-        'instance-id': `${machine.id}-${machine.run}`,
+        'instance-id': instanceIdOf(machine),
         'local-hostname': machine.hostname,
         'public-keys': deploymentSecrets(core, machine).sshKeys,
+        // For templates in user-data: {{ ds.meta_data.secrets_url }}.
+        secrets_url: `${options.baseUrl}/metadata/${token}/secrets`,
       }),
     )
   })
   app.get('/:token/user-data', async c => {
-    const { userData } = deploymentSecrets(core, await machineOf(c.req.param('token')))
-    return c.text(userData ?? '#cloud-config\n{}\n')
+    const bytes = userDataBytes(deploymentSecrets(core, await machineOf(c.req.param('token'))))
+    // NoCloud takes a seed without user-data for none at all.
+    return textOrBytes(c, bytes ?? Buffer.from('#cloud-config\n{}\n'))
   })
   app.get('/:token/vendor-data', async c => {
-    const token = c.req.param('token')
-    await machineOf(token)
-    const url = `${options.baseUrl}/metadata/${token}/phone-home`
-    return c.text(`#cloud-config\n${yaml({ phone_home: { url, post: ['instance_id', 'hostname', 'fqdn'], tries: 10 } })}`)
+    const machine = await machineOf(c.req.param('token'))
+    return c.text(vendorData(machine, { core, baseUrl: options.baseUrl, dataSource: 'nocloud' }))
   })
   app.get('/:token/network-config', async c => {
     const machine = await machineOf(c.req.param('token'))
@@ -42,12 +45,13 @@ export function metadataDoor(core: Core, options: { baseUrl: string }): Hono<Doo
     await phoneHome(core, await machineOf(c.req.param('token')))
     return c.body(null, 204)
   })
+  app.post('/:token/report', async c => {
+    await options.firstBoots.receive(c.req.param('token'), await reportIn(c.req))
+    return c.body(null, 204)
+  })
+  app.post('/:token/secrets/:name', async c => {
+    const machine = await machineOf(c.req.param('token'))
+    return c.text(await takeSecret(core, machine, c.req.param('name')), 200, { 'cache-control': 'no-store' })
+  })
   return app
-}
-
-/** YAML 1.2 contains JSON, so a line per member with its value as JSON needs no YAML writer and quotes everything rightly. */
-function yaml(members: Record<string, unknown>): string {
-  return `${Object.entries(members)
-    .map(([name, value]) => `${name}: ${JSON.stringify(value)}`)
-    .join('\n')}\n`
 }

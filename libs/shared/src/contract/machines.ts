@@ -1,5 +1,6 @@
 // Calls about machines.
 import { z } from 'zod'
+import { dataSources, oneTimeSecrets, userData } from '../cloud-init.ts'
 import { partitionOf } from '../ids.ts'
 import {
   allocationId,
@@ -167,8 +168,10 @@ export const machines = {
     'user',
     {
       os: osName,
-      userData: z.string().max(1_000_000).optional().describe("cloud-init's user-data"),
+      userData: userData.optional(),
       sshKeys: z.array(z.string().max(8192)).max(50).default([]),
+      secrets: oneTimeSecrets.optional(),
+      dataSource: z.enum(dataSources).optional().describe('how the installed system reads its metadata; the image says so where left out'),
     },
     ['not-installable', 'no-power-driver'],
   ),
