@@ -1,54 +1,13 @@
-// The one place that opens connections to PostgreSQL.
+// The partition's way to its PostgreSQL, and what its failures are called.
+import { isDatabaseAway, isUnstorable } from '@muster/database/connect'
 import { Refusal } from '@muster/shared/errors'
-import postgres from 'postgres'
 
-/** Milliseconds one statement may take: ten times the slowest page of a list of 2,000 machines on a busy machine. */
-const statementLimitMs = 10_000
-
-const int8 = { to: 20, from: [20], parse: (text: string) => Number(text), serialize: (value: number) => String(value) }
-
-export type Sql = postgres.Sql<{ int8: number }>
-
-/** Opens a pool. Connections are made when needed and made anew after the server's restart. */
-export function connect(url: string, options: { connections?: number; name: string }): Sql {
-  return postgres(url, {
-    max: options.connections ?? 12,
-    // 2^53 events are 285 years at a million a second: numbers are enough, and BigInt does not fit JSON.
-    types: { int8 },
-    connect_timeout: 5,
-    // A server that comes back is found within a second; postgres.js waits ever longer by default.
-    backoff: attempt => Math.min(0.1 * 2 ** attempt, 1) * (0.5 + Math.random()),
-    // A partition's tables are in memory. With the default, made for disks, the planner reads a whole table rather than ten rows by their index.
-    connection: { application_name: options.name, statement_timeout: statementLimitMs, random_page_cost: 1.1 },
-    onnotice: () => {},
-  })
-}
-
-/** SQLSTATE classes and driver codes that say "the server is not there", not "the statement is wrong". */
-const awayCodes = /^(08|57P0[1-3]|53300|57014|ECONN|ENOENT|EPIPE|ETIMEDOUT|EAI_|CONNECTION_|CONNECT_TIMEOUT)/
-
-export function isDatabaseAway(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' && awayCodes.test(error.code)
-}
-
-/** A text with a NUL, as a text and within JSON: the one thing that a string of ours can hold and PostgreSQL cannot. */
-const unstorableCodes = new Set(['22021', '22P05'])
+export { connect, inTransaction, isDatabaseAway, isDuplicate, type Sql } from '@muster/database/connect'
 
 /** The refusal for an error that means `database-away`, or a text that cannot be stored; every other error unchanged. */
 export function refusalOfDatabase(error: unknown): unknown {
-  if (error instanceof postgres.PostgresError && unstorableCodes.has(error.code))
+  if (isUnstorable(error))
     return new Refusal('invalid-input', 'a text holds the character NUL, which cannot be stored or searched for', {}, { cause: error })
   if (!isDatabaseAway(error)) return error
   return new Refusal('database-away', 'the partition asked its PostgreSQL and got no answer', {}, { cause: error })
-}
-
-/** Whether a statement failed because a row like it exists; `constraint` is the name of the index. */
-export function isDuplicate(error: unknown, constraint: string): boolean {
-  return error instanceof postgres.PostgresError && error.code === '23505' && error.constraint_name === constraint
-}
-
-/** Runs several statements as one. For changes of more than one table that no single statement says; never on the hot path. */
-export function inTransaction<T>(sql: Sql, act: (sql: Sql) => Promise<T>): Promise<T> {
-  // A transaction answers to the same calls as the pool, but postgres.js has another type for it.
-  return sql.begin(transaction => act(transaction as unknown as Sql)) as Promise<T>
 }
