@@ -1,5 +1,5 @@
 // The settings of a front.
-import { loadConfig, secret, variable, wholeNumber } from '@muster/server/config'
+import { loadConfig, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
 import { partitionNamePattern } from '@muster/shared/ids'
 import type { Secret } from '@muster/shared/secret'
@@ -13,6 +13,12 @@ export interface FrontSettings {
   readonly natsCredentials: Secret | undefined
   /** The accepted partitions; undefined: all that make themselves heard. */
   readonly partitions: readonly string[] | undefined
+  /** The Ed25519 key, 32 bytes in hex, that signs the global configuration; undefined: this front has none. */
+  readonly configKey: Secret | undefined
+  /** Public keys that are trusted beside it. */
+  readonly configKeys: readonly string[]
+  /** The database of the global configuration, which all fronts share. */
+  readonly globalDatabaseUrl: Secret | undefined
   readonly tokensFile: string
   readonly port: number
   readonly host: string
@@ -36,6 +42,15 @@ const variables = {
   natsToken: secret('NATS_TOKEN', z.string().min(1).optional()),
   natsCredentials: secret('NATS_CREDENTIALS', z.string().min(1).optional()),
   partitions: variable('MUSTER_PARTITIONS', partitionList.optional()),
+  configKey: secret(
+    'MUSTER_CONFIG_KEY',
+    z
+      .string()
+      .regex(/^[0-9a-f]{64}$/, 'must be 32 bytes in hex: openssl rand -hex 32')
+      .optional(),
+  ),
+  configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
+  globalDatabaseUrl: secret('MUSTER_GLOBAL_DATABASE_URL', z.string().optional()),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1)),
   port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),
   host: variable('HOST', z.string().min(1).default('127.0.0.1')),

@@ -11,7 +11,9 @@ import { failureOf, type PartitionCalls, type Reply } from './partition-calls.ts
 import type { Presence } from './presence.ts'
 
 /** What a front answers by itself, by the call's name. */
-export type Here = { readonly [Name in CallName]?: (input: CallInput<Name>, context: CallContext) => CallOutput<Name> }
+export type Here = {
+  readonly [Name in CallName]?: (input: CallInput<Name>, context: CallContext) => CallOutput<Name> | Promise<CallOutput<Name>>
+}
 
 export interface FederationOptions {
   readonly name: string
@@ -39,10 +41,12 @@ export function createFederation(options: FederationOptions): Backend {
       const call = contractCalls.get(callName) as Call
       const answer = async (): Promise<unknown> => {
         switch (call.spread.kind) {
-          case 'here': {
+          case 'here':
+          case 'global': {
             const handle = here[callName]
-            if (!handle) throw new Refusal('method-not-allowed', `${callName} is not answered by a front as a call`)
-            return handle(input, context)
+            if (handle) return handle(input, context)
+            if (call.spread.kind === 'global') throw new Refusal('not-ready', `${callName}: this front has no MUSTER_CONFIG_KEY`)
+            throw new Refusal('method-not-allowed', `${callName} is not answered by a front as a call`)
           }
           case 'owner':
             return askOwner(options, { callName, call, input, context, partition: call.spread.of(input) })

@@ -1,9 +1,11 @@
 // A front, put together: presence, the way to the partitions, and the federated backend over them. It holds nothing: another front, or
-// this one started anew, answers the same.
+// this one started anew, answers the same. What belongs to all partitions has its home in a database that the fronts share.
 import type { Backend } from '@muster/server/backend'
 import type { Bus } from '@muster/shared/bus/bus'
 import { allocate } from './allocate/allocate.ts'
 import { createFederation, watchLogs } from './federation.ts'
+import { configCalls } from './global/calls.ts'
+import { type Home, type HomeOptions, openHome } from './global/home.ts'
 import { defaultLimits, type Limits } from './limits.ts'
 import { createPartitionCalls } from './partition-calls.ts'
 import { type Presence, watchPresence } from './presence.ts'
@@ -15,15 +17,18 @@ export interface FrontOptions {
   readonly bus: Bus
   /** The accepted partitions. Undefined: all that make themselves heard; then Idempotency-Keys hold only while none comes or goes. */
   readonly accepted: readonly string[] | undefined
-  readonly log: { warn(facts: object, text: string): void }
+  /** Where the global configuration lives, and the key it is signed with; undefined: this front has none. */
+  readonly global?: Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys'> | undefined
+  readonly log: HomeOptions['log']
   readonly limits?: Partial<Limits>
 }
 
 export interface Front {
   readonly backend: Backend
   readonly presence: Presence
+  readonly home: Home | undefined
   /** Stops listening. The bus is its owner's to close. */
-  stop(): void
+  stop(): Promise<void>
 }
 
 /** Starts a front over a bus. Never waits: it serves at once and refuses with `bus-away` until the link is up. */
@@ -33,17 +38,20 @@ export function createFront(options: FrontOptions): Front {
   const presence = watchPresence({ bus, accepted, log })
   const logs = watchLogs(bus, log)
   const calls = createPartitionCalls(bus)
+  const home = options.global && openHome({ name, bus, presence, calls, log, ...options.global })
   const parts = { bus, presence, calls, limits, log, onLogGrowth: logs.onLogGrowth }
   const backend = createFederation({
     ...parts,
     name,
     allocate: (input, context) => allocate(parts, input, context),
-    here: { 'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }) },
+    here: { 'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }), ...(home && configCalls(home)) },
   })
   return {
     backend,
     presence,
-    stop: () => {
+    home,
+    stop: async () => {
+      await home?.stop()
       presence.stop()
       logs.stop()
       calls.stop()

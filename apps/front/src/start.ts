@@ -2,12 +2,14 @@
 import { readFileSync } from 'node:fs'
 import { connectNats } from '@muster/server/bus/nats-bus'
 import { ConfigError } from '@muster/server/config'
+import { tokensOfAll } from '@muster/server/global/people'
+import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
 import { createLog } from '@muster/server/log'
 import { runMain } from '@muster/server/process'
 import { openTokens } from '@muster/server/tokens'
-import { frontConfig } from './config.ts'
-import { createFront } from './front.ts'
+import { type FrontSettings, frontConfig } from './config.ts'
+import { createFront, type FrontOptions } from './front.ts'
 
 /** The bus is given little time before the doors open: a front without it says what is wrong, and a new one serves within two seconds. */
 const busWaitMs = 500
@@ -35,13 +37,24 @@ export async function start(environment: Readonly<Record<string, string | undefi
         firstWaitMs: busWaitMs,
       })
       own('bus', () => bus.close())
-      const front = createFront({ name, version, bus, accepted: partitions, log })
-      own('front', front.stop)
+      const global = globalOf(settings)
+      const front = createFront({ name, version, bus, accepted: partitions, log, global })
+      own('front', () => front.stop())
+      if (global)
+        log.info(
+          { publicKey: global.signer.publicKey },
+          'the global configuration is signed with this key: MUSTER_CONFIG_PUBLIC_KEY of the partitions',
+        )
+      if (global)
+        log.info(
+          { publicKey: global.signer.publicKey },
+          'the global configuration is signed with this key: MUSTER_CONFIG_PUBLIC_KEY of the partitions',
+        )
       if (!partitions) log.warn({}, 'MUSTER_PARTITIONS is not set: every partition that makes itself heard takes part')
-      const { backend, presence } = front
+      const { backend, presence, home } = front
       const door = await startDoor({
         backend,
-        tokens,
+        tokens: home ? tokensOfAll([tokens, home.tokens]) : tokens,
         log,
         version,
         port: settings.port,
@@ -51,6 +64,15 @@ export async function start(environment: Readonly<Record<string, string | undefi
       own('door', door.close)
     },
   })
+}
+
+function globalOf(settings: FrontSettings): FrontOptions['global'] {
+  if (settings.configKey === undefined) return undefined
+  return {
+    databaseUrl: settings.globalDatabaseUrl?.reveal(),
+    signer: createSigner(settings.configKey.reveal()),
+    trustedKeys: settings.configKeys,
+  }
 }
 
 function readConfig(environment: Readonly<Record<string, string | undefined>>) {

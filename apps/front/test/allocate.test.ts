@@ -72,13 +72,13 @@ describe('one machine', () => {
     const models = await startModels({ p1: sized(16), p2: sized(8), p3: sized(4) })
     for (const accepted of [['p1', 'p2', 'p3'], undefined]) {
       const bus = models.broker.connect()
-      const log = { warn: () => undefined }
+      const log = { info: () => undefined, warn: () => undefined }
       const front = createFront({ name: 'new', version: '0', bus, accepted, log })
       expect(ids(await elapse(create(front.backend)))).toEqual(['p3-000000'])
       models.partition('p3').setReady('p3-000000')
       const refusal = await refusalFrom(elapse(create(front.backend, { constraints: { cpus: 99 } })))
       expect(refusal).toMatchObject({ code: 'no-match', facts: { explanation: { considered: 3 } } })
-      front.stop()
+      await front.stop()
       await bus.close()
     }
     await models.stop()

@@ -13,7 +13,7 @@ export const alice: Caller = { name: 'alice', role: 'user' }
 
 /** What every test's partitions and fronts complain about; a test may look. */
 export const complaints: { facts: object; text: string }[] = []
-const log = { warn: (facts: object, text: string) => void complaints.push({ facts, text }) }
+const log = { info: () => undefined, warn: (facts: object, text: string) => void complaints.push({ facts, text }) }
 
 let requests = 0
 

@@ -313,6 +313,7 @@ export class ModelPartition {
         if (allocation?.state === 'confirmed' && confirmed === 'release') return { dropped: this.#end(allocation, 'released') }
         return { dropped: 0 }
       },
+      'config.copy': ({ have }) => ({ generation: have, parts: 0 }),
       'key.recall': ({ key }) => this.keys.get(key) ?? null,
       'key.remember': ({ record, replaces }) => {
         const standing = this.keys.get(record.key)

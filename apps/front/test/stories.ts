@@ -114,7 +114,7 @@ const sleep = (duration: number) => new Promise<void>(resolve => setTimeout(reso
 /** A question may be heard so late that its hold begins only then. */
 const latest = ({ partitions }: Story) =>
   Math.max(0, ...partitions.flatMap(({ faults }) => faults.map(each => (typeof each === 'object' && 'late' in each ? each.late : 0))))
-const quietLog = { warn: () => undefined }
+const quietLog = { info: () => undefined, warn: () => undefined }
 
 /** Declares the test. */
 export function tellStories(kind: PartitionKind): void {

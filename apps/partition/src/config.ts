@@ -1,7 +1,7 @@
 // The settings of a partition: the only file beside main.ts that knows the environment.
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { loadConfig, secret, variable, wholeNumber } from '@muster/server/config'
+import { loadConfig, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
 import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -51,6 +51,7 @@ const variables = {
       .string('32 bytes in hex or base64 that seal secrets at rest: openssl rand -hex 32')
       .refine(text => keyBytes(text).length === 32, 'must be 32 bytes in hex or base64'),
   ),
+  configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
   files: variable(
     'MUSTER_FILES',
@@ -87,6 +88,8 @@ export interface PartitionSettings {
   /** `credentials`: the text of a NATS credentials file. */
   nats: { url: string; token: string | undefined; credentials?: string | undefined } | undefined
   key: Buffer
+  /** Public keys of the fronts, hex: whose global configuration is taken. */
+  configKeys?: readonly string[]
   tokensFile: string
   files: string
   host: string
@@ -109,6 +112,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
         ? undefined
         : { url: given.natsUrl, token: given.natsToken?.reveal(), credentials: given.natsCredentials?.reveal() },
     key: keyBytes(given.key.reveal()),
+    configKeys: given.configKeys,
     tokensFile: given.tokensFile,
     files: given.files,
     host: given.host,

@@ -2,6 +2,8 @@
 import { readFileSync } from 'node:fs'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { connectNats } from '@muster/server/bus/nats-bus'
+import { tokensOfAll } from '@muster/server/global/people'
+import { createVerifier } from '@muster/server/global/signature'
 import { type RunningDoor, startDoor } from '@muster/server/http/door'
 import { createMetrics } from '@muster/server/http/metrics'
 import type { Log } from '@muster/server/log'
@@ -23,6 +25,7 @@ import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
 import { FirstBoots } from './domain/first-boot.ts'
 import { LogFollower } from './domain/follower.ts'
+import { GlobalCopy } from './domain/global-copy.ts'
 import { Memory } from './domain/memory.ts'
 import { runPowerMonitor } from './domain/power/monitor.ts'
 import { Switchboard } from './domain/power/switchboard.ts'
@@ -31,6 +34,7 @@ import { Seal } from './domain/seal.ts'
 import { agentDoor } from './doors/agent.ts'
 import { bootDoor } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
+import { openConfigurationDoor } from './doors/configuration.ts'
 import { maasDoor } from './doors/maas.ts'
 import { metadataDoor } from './doors/metadata.ts'
 
@@ -74,12 +78,20 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   await checkIdentity(sql, seal, settings.partition)
 
   const catalogue = new Catalogue({ partition: settings.partition, folder: settings.files, log })
+  const configuration = new GlobalCopy({
+    partition: settings.partition,
+    sql,
+    verifier: settings.configKeys?.length ? createVerifier(settings.configKeys) : undefined,
+    log,
+  })
+  await configuration.reload()
   const core: Core = {
     partition: settings.partition,
     sql,
     seal,
     catalogue,
     memory: new Memory(catalogue),
+    configuration,
     rules: settings.rules,
     log,
     bells: { engine: new Bell(), power: new Bell(), log: new Bell() },
@@ -129,7 +141,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   }
   const door: RunningDoor = await startDoor({
     backend,
-    tokens,
+    tokens: tokensOfAll([tokens, configuration.tokens]),
     log,
     version,
     metrics,
@@ -185,6 +197,10 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   if (bus) {
     busDoor = openBusDoor({ core, bus, backend, replica, version, url: self.url, log })
     own('bus door', () => busDoor?.close())
+  }
+  if (bus) {
+    const configurationDoor = openConfigurationDoor({ core, bus })
+    own('configuration door', () => configurationDoor.close())
   }
   own('door', () => door.close())
   return { url: self.url, core }

@@ -17,6 +17,7 @@ import { migrate } from '../src/db/migrate.ts'
 import { Bell } from '../src/domain/bell.ts'
 import { Catalogue } from '../src/domain/catalogue.ts'
 import type { Core, Rules } from '../src/domain/core.ts'
+import { GlobalCopy } from '../src/domain/global-copy.ts'
 import { Memory } from '../src/domain/memory.ts'
 import { Seal } from '../src/domain/seal.ts'
 import { startPartition } from '../src/partition.ts'
@@ -67,6 +68,7 @@ export async function startCore(
     seal: new Seal(options.key ?? Buffer.alloc(32, 7)),
     catalogue,
     memory: new Memory(catalogue),
+    configuration: new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log }),
     rules: { ...usualRules, ...options.rules },
     log,
     bells: { engine: new Bell(), power: new Bell(), log: new Bell() },

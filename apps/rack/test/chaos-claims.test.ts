@@ -11,6 +11,7 @@ import { Bell } from '@muster/partition/domain/bell'
 import { Catalogue } from '@muster/partition/domain/catalogue'
 import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { lookAtDue } from '@muster/partition/domain/engine'
+import { GlobalCopy } from '@muster/partition/domain/global-copy'
 import { Memory } from '@muster/partition/domain/memory'
 import { confirmHold, holdMachines, moveMachine } from '@muster/partition/domain/move'
 import type { Switchboard } from '@muster/partition/domain/power/switchboard'
@@ -37,6 +38,7 @@ beforeAll(async () => {
     seal: new Seal(Buffer.alloc(32, 7)),
     catalogue,
     memory: new Memory(catalogue),
+    configuration: new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log }),
     rules: defaultRules,
     log,
     bells: { engine: new Bell(), power: new Bell(), log: new Bell() },

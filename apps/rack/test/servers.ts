@@ -4,11 +4,14 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { freshDatabase } from '@muster/embedded/test-postgres'
 import { createFront } from '@muster/front/front'
+import { migrateHome } from '@muster/front/global/db/generations'
 import type { PartitionSettings } from '@muster/partition/config'
 import { migrate } from '@muster/partition/db/migrate'
 import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { startPartition } from '@muster/partition/partition'
 import { createLocalBroker } from '@muster/server/bus/local-bus'
+import { tokensOfAll } from '@muster/server/global/people'
+import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
 import { createLog } from '@muster/server/log'
 import { hashToken, newToken, openTokens } from '@muster/server/tokens'
@@ -16,6 +19,8 @@ import { type Client, createClient } from '@muster/shared/client'
 import type { Role } from '@muster/shared/contract/call'
 import postgres from 'postgres'
 import { writeVirtualFiles } from '../src/federation/files.ts'
+
+const configSigner = createSigner('07'.repeat(32))
 
 export const testRoles = ['read-only', 'user', 'operator', 'admin'] as const satisfies readonly Role[]
 
@@ -78,9 +83,25 @@ export async function startServers(names: readonly string[]): Promise<Servers> {
   }
 
   const bus = broker.connect()
-  const front = createFront({ name: 'front', version: '0.0.0', bus, accepted: names, log })
+  const home = await freshDatabase({ template: 'global', migrate: migrateHome })
+  stops.push(() => home.drop())
+  const front = createFront({
+    name: 'front',
+    version: '0.0.0',
+    bus,
+    accepted: names,
+    log,
+    global: { databaseUrl: home.url, signer: configSigner, trustedKeys: [] },
+  })
   const opened = openTokens({ file: tokensFile, log })
-  const door = await startDoor({ backend: front.backend, tokens: opened, log, version: '0.0.0', port: 0, check: 'answers' })
+  const door = await startDoor({
+    backend: front.backend,
+    tokens: tokensOfAll([opened, front.home?.tokens ?? opened]),
+    log,
+    version: '0.0.0',
+    port: 0,
+    check: 'answers',
+  })
   stops.push(
     () => bus.close(),
     () => front.stop(),
@@ -106,6 +127,7 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
     nats: undefined,
     key: Buffer.alloc(32, partition),
     tokensFile,
+    configKeys: [configSigner.publicKey],
     files,
     host: '127.0.0.1',
     port: 0,

@@ -34,6 +34,13 @@ export function wholeNumber(limits: { min: number; max: number }) {
     .pipe(z.number().min(limits.min).max(limits.max))
 }
 
+/** The public keys whose global configuration is taken, for {@link variable}; several, with commas, while one is changed for another. */
+export const publicKeys = z
+  .string()
+  .default('')
+  .transform(text => text.split(',').filter(Boolean))
+  .refine(keys => keys.every(key => /^[0-9a-f]{64}$/.test(key)), 'must be Ed25519 public keys, 64 hex digits each, with commas')
+
 export type Settings<Variables extends Record<string, Variable<unknown>>> = {
   readonly [Key in keyof Variables]: Variables[Key] extends Variable<infer Value> ? Value : never
 }

@@ -12,6 +12,7 @@ import { endOfLog, endPage, parsePosition, readUpTo } from '@muster/shared/contr
 import { machineKey } from '@muster/shared/contract/machines'
 import { compareKeys, decodeCursor, directionOf, type Key, type Page, pageFrom, positionOf } from '@muster/shared/contract/page'
 import { Refusal } from '@muster/shared/errors'
+import { documentsOf } from '@muster/shared/global/copy'
 import { newAllocationId, newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, requestsIn, type State, states } from '@muster/shared/life-cycle'
 import type { Machine, MachineDetail, PowerOrder } from '@muster/shared/machine'
@@ -209,6 +210,7 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
     )
   }
 
+  const needsFront = () => Promise.reject(new Refusal('needs-front', `${name} keeps a copy of the global configuration`))
   const handlers: Handlers = {
     'machines.list': input => {
       const items = [...machines.values()].filter(
@@ -365,6 +367,13 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       nextCursor: null,
       coverage,
     }),
+    'config.get': input => ({ ...documentsOf(undefined, input), source: 'nowhere' }),
+    'config.copies': () => ({ items: [], nextCursor: null, coverage }),
+    'config.change': needsFront,
+    'config.history': needsFront,
+    'config.diff': needsFront,
+    'config.revert': needsFront,
+    'config.refill': needsFront,
     'session.whoami': (_input, { caller }) => ({ caller, server: { kind, name, version: 'test' } }),
   }
   const allocation = (id: string): Allocation => {

@@ -15,6 +15,8 @@ export const errorTable = {
   'already-taken': { status: 409, retryable: 'no', title: 'It is handed out once, and was' },
   'stale-version': { status: 409, retryable: 'yes', title: 'It was changed by somebody else meanwhile' },
   'no-match': { status: 409, retryable: 'yes', title: 'No machine matches' },
+  'needs-front': { status: 409, retryable: 'no', title: 'Only a front can do this' },
+  'home-lost': { status: 409, retryable: 'no', title: 'The database of the global configuration was lost or set back' },
   'key-reused': { status: 409, retryable: 'no', title: 'This Idempotency-Key was used for another request' },
   'payload-too-large': { status: 413, retryable: 'no', title: 'Too large' },
   'unsupported-media-type': { status: 415, retryable: 'no', title: 'The body must be JSON' },

@@ -9,6 +9,7 @@ import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { Refusal } from '@muster/shared/errors'
+import { documentsOf } from '@muster/shared/global/copy'
 import * as allocationRows from '../db/allocations.ts'
 import { lastSequenceNumber, listEvents } from '../db/events.ts'
 import * as labelRows from '../db/labels.ts'
@@ -103,7 +104,25 @@ export function handlers(core: Core, self: Self): Handlers {
       })),
       nextCursor: null,
     }),
+    ...configHandlers(core),
     'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
+  }
+}
+
+type ConfigHandlers = { readonly [Name in Extract<CallName, `config.${string}`>]: Handlers[Name] }
+
+/** A partition reads its copy of the global configuration; it is written at a front. */
+function configHandlers(core: Core): ConfigHandlers {
+  const needsFront = () =>
+    Promise.reject(new Refusal('needs-front', `partition ${core.partition} keeps a copy of the global configuration; ask a front`))
+  return {
+    'config.get': async input => ({ ...documentsOf(core.configuration.content, input), source: `the copy of partition ${core.partition}` }),
+    'config.copies': async () => ({ items: [core.configuration.describe()], nextCursor: null }),
+    'config.change': needsFront,
+    'config.history': needsFront,
+    'config.diff': needsFront,
+    'config.revert': needsFront,
+    'config.refill': needsFront,
   }
 }
 

@@ -4,6 +4,7 @@ import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
 import type { Sql } from '../db/connect.ts'
 import type { Bell } from './bell.ts'
 import type { Catalogue } from './catalogue.ts'
+import type { GlobalCopy } from './global-copy.ts'
 import type { Memory } from './memory.ts'
 import type { Seal } from './seal.ts'
 
@@ -48,6 +49,8 @@ export interface Core {
   readonly seal: Seal
   readonly catalogue: Catalogue
   readonly memory: Memory
+  /** The partition's copy of what belongs to the whole federation. */
+  readonly configuration: GlobalCopy
   readonly rules: Rules
   readonly log: Log
   readonly bells: { readonly engine: Bell; readonly power: Bell; readonly log: Bell }

@@ -18,6 +18,7 @@ import {
 import { mayAct } from '@muster/shared/contract/call'
 import { type CallName, callNamed } from '@muster/shared/contract/contract'
 import { invalidInput, problemOf, Refusal } from '@muster/shared/errors'
+import { partOf } from '@muster/shared/global/copy'
 import type { LocalBackend } from '../backend/local.ts'
 import { refusalOfDatabase } from '../db/connect.ts'
 import * as allocation from '../domain/allocation.ts'
@@ -195,7 +196,7 @@ async function dispatch(options: BusDoorOptions, request: CallRequestMessage, si
   const call = callNamed(request.call)
   if (!schema) throw new Refusal('not-found', `this release knows no call ${request.call}`)
   // The front has checked it too; a partition believes nobody's check but its own.
-  const needs = call?.role ?? 'user'
+  const needs = call?.role ?? (request.call === 'config.copy' ? 'admin' : 'user')
   if (!mayAct(request.caller.role, needs)) throw new Refusal('forbidden', `${request.call} needs the role ${needs}`)
   const parsed = schema.safeParse(request.input)
   if (!parsed.success) throw invalidInput(parsed.error)
@@ -208,6 +209,10 @@ async function dispatch(options: BusDoorOptions, request: CallRequestMessage, si
       return allocation.confirm(core, (parsed.data as { allocation: string }).allocation)
     case 'allocation.drop':
       return { dropped: await allocation.drop(core, request.caller.name, parsed.data as never) }
+    case 'config.copy': {
+      const { text, generation } = core.configuration
+      return partOf(text === undefined ? undefined : { text, generation }, parsed.data as never)
+    }
     case 'key.recall':
       return allocation.recall(core, (parsed.data as { key: string }).key)
     case 'key.remember':

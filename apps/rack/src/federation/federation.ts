@@ -7,6 +7,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { findNatsServer, type NatsServer, startNatsServer } from '@muster/embedded/nats-server'
 import { startPostgres } from '@muster/embedded/postgres'
+import { createSigner } from '@muster/server/global/signature'
 import { hashToken, newToken } from '@muster/server/tokens'
 import postgres from 'postgres'
 import { Child } from './child.ts'
@@ -80,11 +81,12 @@ async function start(options: FederationOptions, stops: (() => Promise<void>)[],
   const ports = await choosePorts(options.port, options.fronts ?? 1, names.length)
   const lossy = options.onLoss === undefined ? {} : { onLoss: options.onLoss }
 
-  const databases = await startDatabases(options, names, stops)
+  const databases = await startDatabases(options, [...names, globalName], stops)
   say(databases.text)
   const broker = await startBroker(options, dataDir, logs, lossy, stops)
   say(`broker: ${broker.text}`)
 
+  const config = configKey(dataDir)
   const files = path.join(dataDir, 'files')
   writeVirtualFiles(files)
   const busEnv = { NATS_URL: broker.url, ...(broker.token !== undefined && { NATS_TOKEN: broker.token }) }
@@ -100,8 +102,9 @@ async function start(options: FederationOptions, stops: (() => Promise<void>)[],
         MUSTER_PARTITION: name,
         MUSTER_REPLICA: 'a',
         DATABASE_URL: databaseUrl,
-        MUSTER_KEY_FILE: keyFile(dataDir),
+        MUSTER_KEY_FILE: keyFile(dataDir, 'key'),
         MUSTER_TOKENS_FILE: tokensFile,
+        MUSTER_CONFIG_PUBLIC_KEY: config.publicKey,
         MUSTER_FILES: files,
         MUSTER_ENLISTED: 'commission',
         HOST: host,
@@ -128,6 +131,8 @@ async function start(options: FederationOptions, stops: (() => Promise<void>)[],
         MUSTER_NAME: `front${index + 1}`,
         MUSTER_PARTITIONS: names.join(','),
         MUSTER_TOKENS_FILE: tokensFile,
+        MUSTER_CONFIG_KEY_FILE: config.file,
+        MUSTER_GLOBAL_DATABASE_URL: databases.url(globalName),
         HOST: host,
         PORT: String(port),
         ...busEnv,
@@ -276,9 +281,18 @@ function adminToken(dataDir: string): { token: string; tokensFile: string } {
   return { token, tokensFile }
 }
 
+/** The database of the global configuration beside those of the partitions: no partition is called so. */
+const globalName = 'global_configuration'
+
+/** The key that signs the global configuration: the front has it, the partitions know its public half. */
+function configKey(dataDir: string): { file: string; publicKey: string } {
+  const file = keyFile(dataDir, 'configuration-key')
+  return { file, publicKey: createSigner(readFileSync(file, 'utf8').trim()).publicKey }
+}
+
 /** The key that seals secrets at rest: made at the first start; without it the BMC passwords in the databases are lost. */
-function keyFile(dataDir: string): string {
-  const file = path.join(dataDir, 'key')
+function keyFile(dataDir: string, name: string): string {
+  const file = path.join(dataDir, name)
   if (!existsSync(file)) writeFileSync(file, `${randomBytes(32).toString('hex')}\n`, { mode: 0o600 })
   chmodSync(file, 0o600)
   return file

@@ -6,6 +6,7 @@ import { constraintNames } from '../allocation/matcher.ts'
 import { allocation } from '../contract/allocations.ts'
 import { caller } from '../contract/call.ts'
 import { problemDocument } from '../errors.ts'
+import { copyPart, copyQuestion } from '../global/copy.ts'
 import { allocationId, machineId, partitionName, timestamp } from '../machine.ts'
 
 export const protocolVersion = 1
@@ -24,6 +25,10 @@ export const subjects = {
   cancel: 'muster.v1.cancel',
   /** Notice: the log of this partition has grown. */
   log: (partition: string) => `muster.v1.log.${partition}`,
+  /** Notice of a front: this generation of the global configuration is in force. */
+  configuration: 'muster.v1.config',
+  /** Question to the fronts, of which one answers: {@link copyRequest} → {@link copyReply}. */
+  configurationCopy: 'muster.v1.config.copy',
 } as const
 
 export const presenceEveryMs = 1000
@@ -85,6 +90,10 @@ export type CallRequestMessage = z.infer<typeof callRequest>
 export const callReply = z.union([z.object({ v, problem: problemDocument }), z.object({ v, ok: z.unknown() })])
 export type CallReply = z.infer<typeof callReply>
 
+export const configurationNotice = z.object({ v, generation: z.number().int() })
+export const copyRequest = z.object({ v, ...copyQuestion.shape })
+export const copyReply = z.object({ v, ...copyPart.shape })
+
 export const cancelNotice = z.object({ v, ids: z.array(z.string()) })
 export const logNotice = z.object({ v, partition: partitionName, lastSeq: z.number().int() })
 
@@ -108,6 +117,7 @@ export type KeyRecord = z.infer<typeof keyRecord>
  *   A part that was confirmed once is answered as it stands, also after its release: a late retry must not start anew.
  * - `drop`: gives a hold back before its time. What is confirmed already is released (the allocation is given up for good) or kept: a
  *   front that does not know whether its key record stands must not take away what a retry has confirmed meanwhile. Idempotent.
+ * - `config.copy`: a part of the global configuration that the partition keeps, for a front whose own database is away or lost.
  * - `recall`: the record of a key, or null. `remember`: insert if absent, or replace the record of allocation `replaces`; answers with what stands.
  */
 export const busCalls = {
@@ -129,6 +139,7 @@ export const busCalls = {
     input: z.strictObject({ allocation: allocationId, confirmed: z.enum(['release', 'keep']) }),
     answer: z.object({ dropped: z.number().int() }),
   },
+  'config.copy': { input: z.strictObject(copyQuestion.shape), answer: copyPart },
   'key.recall': { input: z.strictObject({ key: z.string() }), answer: keyRecord.nullable() },
   'key.remember': { input: z.strictObject({ record: keyRecord, replaces: allocationId.nullable() }), answer: keyRecord },
 } as const

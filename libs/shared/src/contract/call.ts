@@ -46,12 +46,14 @@ export interface Gathered<Answer> {
  * - `find`: ask all; those who know it answer, the others say not-found; merge.
  * - `each`: apply to all, one outcome per partition.
  * - `best`: an allocation: broadcast, hold, confirm.
+ * - `global`: about the global configuration: a front answers from its home, a partition from its copy, or refuses with needs-front.
  */
 export type Spread<Input, Answer> =
   | { readonly kind: 'here' }
   | { readonly kind: 'owner'; readonly of: (input: Input) => string | undefined }
   | { readonly kind: 'gather' | 'find' | 'each'; readonly merge: (gathered: Gathered<Answer>, input: Input) => Answer }
   | { readonly kind: 'best' }
+  | { readonly kind: 'global' }
 
 export interface Call<Input extends z.ZodType = z.ZodType, Answer extends z.ZodType = z.ZodType> {
   readonly summary: string
@@ -62,7 +64,7 @@ export interface Call<Input extends z.ZodType = z.ZodType, Answer extends z.ZodT
   readonly status: 200 | 201 | 202 | 204
   readonly role: Role
   readonly input: Input
-  /** What one partition answers; clients of a spreading call (all but `here` and `owner`) get it with `coverage` added. */
+  /** What one partition answers; clients of a spreading call (all but `here`, `owner` and `global`) get it with `coverage` added. */
   readonly answer: Answer
   readonly spread: Spread<z.output<Input>, z.output<Answer>>
   /** The refusals a client should expect, beside those every call has (malformed, unauthenticated, forbidden, invalid-input, internal …). */
@@ -107,9 +109,12 @@ export type InputOf<C> = C extends Call<infer Input, z.ZodType> ? z.output<Input
 export type RequestOf<C> = C extends Call<infer Input, z.ZodType> ? z.input<Input> : never
 export type AnswerOf<C> = C extends Call<z.ZodType, infer Answer> ? z.output<Answer> : never
 
+/** Ways to spread in which one server answers for all, so that there is nobody to list. */
+export type AnsweredByOne = 'here' | 'owner' | 'global'
+
 /** Whether answers of this call carry a coverage. */
 export function hasCoverage(call: Pick<Call, 'spread'>): boolean {
-  return call.spread.kind !== 'here' && call.spread.kind !== 'owner'
+  return call.spread.kind !== 'here' && call.spread.kind !== 'owner' && call.spread.kind !== 'global'
 }
 
 /** The whole output schema of a call: its answer, with `coverage` where it spreads. */

@@ -1,13 +1,14 @@
 // The contract: every call of Muster's API, declared once. Name = path in this object, e.g. `machines.list`.
 import { allocations } from './allocations.ts'
-import type { AnswerOf, Call, Coverage, InputOf, RequestOf } from './call.ts'
+import type { AnsweredByOne, AnswerOf, Call, Coverage, InputOf, RequestOf } from './call.ts'
+import { config } from './config.ts'
 import { events } from './events.ts'
 import { pools, tags, zones } from './labels.ts'
 import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
 import { session } from './session.ts'
 
-export const contract = { machines, allocations, tags, pools, zones, events, partitions, operatingSystems, session }
+export const contract = { machines, allocations, tags, pools, zones, events, partitions, operatingSystems, config, session }
 export type Contract = typeof contract
 
 type Names<Groups> = { [Group in keyof Groups & string]: `${Group}.${keyof Groups[Group] & string}` }[keyof Groups & string]
@@ -30,7 +31,7 @@ export type CallRequest<Name extends CallName> = RequestOf<At<Name>>
 export type CallAnswer<Name extends CallName> = AnswerOf<At<Name>>
 /** What a client gets: with the coverage where the call spreads. */
 export type CallOutput<Name extends CallName> =
-  At<Name> extends { spread: { kind: 'here' | 'owner' } } ? CallAnswer<Name> : CallAnswer<Name> & { coverage: Coverage }
+  At<Name> extends { spread: { kind: AnsweredByOne } } ? CallAnswer<Name> : CallAnswer<Name> & { coverage: Coverage }
 
 /** Every call by name, in the order of the contract. */
 export const calls: ReadonlyMap<CallName, Call> = new Map(

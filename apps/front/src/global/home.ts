@@ -1,0 +1,375 @@
+// The home of the global configuration, as a front sees it: the database that the fronts share, the newest signed copy in memory, and the way
+// down to the partitions. The database may be away or lost: then the front goes on with the newest copy that a partition holds, and writes
+// nothing until the database holds no less.
+import { setTimeout as sleep } from 'node:timers/promises'
+import { tokensOfDocuments } from '@muster/server/global/people'
+import { createVerifier, type Signer } from '@muster/server/global/signature'
+import type { Tokens } from '@muster/server/tokens'
+import type { Bus, BusSubscription } from '@muster/shared/bus/bus'
+import { copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
+import type { Caller } from '@muster/shared/contract/call'
+import type { CallAnswer } from '@muster/shared/contract/contract'
+import { Refusal } from '@muster/shared/errors'
+import {
+  type CopyContent,
+  fetchCopy,
+  noGeneration,
+  partOf,
+  payloadOf,
+  readPayload,
+  refillJump,
+  type SignedCopy,
+} from '@muster/shared/global/copy'
+import { type Change, changed, type Difference, type Documents, differences, noDocuments } from '@muster/shared/global/documents'
+import { decodeJson, encodeJson } from '../json.ts'
+import type { PartitionCalls } from '../partition-calls.ts'
+import type { Presence } from '../presence.ts'
+import * as db from './db/generations.ts'
+
+export interface HomeOptions {
+  readonly name: string
+  /** The database that the fronts share; undefined: this front only reads. */
+  readonly databaseUrl: string | undefined
+  readonly signer: Signer
+  /** Keys that are trusted beside the own one, hex. */
+  readonly trustedKeys: readonly string[]
+  readonly bus: Bus
+  readonly presence: Presence
+  readonly calls: PartitionCalls
+  readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
+}
+
+export interface Home {
+  /** What is in force, as far as this front has seen: at most a second late. Undefined: nobody has written anything yet. */
+  readonly content: CopyContent | undefined
+  /** The same, after a look at the database, where that answers. */
+  newest(): Promise<CopyContent | undefined>
+  /** Where it was read. */
+  readonly source: string
+  readonly tokens: Tokens
+  change(by: Caller, change: Change, options: WriteOptions): Promise<Written>
+  revert(by: Caller, to: number, options: WriteOptions): Promise<Written>
+  refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>>
+  history(limit: number): Promise<Pick<CopyContent, 'generation' | 'changedAt' | 'changedBy' | 'note'>[]>
+  /** Throws not-found for a generation that is not kept. */
+  documentsAt(generation: number): Promise<Documents>
+  stop(): Promise<void>
+}
+
+export interface WriteOptions {
+  readonly expectedGeneration: number | undefined
+  readonly kind: 'write' | 'dry-run'
+  readonly note: string
+}
+
+export interface Written {
+  generation: number
+  outcome: 'written' | 'dry-run' | 'nothing-to-do'
+  differences: Difference[]
+}
+
+/** Other fronts' changes are seen within this time; partitions hear of them at once. */
+const lookEveryMs = 1_000
+/** Partitions are asked for their copies no more often than this while the database is away or behind. */
+const askEveryMs = 5_000
+const partLimitMs = 2_000
+const keptGenerations = 1_000
+/** A change that races with others is tried again from the start, so many times. */
+const maxAttempts = 5
+
+interface InForce {
+  readonly content: CopyContent
+  readonly text: string
+  readonly source: string
+  readonly tokens: Tokens
+}
+
+export function openHome(options: HomeOptions): Home {
+  return new GlobalHome(options)
+}
+
+class GlobalHome implements Home {
+  readonly #options: HomeOptions
+  readonly #verifier: ReturnType<typeof createVerifier>
+  readonly #sql: db.Sql | undefined
+  readonly #stopping = new AbortController()
+  readonly #loop: Promise<void>
+  readonly #none = tokensOfDocuments(noDocuments)
+  #inForce: InForce | undefined
+  #isMigrated = false
+  /** The highest generation that a partition said it holds. */
+  #heardOf = noGeneration
+  #askedAt = 0
+  #trouble: string | undefined
+  #subscription: BusSubscription | undefined
+
+  constructor(options: HomeOptions) {
+    this.#options = options
+    this.#verifier = createVerifier([options.signer.publicKey, ...options.trustedKeys])
+    this.#sql = options.databaseUrl === undefined ? undefined : db.connectHome(options.databaseUrl, `muster front ${options.name}`)
+    void this.#listen()
+    this.#loop = this.#run()
+  }
+
+  get content(): CopyContent | undefined {
+    return this.#inForce?.content
+  }
+
+  get source(): string {
+    return this.#inForce?.source ?? 'nothing has been written yet'
+  }
+
+  async newest(): Promise<CopyContent | undefined> {
+    try {
+      await this.#readHome()
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error // a database that is away: what is in memory is the newest there is
+    }
+    return this.content
+  }
+
+  readonly tokens: Tokens = { find: token => (this.#inForce?.tokens ?? this.#none).find(token) }
+
+  change(by: Caller, change: Change, options: WriteOptions): Promise<Written> {
+    return this.#write(by, options, before => {
+      const outcome = changed(before, change)
+      if ('documents' in outcome) return outcome.documents
+      const text = outcome.problems.map(({ field, message }) => `${field}: ${message}`).join('; ')
+      throw new Refusal('invalid-input', text, { errors: outcome.problems })
+    })
+  }
+
+  async revert(by: Caller, to: number, options: WriteOptions): Promise<Written> {
+    const documents = await this.documentsAt(to)
+    return this.#write(by, { ...options, note: options.note || `back to generation ${to}` }, () => documents)
+  }
+
+  async refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>> {
+    const partition = await this.#takeFromPartitions()
+    const newest = await this.#home(db.newestGeneration)
+    const { content } = this
+    if (!content || newest >= content.generation || partition === undefined)
+      return { outcome: 'nothing-to-do', generation: newest, partition: null, from: null }
+    const next = this.#sign({
+      ...content,
+      generation: content.generation + refillJump,
+      changedAt: new Date().toISOString(),
+      changedBy: by.name,
+      note: note || `refilled from generation ${content.generation}, the copy of ${partition}`,
+    })
+    await this.#insert(next, newest)
+    return { outcome: 'refilled', generation: next.content.generation, partition, from: content.generation }
+  }
+
+  async history(limit: number) {
+    const rows = await this.#home(sql => db.listGenerations(sql, limit))
+    return rows.map(row => ({
+      generation: row.generation,
+      changedAt: row.changed_at.toISOString(),
+      changedBy: row.changed_by,
+      note: row.note,
+    }))
+  }
+
+  async documentsAt(generation: number): Promise<Documents> {
+    if (generation === noGeneration) return noDocuments
+    if (generation === this.content?.generation) return this.content.documents
+    const row = await this.#home(sql => db.findGeneration(sql, generation))
+    if (!row) throw new Refusal('not-found', `generation ${generation} is not kept; the last ${keptGenerations} are`)
+    return this.#checked(copyOf(row)).documents
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping.abort()
+    this.#subscription?.stop()
+    await this.#loop
+    await this.#sql?.end({ timeout: 2 })
+  }
+
+  async #write(by: Caller, options: WriteOptions, next: (before: Documents) => Documents): Promise<Written> {
+    for (let attempt = 1; ; attempt++) {
+      await this.#readHome()
+      const before = this.content
+      const generation = before?.generation ?? noGeneration
+      const newest = await this.#home(db.newestGeneration)
+      const heard = Math.max(generation, this.#heardOf)
+      if (newest < heard)
+        throw new Refusal(
+          'home-lost',
+          `the database of the fronts holds generation ${newest}, a partition holds ${heard}: the database was lost or set back; refill it first (muster config refill)`,
+        )
+      if (options.expectedGeneration !== undefined && options.expectedGeneration !== generation)
+        throw new Refusal('stale-version', `generation ${generation} is in force, not ${options.expectedGeneration}`, { generation })
+      const documents = next(before?.documents ?? noDocuments)
+      const found = differences(before?.documents ?? noDocuments, documents)
+      if (found.length === 0) return { generation, outcome: 'nothing-to-do', differences: [] }
+      if (options.kind === 'dry-run') return { generation, outcome: 'dry-run', differences: found }
+      const signed = this.#sign({
+        generation: generation + 1,
+        changedAt: new Date().toISOString(),
+        changedBy: by.name,
+        note: options.note,
+        documents,
+      })
+      if ((await this.#tryInsert(signed, generation)) === 'written')
+        return { generation: signed.content.generation, outcome: 'written', differences: found }
+      if (options.expectedGeneration !== undefined || attempt === maxAttempts)
+        throw new Refusal('stale-version', `the configuration was changed by somebody else while this was tried (${attempt} times)`)
+    }
+  }
+
+  #sign(content: CopyContent): { content: CopyContent; copy: SignedCopy } {
+    return { content, copy: this.#options.signer.sign(payloadOf(content)) }
+  }
+
+  async #insert(signed: { content: CopyContent; copy: SignedCopy }, expected: number): Promise<void> {
+    if ((await this.#tryInsert(signed, expected)) === 'written') return
+    throw new Refusal('stale-version', 'the configuration was changed by somebody else meanwhile')
+  }
+
+  async #tryInsert({ content, copy }: { content: CopyContent; copy: SignedCopy }, expected: number): Promise<'written' | 'stale'> {
+    const row: db.GenerationRow = {
+      generation: content.generation,
+      payload: copy.payload,
+      signature: copy.signature,
+      signed_by: copy.key,
+      changed_at: new Date(content.changedAt),
+      changed_by: content.changedBy,
+      note: content.note,
+    }
+    const outcome = await this.#home(sql => db.insertGeneration(sql, row, expected))
+    if (outcome === 'stale') return outcome
+    this.#use(copy, content, 'the database of the fronts')
+    await this.#home(sql => db.forgetOldGenerations(sql, keptGenerations))
+    return outcome
+  }
+
+  /** Runs a statement of the shared database. Throws database-away, or not-ready where this front has none. */
+  async #home<Answer>(act: (sql: db.Sql) => Promise<Answer>): Promise<Answer> {
+    if (!this.#sql) throw new Refusal('not-ready', 'this front has no MUSTER_GLOBAL_DATABASE_URL: it reads the global configuration only')
+    try {
+      if (!this.#isMigrated) {
+        await db.migrateHome(this.#options.databaseUrl as string)
+        this.#isMigrated = true
+      }
+      return await act(this.#sql)
+    } catch (error) {
+      if (!db.isDatabaseAway(error)) throw error
+      throw new Refusal(
+        'database-away',
+        'the front asked the PostgreSQL of the global configuration and got no answer',
+        {},
+        { cause: error },
+      )
+    }
+  }
+
+  async #run(): Promise<void> {
+    const { log } = this.#options
+    const { signal } = this.#stopping
+    while (!signal.aborted) {
+      const trouble = await this.#look().then(
+        () => undefined,
+        error => (error as Error).message,
+      )
+      if (trouble !== this.#trouble && !signal.aborted) {
+        if (trouble === undefined) log.info({}, 'the global configuration is read from its database again')
+        else log.warn({ trouble, source: this.source }, 'the global configuration cannot be read from its database')
+        this.#trouble = trouble
+      }
+      // Jitter keeps fronts that start together from asking together.
+      await sleep(lookEveryMs * (0.8 + 0.4 * Math.random()), undefined, { signal }).catch(() => undefined)
+    }
+  }
+
+  async #look(): Promise<void> {
+    try {
+      await this.#readHome()
+    } finally {
+      const isBehind = this.#source() !== 'home' || this.#heardOf > (this.content?.generation ?? noGeneration)
+      if (isBehind && !this.#stopping.signal.aborted && Date.now() - this.#askedAt >= askEveryMs) await this.#takeFromPartitions()
+    }
+  }
+
+  #source(): 'home' | 'elsewhere' {
+    return this.#trouble === undefined && this.#inForce?.source === 'the database of the fronts' ? 'home' : 'elsewhere'
+  }
+
+  /** Takes what the database holds, if that is newer. */
+  async #readHome(): Promise<void> {
+    if (!this.#sql) return
+    const newest = await this.#home(db.newestGeneration)
+    if (newest <= (this.content?.generation ?? noGeneration)) return
+    const row = await this.#home(sql => db.findGeneration(sql, newest))
+    if (row) this.#use(copyOf(row), this.#checked(copyOf(row)), 'the database of the fronts')
+  }
+
+  /** Takes the newest copy that a partition holds, if it is newer than what is in force. Answers whose copy is in force, where one is. */
+  async #takeFromPartitions(): Promise<string | undefined> {
+    const { presence, calls, name, log } = this.#options
+    this.#askedAt = Date.now()
+    const found = await Promise.all(
+      presence.known().map(async partition => {
+        const ask = async (question: { have: number; part: number }) => {
+          const envelope = calls.envelope({
+            requestId: `configuration of ${partition}`,
+            deadline: Date.now() + partLimitMs,
+            caller: { name: `front ${name}`, role: 'admin' },
+          })
+          const reply = await calls.askBus(
+            { partition, envelope, timeoutMs: partLimitMs, signal: this.#stopping.signal },
+            'config.copy',
+            question,
+          )
+          if (reply.kind !== 'answered') throw new Error(`${partition} did not give its copy of the configuration (${reply.kind})`)
+          return reply.answer
+        }
+        try {
+          const copy = await fetchCopy(noGeneration, ask)
+          return copy && { partition, copy, content: this.#checked(copy) }
+        } catch (error) {
+          log.warn({ partition, trouble: (error as Error).message }, 'no copy of the configuration from this partition')
+          return undefined
+        }
+      }),
+    )
+    const [newest] = found.filter(each => each !== undefined).sort((a, b) => b.content.generation - a.content.generation)
+    if (!newest) return undefined
+    if (newest.content.generation > (this.content?.generation ?? noGeneration))
+      this.#use(newest.copy, newest.content, `the copy of partition ${newest.partition}`)
+    return newest.partition
+  }
+
+  #checked(copy: SignedCopy): CopyContent {
+    this.#verifier.check(copy)
+    const { skipped: _, ...content } = readPayload(copy.payload)
+    return content
+  }
+
+  /** In one assignment; generations never fall. */
+  #use(copy: SignedCopy, content: CopyContent, source: string): void {
+    if (content.generation < (this.content?.generation ?? noGeneration)) return
+    this.#inForce = { content, text: JSON.stringify(copy), source, tokens: tokensOfDocuments(content.documents) }
+    this.#options.bus.publish(subjects.configuration, encodeJson({ v: protocolVersion, generation: content.generation }))
+    this.#options.log.info({ generation: content.generation, source }, 'a generation of the global configuration is in force')
+  }
+
+  async #listen(): Promise<void> {
+    const { bus, log } = this.#options
+    try {
+      const subscription = await bus.subscribe(subjects.configurationCopy, { group: 'fronts' }, message => {
+        const question = copyRequest.safeParse(decodeJson(message.data))
+        if (!question.success) return
+        if (question.data.have > this.#heardOf) this.#heardOf = question.data.have
+        const inForce = this.#inForce && { generation: this.#inForce.content.generation, text: this.#inForce.text }
+        message.reply?.(encodeJson({ v: protocolVersion, ...partOf(inForce, question.data) }))
+      })
+      if (this.#stopping.signal.aborted) subscription.stop()
+      else this.#subscription = subscription
+    } catch (error) {
+      if (!this.#stopping.signal.aborted) log.warn({ err: error }, 'cannot hear partitions that ask for the global configuration')
+    }
+  }
+}
+
+const copyOf = (row: db.GenerationRow): SignedCopy => ({ payload: row.payload, signature: row.signature, key: row.signed_by })

@@ -1,0 +1,127 @@
+// The partition's copy of the global configuration: fetched from a front, checked, kept, and in force for ever, whatever becomes of the centre.
+// A copy that is older, or that no trusted key signed, changes nothing.
+import { createHash } from 'node:crypto'
+import { tokensOfDocuments } from '@muster/server/global/people'
+import type { Verifier } from '@muster/server/global/signature'
+import type { Log } from '@muster/server/log'
+import type { Tokens } from '@muster/server/tokens'
+import type { HeldCopy } from '@muster/shared/contract/config'
+import { type CopyContent, noGeneration, readPayload, type SignedCopy } from '@muster/shared/global/copy'
+import { noDocuments } from '@muster/shared/global/documents'
+import type { Sql } from '../db/connect.ts'
+import { findGlobal, type GlobalRow, globalGeneration, keepGlobal } from '../db/global.ts'
+
+interface InForce {
+  readonly content: CopyContent
+  readonly copy: SignedCopy
+  readonly digest: string
+  readonly takenAt: Date
+  readonly tokens: Tokens
+  readonly skipped: readonly string[]
+}
+
+export interface GlobalCopyOptions {
+  readonly partition: string
+  readonly sql: Sql
+  /** undefined: no key is trusted, so nothing is taken. */
+  readonly verifier: Verifier | undefined
+  readonly log: Log
+}
+
+export class GlobalCopy {
+  readonly #options: GlobalCopyOptions
+  #inForce: InForce | undefined
+  #heardAt: Date | undefined
+  #refused: string | undefined
+  readonly #none = tokensOfDocuments(noDocuments)
+
+  constructor(options: GlobalCopyOptions) {
+    this.#options = options
+  }
+
+  /** The generation in force; 0 where there is none. */
+  get generation(): number {
+    return this.#inForce?.content.generation ?? noGeneration
+  }
+
+  get content(): CopyContent | undefined {
+    return this.#inForce?.content
+  }
+
+  /** The copy as JSON, for a front that lost its own. */
+  get text(): string | undefined {
+    return this.#inForce && JSON.stringify(this.#inForce.copy)
+  }
+
+  /** Whom the configuration in force lets in. */
+  readonly tokens: Tokens = { find: token => (this.#inForce?.tokens ?? this.#none).find(token) }
+
+  /** Reads what the database keeps, if that is newer than what is in force: at the start, and when another replica took a copy. */
+  async reload(): Promise<void> {
+    const { sql } = this.#options
+    if ((await globalGeneration(sql)) <= this.generation) return
+    const row = await findGlobal(sql)
+    if (row) this.#use(row)
+  }
+
+  /**
+   * Takes a copy that a front gave. Older ones, and the one in force again, change nothing. Throws, saying why, where it is not signed by a trusted
+   * key, cannot be read, or says something else than the one in force under the same generation.
+   */
+  async take(copy: SignedCopy): Promise<'taken' | 'not newer'> {
+    const { sql, verifier, log } = this.#options
+    try {
+      if (!verifier) throw new Error('this partition trusts no key: MUSTER_CONFIG_PUBLIC_KEY is not set')
+      verifier.check(copy)
+      const { generation } = readPayload(copy.payload)
+      if (generation === this.generation && digestOf(copy.payload) !== this.#inForce?.digest)
+        throw new Error(
+          `a front offers another configuration under generation ${generation} than the one in force: its database was lost or set back; run "muster config refill"`,
+        )
+      this.#refused = undefined
+      const row = { generation, payload: copy.payload, signature: copy.signature, signed_by: copy.key }
+      if ((await keepGlobal(sql, row)) === 'not newer') return 'not newer'
+      this.#use({ ...row, taken_at: new Date() })
+      log.info({ generation }, 'a new generation of the global configuration is in force')
+      return 'taken'
+    } catch (error) {
+      this.#refused = (error as Error).message
+      throw error
+    }
+  }
+
+  /** A front said what it holds. */
+  heard(): void {
+    this.#heardAt = new Date()
+  }
+
+  describe(): HeldCopy {
+    const problems = [
+      ...(this.#refused === undefined ? [] : [this.#refused]),
+      ...(this.#inForce?.skipped ?? []).map(name => `this release cannot read the document ${name}`),
+    ]
+    return {
+      partition: this.#options.partition,
+      generation: this.generation,
+      digest: this.#inForce?.digest ?? null,
+      takenAt: this.#inForce?.takenAt.toISOString() ?? null,
+      heardAt: this.#heardAt?.toISOString() ?? null,
+      problems,
+    }
+  }
+
+  /** In one assignment, so that nobody sees half of a configuration. */
+  #use(row: GlobalRow): void {
+    const { skipped, ...content } = readPayload(row.payload)
+    this.#inForce = {
+      content,
+      skipped,
+      copy: { payload: row.payload, signature: row.signature, key: row.signed_by },
+      digest: digestOf(row.payload),
+      takenAt: row.taken_at,
+      tokens: tokensOfDocuments(content.documents),
+    }
+  }
+}
+
+const digestOf = (payload: string) => createHash('sha256').update(payload).digest('hex')

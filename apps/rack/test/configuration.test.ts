@@ -1,0 +1,311 @@
+// The global configuration flows one way: written at any front, taken by every partition, kept when the centre is gone. Real databases; the
+// partitions are cut off by taking their bus away.
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { type FreshDatabase, freshDatabase } from '@muster/embedded/test-postgres'
+import { createFront, type Front } from '@muster/front/front'
+import { migrateHome } from '@muster/front/global/db/generations'
+import { migrate } from '@muster/partition/db/migrate'
+import { type Core, defaultRules } from '@muster/partition/domain/core'
+import { startPartition } from '@muster/partition/partition'
+import { createLocalBroker, type LocalBroker } from '@muster/server/bus/local-bus'
+import { createSigner } from '@muster/server/global/signature'
+import { createLog } from '@muster/server/log'
+import { hashToken, newToken } from '@muster/server/tokens'
+import { createClient } from '@muster/shared/client'
+import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
+import { Refusal } from '@muster/shared/errors'
+import { readPayload, refillJump, signedCopy } from '@muster/shared/global/copy'
+import postgres from 'postgres'
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { chance } from '../src/chaos/random.ts'
+import { until } from './servers.ts'
+
+const signer = createSigner('07'.repeat(32))
+const log = createLog({ level: 'fatal', name: 'test' })
+const caller = { name: 'root', role: 'admin' as const }
+let folder: string
+let home: FreshDatabase
+const databases = new Map<string, FreshDatabase>()
+const names = ['one', 'two', 'three'] as const
+type Name = (typeof names)[number]
+
+beforeAll(async () => {
+  folder = mkdtempSync(path.join(tmpdir(), 'muster-configuration-'))
+  writeFileSync(path.join(folder, 'tokens.json'), '{"tokens":[]}')
+  for (const name of names)
+    databases.set(name, await freshDatabase({ template: 'partition', migrate: async url => void (await migrate(url)) }))
+  home = await freshDatabase({ template: 'global', migrate: migrateHome })
+})
+afterAll(async () => {
+  rmSync(folder, { recursive: true, force: true })
+  for (const database of [home, ...databases.values()]) await database?.drop()
+})
+
+interface Running {
+  url: string
+  core: Core
+  stop(): Promise<void>
+}
+
+/** Cut off: a partition with a bus of its own, on which nobody else is. It is started again, as after a crash. */
+async function start(name: Name, broker: LocalBroker | 'cut off'): Promise<Running> {
+  const own: (() => Promise<void> | void)[] = []
+  const bus = (broker === 'cut off' ? createLocalBroker() : broker).connect()
+  own.push(() => bus.close())
+  const { url, core } = await startPartition({
+    settings: {
+      partition: name,
+      replica: 'a',
+      databaseUrl: (databases.get(name) as FreshDatabase).url,
+      connections: 4,
+      nats: undefined,
+      key: Buffer.alloc(32, name),
+      tokensFile: path.join(folder, 'tokens.json'),
+      configKeys: [signer.publicKey],
+      files: folder,
+      host: '127.0.0.1',
+      port: 0,
+      url: undefined,
+      rules: defaultRules,
+    },
+    log,
+    bus,
+    own: (_, stop) => void own.push(stop),
+    onSuperseded: () => undefined,
+  })
+  return {
+    url,
+    core,
+    stop: async () => {
+      for (const stop of own.reverse()) await stop()
+    },
+  }
+}
+
+const stops: (() => Promise<void>)[] = []
+afterEach(async () => {
+  for (let stop = stops.pop(); stop; stop = stops.pop()) await stop()
+})
+
+function openFront(broker: LocalBroker, databaseUrl: string | undefined, key = signer): Front {
+  const bus = broker.connect()
+  const front = createFront({
+    name: 'front',
+    version: '0',
+    bus,
+    accepted: names,
+    log,
+    global: { databaseUrl, signer: key, trustedKeys: [] },
+  })
+  stops.push(async () => {
+    await front.stop()
+    await bus.close()
+  })
+  return front
+}
+
+async function call<Called extends CallName>(front: Front, name: Called, input: CallInput<Called>): Promise<CallOutput<Called>> {
+  const context = { caller, requestId: 'test', deadline: Date.now() + 10_000, signal: AbortSignal.timeout(10_000) }
+  return front.backend.call(name, input, context)
+}
+
+const writing = { put: [], delete: [], dryRun: false, note: '' }
+const putUser = (name: string, document: Record<string, unknown> = { role: 'user' }) => ({
+  ...writing,
+  put: [{ kind: 'user' as const, name, document }],
+})
+
+async function refusalOf(asked: Promise<unknown>): Promise<Refusal> {
+  const error = await asked.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
+  if (error instanceof Refusal) return error
+  throw new Error('it was not refused', { cause: error })
+}
+
+const within = async (ms: number, isSo: () => boolean | Promise<boolean>) => {
+  const startedAt = Date.now()
+  while (!(await isSo())) {
+    if (Date.now() - startedAt > ms) throw new Error(`not so within ${ms} ms`)
+    await new Promise(resolve => setTimeout(resolve, 20))
+  }
+}
+
+describe('the global configuration', () => {
+  test('a token made at a front works at every partition, with the weaker role, until it is revoked; a front does nothing more', async () => {
+    const broker = createLocalBroker()
+    const partitions = await Promise.all(names.map(name => start(name, broker)))
+    for (const partition of partitions) stops.push(partition.stop)
+    const front = openFront(broker, home.url)
+    const { token } = newToken()
+    const [createdAt, expiresAt] = [new Date().toISOString(), new Date(Date.now() + 3_600_000).toISOString()]
+    const document = { user: 'alice', role: 'admin', sha256: hashToken(token), createdAt, expiresAt }
+    const written = await call(front, 'config.change', {
+      ...putUser('alice', { role: 'operator' }),
+      put: [...putUser('alice', { role: 'operator' }).put, { kind: 'token', name: 't-00000000000a', document }],
+    })
+    expect(written).toMatchObject({ outcome: 'written', differences: [{ what: 'added' }, { what: 'added' }] })
+    await within(5_000, () => partitions.every(({ core }) => core.configuration.generation === written.generation))
+    for (const { url } of partitions) {
+      const client = createClient({ url, token })
+      expect((await client.session.whoami()).caller).toEqual({ name: 'alice', role: 'operator' })
+      expect((await refusalOf(client.config.get())).code).toBe('forbidden')
+    }
+    const copies = await call(front, 'config.copies', {})
+    expect(copies.items.map(({ partition, generation }) => [partition, generation])).toEqual(
+      [...names].sort().map(name => [name, written.generation]),
+    )
+    expect(new Set(copies.items.map(({ digest }) => digest)).size).toBe(1)
+
+    const revoked = await call(front, 'config.change', { ...writing, delete: [{ kind: 'token', name: 't-00000000000a' }] })
+    await within(5_000, () => partitions.every(({ core }) => core.configuration.generation === revoked.generation))
+    for (const { url } of partitions) expect((await refusalOf(createClient({ url, token }).session.whoami())).code).toBe('unauthenticated')
+  })
+
+  test('is previewed, compared and set back; of two changes that expect one generation only one is written', async () => {
+    const broker = createLocalBroker()
+    const [front, other] = [openFront(broker, home.url), openFront(broker, home.url)]
+    const { generation } = await call(front, 'config.change', putUser('carol'))
+    expect(await call(front, 'config.change', { ...putUser('dave'), dryRun: true })).toMatchObject({ generation, outcome: 'dry-run' })
+    expect(await call(front, 'config.change', putUser('carol'))).toMatchObject({ generation, outcome: 'nothing-to-do' })
+    const race = await Promise.allSettled(
+      [front, other].map((each, index) => call(each, 'config.change', { ...putUser(`racer${index}`), expectedGeneration: generation })),
+    )
+    expect(race.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected'])
+    // Without an expectation both are written, one behind the other.
+    const both = await Promise.all([front, other].map((each, index) => call(each, 'config.change', putUser(`runner${index}`))))
+    expect(both.map(each => each.generation).sort()).toEqual([generation + 2, generation + 3])
+    const back = await call(front, 'config.revert', { to: generation, dryRun: false, note: '' })
+    expect(back).toMatchObject({ outcome: 'written', generation: generation + 4 })
+    expect((await call(other, 'config.diff', { from: generation })).differences).toEqual([])
+    const { items } = await call(front, 'config.history', { limit: 2 })
+    expect(items).toMatchObject([
+      { generation: generation + 4, changedBy: 'root', note: `back to generation ${generation}` },
+      { generation: generation + 3 },
+    ])
+    expect((await refusalOf(call(front, 'config.revert', { to: 999_999, dryRun: false, note: '' }))).code).toBe('not-found')
+    expect((await refusalOf(call(front, 'config.change', putUser('Bad Name')))).facts.errors).toMatchObject([{ field: 'put.0.name' }])
+  })
+
+  test('a copy that no trusted key signed, or an older one, is refused; the partition says so and keeps what it has', async () => {
+    const broker = createLocalBroker()
+    const partition = await start('one', broker)
+    stops.push(partition.stop)
+    const front = openFront(broker, home.url)
+    await call(front, 'config.change', putUser('before-the-forgery'))
+    await within(5_000, () => partition.core.configuration.content?.documents.user['before-the-forgery'] !== undefined)
+    const { configuration } = partition.core
+    const generation = configuration.generation
+    const mine = signedCopy.parse(JSON.parse(configuration.text as string))
+    const content = readPayload(mine.payload)
+    const resigned = (change: object, by = signer) => by.sign(JSON.stringify({ format: 1, ...content, ...change }))
+    await expect(configuration.take(resigned({ generation: generation + 1 }, createSigner('66'.repeat(32))))).rejects.toThrow('not trusted')
+    await expect(configuration.take({ ...mine, payload: mine.payload.replace('root', 'toor') })).rejects.toThrow('not right')
+    expect(await configuration.take(resigned({ generation: generation - 1 }))).toBe('not newer')
+    await expect(configuration.take(resigned({ note: 'another' }))).rejects.toThrow('another configuration under generation')
+    expect(configuration.describe()).toMatchObject({ generation, problems: [expect.stringContaining('refill')] })
+    expect(configuration.generation).toBe(generation)
+  })
+
+  test('a partition that is cut off goes on with its copy, also after a restart, and takes what is newer within ten seconds of its return', async () => {
+    const broker = createLocalBroker()
+    const front = openFront(broker, home.url)
+    const first = await start('two', broker)
+    const { generation } = await call(front, 'config.change', putUser('kept'))
+    await within(5_000, () => first.core.configuration.generation === generation)
+    await first.stop()
+    const alone = await start('two', 'cut off')
+    expect(alone.core.configuration.content?.documents.user).toHaveProperty('kept')
+    await call(front, 'config.change', putUser('missed'))
+    await alone.stop()
+    const back = await start('two', broker)
+    stops.push(back.stop)
+    await within(10_000, () => back.core.configuration.content?.documents.user.missed !== undefined)
+  })
+
+  test('a front without its database serves from the newest copy; a lost database is written only after a refill, and nothing is lost', async () => {
+    const broker = createLocalBroker()
+    const partitions = await Promise.all(names.map(name => start(name, broker)))
+    for (const partition of partitions) stops.push(partition.stop)
+    const front = openFront(broker, home.url)
+    const { generation } = await call(front, 'config.change', putUser('precious'))
+    await within(5_000, () => partitions.every(({ core }) => core.configuration.generation === generation))
+
+    const reader = openFront(broker, undefined)
+    await within(10_000, () => reader.home?.content?.generation === generation)
+    expect((await call(reader, 'config.get', { kind: 'user', name: 'precious' })).source).toContain('the copy of partition')
+    expect((await refusalOf(call(reader, 'config.change', putUser('more')))).code).toBe('not-ready')
+
+    const wiped = await freshDatabase({ template: 'global', migrate: migrateHome })
+    stops.push(() => wiped.drop())
+    const heir = openFront(broker, wiped.url)
+    await within(10_000, () => heir.home?.content?.generation === generation)
+    const refused = await refusalOf(call(heir, 'config.change', putUser('too-early')))
+    expect(refused).toMatchObject({ code: 'home-lost', message: expect.stringContaining('muster config refill') })
+    const refilled = await call(heir, 'config.refill', { note: '' })
+    expect(refilled).toMatchObject({ generation: generation + refillJump, from: generation })
+    await within(5_000, () => partitions.every(({ core }) => core.configuration.generation === refilled.generation))
+    for (const { core } of partitions) expect(core.configuration.content?.documents.user).toHaveProperty('precious')
+    expect(await call(heir, 'config.refill', { note: '' })).toMatchObject({ outcome: 'nothing-to-do', generation: refilled.generation })
+    expect(await call(heir, 'config.change', putUser('later'))).toMatchObject({ outcome: 'written', generation: refilled.generation + 1 })
+    // The old database, were it found again, holds less: it is refused until it has been refilled too.
+    await within(10_000, async () => (await refusalOf(call(front, 'config.change', putUser('stale')))).message.includes('set back'))
+  })
+
+  test('changes without end, partitions restarted and cut off at random: generations never fall, and all are equal at the end', async () => {
+    const changes = process.env.MUSTER_MANY ? 1_000 : 120
+    const seed = Date.now() % 1_000_000
+    const random = chance('configuration', seed)
+    const broker = createLocalBroker()
+    await using own = await freshDatabase({ template: 'global', migrate: migrateHome })
+    // Its home is empty while the partitions hold copies of the tests before: as after a loss.
+    const front = openFront(broker, own.url)
+    const running = new Map<Name, Running>()
+    for (const name of names) running.set(name, await start(name, broker))
+    await within(10_000, () => (front.home?.content?.generation ?? 0) > 0)
+    await call(front, 'config.refill', { note: '' })
+    const highest = new Map<Name, number>()
+    const look = () => {
+      for (const [name, { core }] of running) {
+        const { generation } = core.configuration
+        expect(generation, `${name}, seed ${seed}`).toBeGreaterThanOrEqual(highest.get(name) ?? 0)
+        highest.set(name, generation)
+      }
+    }
+    for (let index = 0; index < changes; index++) {
+      await call(front, 'config.change', putUser(`user${index % 20}`, { role: 'user', displayName: `change ${index}` }))
+      look()
+      if (random() < 0.1) {
+        const name = names[Math.floor(random() * names.length)] as Name
+        await running.get(name)?.stop()
+        running.set(name, await start(name, random() < 0.5 ? broker : 'cut off'))
+        look()
+      }
+    }
+    for (const name of names) {
+      await running.get(name)?.stop()
+      const back = await start(name, broker)
+      stops.push(back.stop)
+      running.set(name, back)
+    }
+    const last = front.home?.content?.generation
+    await within(10_000, () => [...running.values()].every(({ core }) => core.configuration.generation === last))
+    expect(new Set([...running.values()].map(({ core }) => core.configuration.describe().digest)).size, `seed ${seed}`).toBe(1)
+  }, 180_000)
+
+  test('a partition without a trusted key takes nothing, and says why', async () => {
+    const sql = postgres((databases.get('three') as FreshDatabase).url, { max: 1 })
+    await sql`delete from global_configuration`
+    await sql.end()
+    const broker = createLocalBroker()
+    const front = openFront(broker, home.url, createSigner('55'.repeat(32)))
+    const partition = await start('three', broker)
+    stops.push(partition.stop)
+    expect(front.home?.content).toBeUndefined()
+    await until(() => partition.core.configuration.describe().heardAt !== null)
+    expect(partition.core.configuration.generation).toBe(0)
+  })
+})

@@ -1,0 +1,144 @@
+// Calls about the global configuration: written through a front into the database the fronts share; every partition keeps a whole copy.
+import { z } from 'zod'
+import { difference, documentChange, documentKind, documentReference } from '../global/documents.ts'
+import { partitionName, timestamp } from '../machine.ts'
+import { declareCall, type Gathered } from './call.ts'
+import { type Page, pageOf } from './page.ts'
+
+/** One generation: who changed what, when. */
+export const generation = z.object({
+  generation: z.number().int(),
+  changedAt: timestamp,
+  changedBy: z.string(),
+  note: z.string(),
+})
+export type Generation = z.infer<typeof generation>
+
+/** What a partition holds. */
+export const heldCopy = z.object({
+  partition: partitionName,
+  /** 0: none yet. */
+  generation: z.number().int(),
+  /** SHA-256 of the payload: two copies of one generation must agree. */
+  digest: z.string().nullable(),
+  takenAt: timestamp.nullable(),
+  /** When a front last told what is newest; null: not since this partition started. */
+  heardAt: timestamp.nullable(),
+  /** Why it does not take what fronts offer, or what it cannot read; empty when all is well. */
+  problems: z.array(z.string()),
+})
+export type HeldCopy = z.infer<typeof heldCopy>
+
+const expectedGeneration = z.number().int().min(0).optional().describe('refuse when the configuration has changed since')
+const dryRun = z.boolean().default(false).describe('show what would change, and change nothing')
+const note = z.string().max(1000).default('').describe('why; kept in the history')
+
+const changeAnswer = z.object({
+  /** The generation written; for a dry run or a change that changes nothing, the one in force. */
+  generation: z.number().int(),
+  outcome: z.enum(['written', 'dry-run', 'nothing-to-do']),
+  differences: z.array(difference),
+})
+
+export const config = {
+  get: declareCall({
+    summary: 'The global configuration in force, or some of its documents',
+    description:
+      'A partition answers from its copy, a front from the database that the fronts share or, while that is away, from the newest copy it found.',
+    rest: { method: 'GET', path: '/config' },
+    status: 200,
+    role: 'admin',
+    input: z.strictObject({ kind: documentKind.optional(), name: z.string().max(100).optional() }),
+    answer: z.object({
+      ...generation.shape,
+      changedAt: timestamp.nullable(),
+      /** Where it was read. */
+      source: z.string(),
+      documents: z.array(z.object({ kind: documentKind, name: z.string(), document: z.record(z.string(), z.unknown()) })),
+    }),
+    spread: { kind: 'global' },
+    errors: ['not-found'],
+  }),
+  change: declareCall({
+    summary: 'Change the global configuration: put and delete documents, all of them or none',
+    rest: { method: 'POST', path: '/config/changes' },
+    status: 200,
+    role: 'admin',
+    input: z.strictObject({
+      put: z.array(documentChange).max(10_000).default([]),
+      delete: z.array(documentReference).max(10_000).default([]),
+      expectedGeneration,
+      dryRun,
+      note,
+    }),
+    answer: changeAnswer,
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'stale-version', 'home-lost'],
+  }),
+  history: declareCall({
+    summary: 'Who changed the global configuration, latest first',
+    rest: { method: 'GET', path: '/config/history' },
+    status: 200,
+    role: 'admin',
+    input: z.strictObject({ limit: z.number().int().min(1).max(1000).default(50) }),
+    answer: z.object({ items: z.array(generation) }),
+    spread: { kind: 'global' },
+    errors: ['needs-front'],
+  }),
+  diff: declareCall({
+    summary: 'What differs between two generations',
+    rest: { method: 'GET', path: '/config/diff' },
+    status: 200,
+    role: 'admin',
+    input: z.strictObject({
+      from: z.number().int().min(0),
+      to: z.number().int().min(0).optional().describe('the generation in force where left out'),
+    }),
+    answer: z.object({ from: z.number().int(), to: z.number().int(), differences: z.array(difference) }),
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'not-found'],
+  }),
+  revert: declareCall({
+    summary: 'Bring back an earlier generation, as a new one',
+    rest: { method: 'POST', path: '/config/revert' },
+    status: 200,
+    role: 'admin',
+    input: z.strictObject({ to: z.number().int().min(1), expectedGeneration, dryRun, note }),
+    answer: changeAnswer,
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+  }),
+  refill: declareCall({
+    summary: 'Fill a lost or outdated database of the fronts from the newest copy that a partition holds',
+    rest: { method: 'POST', path: '/config/refill' },
+    status: 200,
+    role: 'admin',
+    input: z.strictObject({ note }),
+    answer: z.object({
+      outcome: z.enum(['refilled', 'nothing-to-do']),
+      /** The generation in force by now. */
+      generation: z.number().int(),
+      /** Whose copy it was, and which generation; null where there was nothing to do. */
+      partition: partitionName.nullable(),
+      from: z.number().int().nullable(),
+    }),
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'stale-version'],
+  }),
+  copies: declareCall({
+    summary: 'Which generation each partition holds',
+    rest: { method: 'GET', path: '/config/copies' },
+    status: 200,
+    role: 'operator',
+    input: z.strictObject({}),
+    answer: pageOf(heldCopy),
+    spread: {
+      kind: 'gather',
+      merge: ({ answers }: Gathered<Page<HeldCopy>>) => ({
+        items: answers.flatMap(({ answer }) => answer.items).sort((a, b) => (a.partition < b.partition ? -1 : 1)),
+        nextCursor: null,
+      }),
+    },
+    errors: [],
+  }),
+}

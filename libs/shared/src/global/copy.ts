@@ -1,0 +1,112 @@
+// A copy of the global configuration, as it travels and is kept: a text and its signature. The text is signed as it stands, so nobody has to
+// agree on how JSON is written. Of two copies the one with the higher generation is true; generations never fall.
+import { z } from 'zod'
+import { Refusal } from '../errors.ts'
+import { type DocumentKind, type Documents, documentKinds, noDocuments, readDocuments } from './documents.ts'
+
+/** The generation of a federation whose configuration nobody has written yet. */
+export const noGeneration = 0
+
+/**
+ * How far a refill of a lost database jumps ahead. A partition that is cut off may hold generations that no copy within reach knows of: they
+ * must not come back as newer than what was written since.
+ */
+export const refillJump = 1_000_000
+
+export const signedCopy = z.object({
+  /** JSON, see {@link CopyContent}. */
+  payload: z.string(),
+  /** Ed25519 over the payload, base64. */
+  signature: z.string().max(200),
+  /** Which of the fronts' keys signed: the public key, hex. */
+  key: z.string().regex(/^[0-9a-f]{64}$/),
+})
+export type SignedCopy = z.infer<typeof signedCopy>
+
+const payload = z.object({
+  format: z.literal(1),
+  generation: z.number().int().min(1),
+  changedAt: z.iso.datetime(),
+  changedBy: z.string(),
+  note: z.string(),
+  documents: z.unknown(),
+})
+
+export interface CopyContent {
+  readonly generation: number
+  readonly changedAt: string
+  readonly changedBy: string
+  readonly note: string
+  readonly documents: Documents
+}
+
+/** The text to sign. */
+export function payloadOf(content: CopyContent): string {
+  return JSON.stringify({ format: 1, ...content })
+}
+
+/** What a payload says. `skipped` names documents that this release cannot read. Throws where it is no payload. */
+export function readPayload(text: string): CopyContent & { skipped: readonly string[] } {
+  const { documents, format: _, ...head } = payload.parse(JSON.parse(text))
+  return { ...head, ...readDocuments(documents) }
+}
+
+/** Some of a configuration's documents, as `config.get` answers them. Throws not-found for one that is not there. */
+export function documentsOf(
+  content: CopyContent | undefined,
+  { kind, name }: { kind?: DocumentKind | undefined; name?: string | undefined },
+) {
+  const { documents = noDocuments, generation: number = noGeneration, changedAt = null, changedBy = '', note: why = '' } = content ?? {}
+  const found = documentKinds
+    .filter(each => kind === undefined || each === kind)
+    .flatMap(each =>
+      Object.entries(documents[each]).map(([own, document]) => ({ kind: each, name: own, document: document as Record<string, unknown> })),
+    )
+    .filter(each => name === undefined || each.name === name)
+  if (name !== undefined && found.length === 0)
+    throw new Refusal('not-found', `the global configuration (generation ${number}) has no ${kind ?? 'document'} ${name}`)
+  return { generation: number, changedAt, changedBy, note: why, documents: found }
+}
+
+/** A copy may be larger than a message of the bus: it is asked for in parts of so many characters, each of a few bytes at most. */
+export const copyPartLength = 200_000
+
+/** Asking for a copy newer than `have`, part by part. */
+export const copyQuestion = z.object({ have: z.number().int().min(0), part: z.number().int().min(0) })
+/** `generation` is what the other side holds; without `text` it has nothing newer. */
+export const copyPart = z.object({ generation: z.number().int(), parts: z.number().int(), text: z.string().optional() })
+export type CopyPart = z.infer<typeof copyPart>
+
+/** Answers one part of a copy's JSON. */
+export function partOf(copy: { generation: number; text: string } | undefined, question: z.infer<typeof copyQuestion>): CopyPart {
+  if (copy === undefined || copy.generation <= question.have) return { generation: copy?.generation ?? noGeneration, parts: 0 }
+  const parts = Math.ceil(copy.text.length / copyPartLength)
+  const text = copy.text.slice(question.part * copyPartLength, (question.part + 1) * copyPartLength)
+  return { generation: copy.generation, parts, text }
+}
+
+/** The largest copy anybody takes: at a megabyte for ten thousand users, far from it. */
+const mostParts = 500
+
+/**
+ * Fetches a copy newer than `have` with `ask`; undefined where there is none. A copy that changes while it is fetched is begun again, a few
+ * times. Throws where what comes is no copy.
+ */
+export async function fetchCopy(
+  have: number,
+  ask: (question: z.infer<typeof copyQuestion>) => Promise<CopyPart>,
+): Promise<SignedCopy | undefined> {
+  for (let attempt = 1; attempt <= 3; attempt++) {
+    const first = await ask({ have, part: 0 })
+    if (first.text === undefined) return undefined
+    if (first.parts > mostParts) throw new Error(`a configuration of ${first.parts} parts is larger than any`)
+    const texts = [first.text]
+    while (texts.length < first.parts) {
+      const next = await ask({ have, part: texts.length })
+      if (next.text === undefined || next.generation !== first.generation) break
+      texts.push(next.text)
+    }
+    if (texts.length === first.parts) return signedCopy.parse(JSON.parse(texts.join('')))
+  }
+  throw new Error('the configuration changed each time it was fetched')
+}

@@ -1,0 +1,148 @@
+// Global configuration: the documents that belong to the whole federation. They are written through a front, flow down to every partition, and
+// never back. A kind of document is one row of this table; what refers to what is checked over the whole set, in one place.
+import { z } from 'zod'
+import { roles } from '../contract/call.ts'
+import { timestamp } from '../machine.ts'
+
+/** The roles a person or a token can have. */
+const grantedRole = z.enum(roles).exclude(['public'])
+export const userName = z
+  .string()
+  .regex(/^[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?$/, 'must be 1 to 64 lower-case letters, digits, dots, dashes, underscores or @')
+export const tokenId = z.string().regex(/^t-[0-9a-z]{12}$/, 'is not the id of a token such as t-4y3h7nqk2c5d')
+
+const shapes = {
+  /** Who may come in. Disabling a user ends all of its tokens. */
+  user: {
+    displayName: z.string().max(200).default(''),
+    role: grantedRole,
+    status: z.enum(['active', 'disabled']).default('active'),
+  },
+  /** An API token, of which only the hash is known; it can do what both its role and its user's allow, until it expires. */
+  token: {
+    user: userName,
+    role: grantedRole,
+    sha256: z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex'),
+    description: z.string().max(200).default(''),
+    createdAt: timestamp,
+    expiresAt: timestamp,
+  },
+} as const
+
+export const documentKinds = ['user', 'token'] as const satisfies readonly (keyof typeof shapes)[]
+export type DocumentKind = (typeof documentKinds)[number]
+export const documentKind = z.enum(documentKinds)
+
+const nameOf = { user: userName, token: tokenId } as const satisfies Record<DocumentKind, z.ZodType>
+
+/** As written: an unknown field is refused. */
+const written = { user: z.strictObject(shapes.user), token: z.strictObject(shapes.token) }
+/** As read: a front of the next release may have written more. */
+const read = { user: z.object(shapes.user), token: z.object(shapes.token) }
+
+export type UserDocument = z.output<(typeof read)['user']>
+export type TokenDocument = z.output<(typeof read)['token']>
+
+/** All documents, by kind and name. */
+export interface Documents {
+  readonly user: Readonly<Record<string, UserDocument>>
+  readonly token: Readonly<Record<string, TokenDocument>>
+}
+
+/** Names are chosen by people: `constructor` is one, and must not be found where nobody put it. */
+function ownRecord<Value>(entries: readonly (readonly [string, Value])[]): Record<string, Value> {
+  return Object.assign(Object.create(null) as Record<string, Value>, Object.fromEntries(entries))
+}
+
+export const noDocuments: Documents = { user: ownRecord([]), token: ownRecord([]) }
+
+/** The documents of a copy. Kinds and fields that this release does not know are left out, as is a document it cannot read, which `skipped` names. */
+export function readDocuments(value: unknown): { documents: Documents; skipped: string[] } {
+  const skipped: string[] = []
+  const kinds = typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
+  const documentsOf = <Kind extends DocumentKind>(kind: Kind) => {
+    const found = Object.entries((kinds[kind] ?? {}) as Record<string, unknown>).flatMap(([name, content]) => {
+      const parsed = read[kind].safeParse(content)
+      if (parsed.success && nameOf[kind].safeParse(name).success) return [[name, parsed.data] as const]
+      skipped.push(`${kind} ${name}`)
+      return []
+    })
+    return ownRecord(found)
+  }
+  const documents = { user: documentsOf('user'), token: documentsOf('token') } as Documents
+  return { documents, skipped }
+}
+
+export const documentReference = z.strictObject({ kind: documentKind, name: z.string().max(100) })
+export const documentChange = z.strictObject({ kind: documentKind, name: z.string().max(100), document: z.record(z.string(), z.unknown()) })
+
+export interface Change {
+  readonly put: readonly z.output<typeof documentChange>[]
+  readonly delete: readonly z.output<typeof documentReference>[]
+}
+
+export interface Problem {
+  field: string
+  message: string
+}
+
+/** The documents after a change, or everything that is wrong with it. Pure; the set is checked whole, because documents refer to each other. */
+export function changed(before: Documents, change: Change): { documents: Documents } | { problems: Problem[] } {
+  const problems: Problem[] = []
+  const sets: Record<DocumentKind, Record<string, unknown>> = {
+    user: ownRecord(Object.entries(before.user)),
+    token: ownRecord(Object.entries(before.token)),
+  }
+  change.delete.forEach(({ kind, name }, index) => {
+    if (sets[kind][name] === undefined) problems.push({ field: `delete.${index}`, message: `there is no ${kind} ${name}` })
+    delete sets[kind][name]
+  })
+  change.put.forEach(({ kind, name, document }, index) => {
+    const goodName = nameOf[kind].safeParse(name)
+    if (!goodName.success) problems.push({ field: `put.${index}.name`, message: goodName.error.issues[0]?.message ?? 'is not a name' })
+    const parsed = written[kind].safeParse(document)
+    if (parsed.success) sets[kind][name] = parsed.data
+    else
+      for (const issue of parsed.error.issues) {
+        const path = ['put', index, 'document', ...issue.path].join('.')
+        if (issue.code === 'unrecognized_keys')
+          for (const key of issue.keys) problems.push({ field: `${path}.${key}`, message: 'unknown field' })
+        else problems.push({ field: path, message: issue.message })
+      }
+  })
+  const documents = sets as unknown as Documents
+  if (problems.length === 0) problems.push(...brokenReferences(documents))
+  return problems.length > 0 ? { problems } : { documents }
+}
+
+function brokenReferences({ user, token }: Documents): Problem[] {
+  return Object.entries(token).flatMap(([name, { user: owner }]) =>
+    user[owner] ? [] : [{ field: `token ${name}`, message: `its user ${owner} does not exist; delete the token with the user` }],
+  )
+}
+
+export const difference = z.object({
+  kind: documentKind,
+  name: z.string(),
+  what: z.enum(['added', 'changed', 'removed']),
+  before: z.record(z.string(), z.unknown()).nullable(),
+  after: z.record(z.string(), z.unknown()).nullable(),
+})
+export type Difference = z.infer<typeof difference>
+
+/** What is different, by kind and name. */
+export function differences(before: Documents, after: Documents): Difference[] {
+  return documentKinds.flatMap(kind => {
+    const [old, current] = [before[kind] as Record<string, object>, after[kind] as Record<string, object>]
+    const names = [...new Set([...Object.keys(old), ...Object.keys(current)])].sort()
+    return names.flatMap((name): Difference[] => {
+      const [was, is] = [old[name], current[name]]
+      if (JSON.stringify(was, sortedKeys(was)) === JSON.stringify(is, sortedKeys(is))) return []
+      const what = was === undefined ? 'added' : is === undefined ? 'removed' : 'changed'
+      return [{ kind, name, what, before: (was as Record<string, unknown>) ?? null, after: (is as Record<string, unknown>) ?? null }]
+    })
+  })
+}
+
+/** The members in one order: documents that say the same are the same. Documents are flat. */
+const sortedKeys = (document: object | undefined) => (document ? Object.keys(document).sort() : [])

@@ -1,0 +1,122 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { copyPartLength, documentsOf, fetchCopy, noGeneration, partOf, payloadOf, readPayload } from '../src/global/copy.ts'
+import { changed, type Documents, differences, noDocuments, readDocuments } from '../src/global/documents.ts'
+
+const at = '2026-11-27T00:00:00.000Z'
+const token = { user: 'alice', role: 'user', sha256: 'a'.repeat(64), createdAt: at, expiresAt: at }
+
+function after(before: Documents, change: Partial<Parameters<typeof changed>[1]>): Documents {
+  const outcome = changed(before, { put: [], delete: [], ...change })
+  if ('problems' in outcome) throw new Error(JSON.stringify(outcome.problems))
+  return outcome.documents
+}
+
+describe('a change', () => {
+  test('puts and deletes documents together, and the set is checked whole', () => {
+    const one = after(noDocuments, {
+      put: [
+        { kind: 'user', name: 'alice', document: { role: 'operator' } },
+        { kind: 'token', name: 't-000000000001', document: token },
+      ],
+    })
+    expect(one.user.alice).toEqual({ displayName: '', role: 'operator', status: 'active' })
+    expect(changed(one, { put: [], delete: [{ kind: 'user', name: 'alice' }] })).toEqual({
+      problems: [{ field: 'token t-000000000001', message: 'its user alice does not exist; delete the token with the user' }],
+    })
+    const two = after(one, {
+      delete: [
+        { kind: 'user', name: 'alice' },
+        { kind: 'token', name: 't-000000000001' },
+      ],
+    })
+    expect(two).toEqual(noDocuments)
+    expect(one.user.alice).toBeDefined() // the set before is as it was
+  })
+
+  test('that is wrong is refused with every field that is', () => {
+    const outcome = changed(noDocuments, {
+      put: [
+        { kind: 'user', name: 'Alice', document: { role: 'king', colour: 'red' } },
+        { kind: 'token', name: 't-1', document: {} },
+      ],
+      delete: [{ kind: 'user', name: 'nobody' }],
+    })
+    const fields = 'problems' in outcome ? outcome.problems.map(({ field }) => field) : []
+    expect(fields).toEqual(
+      expect.arrayContaining([
+        'delete.0',
+        'put.0.name',
+        'put.0.document.role',
+        'put.0.document.colour',
+        'put.1.name',
+        'put.1.document.sha256',
+      ]),
+    )
+  })
+
+  test('a user may be called like a member that every object has', () => {
+    const documents = after(noDocuments, { put: [{ kind: 'user', name: 'constructor', document: { role: 'user' } }] })
+    expect(Object.keys(documents.user)).toEqual(['constructor'])
+    expect(changed(documents, { put: [], delete: [{ kind: 'user', name: 'valueof' }] })).toHaveProperty('problems')
+    expect(differences(noDocuments, readDocuments(JSON.parse(JSON.stringify(documents))).documents)).toMatchObject([{ what: 'added' }])
+  })
+
+  test('the difference between two sets, put back, makes them equal', () => {
+    const name = fc.constantFrom('a', 'b', 'c', 'd')
+    const user = fc.record({ displayName: fc.string({ maxLength: 5 }), role: fc.constantFrom('user' as const, 'admin' as const) })
+    const documents = fc
+      .dictionary(name, user)
+      .map(users =>
+        after(noDocuments, { put: Object.entries(users).map(([key, document]) => ({ kind: 'user' as const, name: key, document })) }),
+      )
+    fc.assert(
+      fc.property(documents, documents, (before, wanted) => {
+        const found = differences(before, wanted)
+        const put = found.flatMap(({ kind, name: of, after: document }) => (document ? [{ kind, name: of, document }] : []))
+        const gone = found.flatMap(({ kind, name: of, after: document }) => (document ? [] : [{ kind, name: of }]))
+        expect(differences(after(before, { put, delete: gone }), wanted)).toEqual([])
+        expect(differences(wanted, wanted)).toEqual([])
+      }),
+    )
+  })
+})
+
+describe('a copy', () => {
+  const content = { generation: 7, changedAt: at, changedBy: 'alice', note: '', documents: noDocuments }
+
+  test('reads back as it was written; what a newer release wrote beside it is left out and named', () => {
+    expect(readPayload(payloadOf(content))).toEqual({ ...content, skipped: [] })
+    const newer = {
+      user: { alice: { role: 'user', displayName: '', status: 'active', shoeSize: 43 }, bob: { role: 'emperor' } },
+      planet: { mars: {} },
+    }
+    const { documents, skipped } = readDocuments(newer)
+    expect(documents.user).toEqual({ alice: { role: 'user', displayName: '', status: 'active' } })
+    expect(skipped).toEqual(['user bob'])
+  })
+
+  test('a document that is not there is not found; without a name all are answered', () => {
+    expect(documentsOf(undefined, {})).toMatchObject({ generation: noGeneration, documents: [] })
+    expect(() => documentsOf(content, { kind: 'user', name: 'alice' })).toThrow('has no user alice')
+  })
+
+  test('of any size arrives whole, also when it changes on its way', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.integer({ min: 0, max: 3 * copyPartLength }), fc.integer({ min: 0, max: 4 }), async (length, changesAfter) => {
+        const made = (generation: number) => ({
+          generation,
+          text: JSON.stringify({ payload: 'x'.repeat(length), signature: String(generation), key: '0'.repeat(64) }),
+        })
+        let [current, asked] = [made(1), 0]
+        const copy = await fetchCopy(0, async question => {
+          if (asked++ === changesAfter) current = made(2)
+          return partOf(current, question)
+        })
+        expect(copy?.payload).toHaveLength(length)
+        expect(await fetchCopy(2, async question => partOf(current, question))).toBeUndefined()
+      }),
+      { numRuns: 30 },
+    )
+  })
+})
