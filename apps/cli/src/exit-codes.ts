@@ -41,6 +41,8 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'already-taken': 'refused',
   'stale-version': 'refused',
   'no-match': 'no-match',
+  'needs-front': 'refused',
+  'home-lost': 'refused',
   'key-reused': 'refused',
   'payload-too-large': 'usage',
   'unsupported-media-type': 'unexpected',

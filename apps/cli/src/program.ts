@@ -71,6 +71,24 @@ export const nouns: readonly Noun[] = [
     load: async () => (await import('./commands/partition.ts')).fillPartition,
   },
   {
+    name: 'config',
+    summary: 'what belongs to the whole federation',
+    group: federation,
+    load: async () => (await import('./commands/config.ts')).fillConfig,
+  },
+  {
+    name: 'user',
+    summary: 'who may come in',
+    group: federation,
+    load: async () => (await import('./commands/identity.ts')).fillUser,
+  },
+  {
+    name: 'token',
+    summary: 'tokens of users, for scripts and people',
+    group: federation,
+    load: async () => (await import('./commands/identity.ts')).fillToken,
+  },
+  {
     name: 'event',
     summary: 'what happened, and what happens',
     group: federation,
