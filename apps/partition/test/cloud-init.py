@@ -5,9 +5,11 @@ import email
 import json
 import logging
 import os
+import shutil
+import subprocess
 import sys
 
-from cloudinit import distros, helpers, url_helper
+from cloudinit import distros, helpers, url_helper, util
 from cloudinit.config import cc_phone_home
 from cloudinit.net import eni, netplan, network_state, networkd
 from cloudinit.reporting import events, handlers
@@ -103,24 +105,26 @@ def phone_home(config, instance_id, hostname):
 
 
 def network(documents):
-    """Each network configuration (version 2) as cloud-init's renderers write it. The names of ports by address, as a machine has them."""
+    """Each network configuration (version 2) as cloud-init's renderers write it, and what netplan says to that; null where it takes it."""
     answers = []
-    for index, document in enumerate(json.loads(documents)):
-        config, ports = document["config"], document["ports"]
-        # Where the renderers look for the machine's own ports.
-        for module in (network_state, netplan, eni, networkd):
-            if hasattr(module, "get_interfaces_by_mac"):
-                module.get_interfaces_by_mac = lambda *_, ports=ports: dict(ports)
-        network_state.find_interface_name_from_mac = lambda mac, ports=ports: ports.get(mac.lower())
+    for index, text in enumerate(json.loads(documents)):
+        # As YAML: what a machine reads is a text.
+        config = util.load_yaml(text)
         target = "%s/network-%d" % (folder, index)
         state = network_state.parse_net_config_data(config)
+        assert state is not None, "cloud-init found no network in it"
         netplan.Renderer({"netplan_path": "etc/netplan/50-cloud-init.yaml", "postcmds": False}).render_network_state(state, target=target)
         eni.Renderer({"eni_path": "etc/network/interfaces"}).render_network_state(state, target=target)
+        networkd.Renderer({"network_conf_dir": target + "/etc/systemd/network/"}).render_network_state(state, target=target)
         written = {
             name: open(target + "/" + path).read()
             for name, path in {"netplan": "etc/netplan/50-cloud-init.yaml", "eni": "etc/network/interfaces"}.items()
         }
-        answers.append({"folder": target, **written})
+        check = None
+        if shutil.which("netplan"):
+            done = subprocess.run(["netplan", "generate", "--root-dir", target], capture_output=True, text=True, timeout=60)
+            check = None if done.returncode == 0 else done.stderr
+        answers.append({**written, "refused": check})
     return answers
 
 

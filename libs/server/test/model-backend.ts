@@ -255,6 +255,14 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
         powerOrders: [],
       }
     },
+    'machines.network': input => {
+      found(input.id)
+      return { document: null, deployment: null, config: { version: 2 } }
+    },
+    'machines.setNetwork': input => {
+      found(input.id)
+      return { document: input.document, deployment: null, config: { version: 2 } }
+    },
     'machines.create': input => {
       const macs = new Set(input.interfaces.map(({ mac }) => mac))
       for (const other of machines.values())

@@ -17,6 +17,7 @@ import { addFilters, checked, choicesOf, fieldsOf, inputFrom, kebab, optionsOf }
 import { readInput } from '../secrets.ts'
 import { judgePower, splitWait } from '../wait.ts'
 import { actOnMachines, distinct, eachAtMost } from './actions.ts'
+import { addNetwork, readDocument } from './network.ts'
 import { joinCoverage, pagesOf } from './pages.ts'
 import { isLive, watchMachines } from './watch.ts'
 
@@ -35,6 +36,7 @@ export const fillMachine: Fill = (command, cli) => {
   addDelete(command, cli)
   addDeploy(command, cli)
   addPower(command, cli)
+  addNetwork(command, cli)
   for (const [name, call] of plainActions()) addAction(command, cli, name, call)
 }
 
@@ -49,7 +51,7 @@ function plainActions(): [name: ActionName, call: Call][] {
 /** An action takes the id and, some, optional texts. */
 type ActionName = Exclude<
   keyof typeof calls,
-  'list' | 'get' | 'explain' | 'create' | 'update' | 'delete' | 'deploy' | 'power' | 'powerOrders'
+  'list' | 'get' | 'explain' | 'create' | 'update' | 'delete' | 'deploy' | 'power' | 'powerOrders' | 'network' | 'setNetwork'
 >
 
 /** `--wait [DURATION]`, the same for every action. */
@@ -368,6 +370,7 @@ interface DeployFlags {
   readonly sshKey?: string[]
   readonly secrets?: string
   readonly dataSource?: string
+  readonly network?: string
   readonly wait?: string | true
 }
 
@@ -379,6 +382,7 @@ function addDeploy(parent: Command, cli: Cli): void {
     .option('--user-data <file>', "cloud-init's user-data, compressed with gzip or not")
     .option('--ssh-key <file>', 'file of public keys, one a line; may be repeated', collect)
     .option('--secrets <file>', 'JSON object of secrets that the machine may take once each; "-" reads it from the standard input')
+    .option('--network <file>', 'YAML document of its network, for this deployment; see: muster machine network --help')
   for (const option of optionsOf('dataSource', fieldsOf(calls.deploy).dataSource as NonNullable<ReturnType<typeof fieldsOf>[string]>))
     command.addOption(option)
   command.addOption(waitOption())
@@ -393,6 +397,7 @@ function addDeploy(parent: Command, cli: Cli): void {
       ...(options.userData !== undefined && { userData: await readUserData(options.userData) }),
       ...(options.sshKey && { sshKeys: await readKeys(options.sshKey) }),
       ...(options.secrets !== undefined && { secrets: await readObject(cli, options.secrets, 'secrets') }),
+      ...(options.network !== undefined && { network: await readDocument(cli, options.network) }),
       ...(options.dataSource !== undefined && { dataSource: options.dataSource }),
     }
     const inputs = new Map(distinct(ids).map(id => [id, checked(calls.deploy, { id, ...shared })]))

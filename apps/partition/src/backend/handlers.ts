@@ -67,6 +67,8 @@ export function handlers(core: Core, self: Self): Handlers {
     'machines.lock': ({ id, reason }, { caller }) => machines.setLock(core, caller, { id, lock: 'locked', reason }),
     'machines.unlock': ({ id }, { caller }) => machines.setLock(core, caller, { id, lock: 'unlocked', reason: '' }),
     'machines.confirmPower': (input, { caller }) => machines.confirmPower(core, caller, input),
+    'machines.network': ({ id }) => machines.machineNetwork(core, id),
+    'machines.setNetwork': (input, { caller }) => machines.setNetwork(core, caller, input),
     'machines.powerOrders': input => machines.powerOrders(core, input),
     'machines.power': (input, { caller, signal }) => machines.orderPower(core, caller, input, signal),
     'allocations.create': (input, context) => allocateHere(core, self.replica, input, context),

@@ -3,6 +3,7 @@ import type { MachineSort, MachinesListInput } from '@muster/shared/contract/mac
 import type { Direction, Key } from '@muster/shared/contract/page'
 import type { State } from '@muster/shared/life-cycle'
 import type { Deployment, Disk, Fault, NetworkInterface } from '@muster/shared/machine'
+import type { NetworkDocument } from '@muster/shared/network'
 import type { Sql } from './connect.ts'
 
 /** A row of `machines` with what the monitor knows of its power. */
@@ -33,6 +34,8 @@ export interface MachineRow {
   netboot: boolean
   deployment: Deployment | null
   deployment_secrets: Buffer | null
+  network: NetworkDocument | null
+  deployment_network: NetworkDocument | null
   fault: Fault | null
   step: string
   waiting_for: string | null
@@ -193,6 +196,8 @@ export type MachinePatch = Partial<
     | 'netboot'
     | 'deployment'
     | 'deployment_secrets'
+    | 'network'
+    | 'deployment_network'
     | 'fault'
     | 'step'
     | 'waiting_for'
@@ -221,7 +226,7 @@ export interface MachineChange {
   events: NewEvent[]
 }
 
-const jsonColumns = new Set(['interfaces', 'disks', 'deployment', 'fault'])
+const jsonColumns = new Set(['interfaces', 'disks', 'deployment', 'network', 'deployment_network', 'fault'])
 
 /** Changes one machine and appends its events, in one statement. Undefined where the version is not the current one. */
 export async function changeMachine(sql: Sql, change: MachineChange): Promise<MachineRow | undefined> {

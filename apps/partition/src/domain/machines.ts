@@ -15,6 +15,7 @@ import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
 import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
+import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
 import { orderViewOf, viewOf } from './view.ts'
 
@@ -227,10 +228,14 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
         const available = [...(core.catalogue.installable.get(found.arch) ?? [])]
         throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}`, { available })
       }
+      const network = input.network ?? found.network
+      // The machine may have other ports than when an operator said how its network is to be.
+      if (network) refuseUnfitNetwork(network, found, 'network')
     },
     patch: found => ({
       deployment: deploymentOf(input.os, input.dataSource ?? core.catalogue.imageFor(input.os, found.arch)?.dataSource ?? 'nocloud'),
       deployment_secrets: sealDeployment(core, input.id, secrets),
+      deployment_network: input.network ?? null,
     }),
     data: { os: input.os },
   })
@@ -241,6 +246,36 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
       { state: row.state },
     )
   return viewOf(row, core.partition)
+}
+
+/** How the network of a machine is to be. */
+export async function machineNetwork(core: Core, id: string): Promise<CallAnswer<'machines.network'>> {
+  return networkViewOf(await existingMachine(core, id))
+}
+
+const networkViewOf = (row: db.MachineRow) => ({ document: row.network, deployment: row.deployment_network, config: networkOf(row) })
+
+/** Sets it from the next deployment on. Idempotent. */
+export async function setNetwork(
+  core: Core,
+  caller: Caller,
+  { id, document }: CallInput<'machines.setNetwork'>,
+): Promise<CallAnswer<'machines.setNetwork'>> {
+  for (;;) {
+    const row = await existingMachine(core, id)
+    refuseLocked(row)
+    if (document) refuseUnfitNetwork(document, row, 'document')
+    const changed = await db.changeMachine(core.sql, {
+      id,
+      version: row.version,
+      patch: { network: document },
+      actor: caller.name,
+      events: [{ kind: 'machine.updated', data: { fields: ['network'] } }],
+    })
+    if (!changed) continue
+    noteChange(core, changed)
+    return networkViewOf(changed)
+  }
 }
 
 /** Sets or lifts the lock. Idempotent. */

@@ -89,7 +89,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
 
 /** What a machine forgets and gets on its way into a state, beside what every move resets. */
 function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
-  const forgotten: MachinePatch = { run: null, netboot: true, deployment: null, deployment_secrets: null }
+  const forgotten: MachinePatch = { run: null, netboot: true, deployment: null, deployment_secrets: null, deployment_network: null }
   switch (to) {
     case 'commissioning':
       return { run: newRun(), netboot: true }

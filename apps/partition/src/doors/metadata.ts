@@ -5,6 +5,7 @@ import { machineOfToken } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
 import { type FirstBoots, phoneHome } from '../domain/first-boot.ts'
 import { deploymentSecrets, instanceIdOf, takeSecret, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
+import { networkOf } from '../domain/network-config.ts'
 import { machineDoor, reportIn, textOrBytes } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
@@ -36,10 +37,7 @@ export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots:
   })
   app.get('/:token/network-config', async c => {
     const machine = await machineOf(c.req.param('token'))
-    const ethernets = Object.fromEntries(
-      machine.interfaces.map(({ mac }, index) => [`port${index}`, { match: { macaddress: mac }, dhcp4: true, optional: index > 0 }]),
-    )
-    return c.text(yaml({ version: 2, ethernets }))
+    return c.text(yaml(networkOf(machine)))
   })
   app.post('/:token/phone-home', async c => {
     await phoneHome(core, await machineOf(c.req.param('token')))

@@ -8,6 +8,7 @@ import { labelEntry } from '@muster/shared/contract/labels'
 import { operatingSystem, partitionStatus, replica } from '@muster/shared/contract/partitions'
 import { type ErrorCode, errorTable, problemDocument } from '@muster/shared/errors'
 import { deployment, disk, explanation, fault, machine, machineDetail, networkInterface } from '@muster/shared/machine'
+import { networkDocument } from '@muster/shared/network'
 import type { z } from 'zod'
 import { type JsonSchema, jsonSchemaOf } from './json-schema.ts'
 import { apiPath, type Plan } from './plan.ts'
@@ -18,6 +19,7 @@ const outputs = {
   MachineDetail: machineDetail,
   Disk: disk,
   NetworkInterface: networkInterface,
+  NetworkDocument: networkDocument,
   Fault: fault,
   Deployment: deployment,
   Explanation: explanation,
@@ -32,7 +34,12 @@ const outputs = {
   Problem: problemDocument,
 } satisfies Record<string, z.ZodType>
 /** The same for inputs. Apart, because one schema reads differently on the two sides: what has a default is always there in an answer. */
-const inputs = { Constraints: constraints, DiskInput: disk, NetworkInterfaceInput: networkInterface } satisfies Record<string, z.ZodType>
+const inputs = {
+  Constraints: constraints,
+  DiskInput: disk,
+  NetworkInterfaceInput: networkInterface,
+  NetworkDocumentInput: networkDocument,
+} satisfies Record<string, z.ZodType>
 
 const namesOf = (schemas: Record<string, z.ZodType>) =>
   new Map(Object.entries(schemas).map(([name, schema]) => [schema as z.core.$ZodType, name]))

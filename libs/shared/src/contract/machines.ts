@@ -21,6 +21,7 @@ import {
   powerStates,
   state,
 } from '../machine.ts'
+import { networkDocument } from '../network.ts'
 import { declareCall } from './call.ts'
 import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
@@ -75,6 +76,15 @@ const settable = {
   powerDriver: z.string().max(32).nullable().describe('ipmi, manual … ; null: none'),
   powerSettings: z.record(z.string().max(64), z.unknown()).describe("the driver's settings; secrets are sealed and never shown again"),
 }
+
+const machineNetwork = z.object({
+  /** What an operator set for the machine; null: nothing, it asks by DHCP. */
+  document: networkDocument.nullable(),
+  /** What its deployment was given instead. */
+  deployment: networkDocument.nullable(),
+  /** The outcome, as version 2 of cloud-init's network configuration. */
+  config: z.record(z.string(), z.unknown()),
+})
 
 export const machines = {
   list: declareCall({
@@ -171,6 +181,7 @@ export const machines = {
       userData: userData.optional(),
       sshKeys: z.array(z.string().max(8192)).max(50).default([]),
       secrets: oneTimeSecrets.optional(),
+      network: networkDocument.optional().describe("for this deployment, instead of the machine's own"),
       dataSource: z.enum(dataSources).optional().describe('how the installed system reads its metadata; the image says so where left out'),
     },
     ['not-installable', 'no-power-driver'],
@@ -203,6 +214,26 @@ export const machines = {
   }),
   confirmPower: move('confirm-power', 'Say that somebody has switched a machine that only people can switch', 'user', {
     power: z.enum(['on', 'off']),
+  }),
+  network: declareCall({
+    summary: 'How the network of a machine is to be, and what its cloud-init is told',
+    rest: { method: 'GET', path: '/machines/{id}/network' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject(id),
+    answer: machineNetwork,
+    spread: ofMachine,
+    errors: ['not-found'],
+  }),
+  setNetwork: declareCall({
+    summary: 'Say how the network of a machine is to be, from its next deployment on',
+    rest: { method: 'PUT', path: '/machines/{id}/network' },
+    status: 200,
+    role: 'operator',
+    input: z.strictObject({ ...id, document: networkDocument.nullable().describe('null: DHCP') }),
+    answer: machineNetwork,
+    spread: ofMachine,
+    errors: ['not-found', 'locked'],
   }),
   powerOrders: declareCall({
     summary: 'The power orders of a machine, latest first: what was asked, by whom, and what came of it',
