@@ -3,7 +3,7 @@
 import { enlistment } from '@muster/shared/agent'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { phoneHomeOf, topLevelValue } from '../src/machine/cloud-config.ts'
+import { phoneHomeOf, topLevelValue, webhookOf } from '../src/machine/cloud-config.ts'
 import { machineFacts, machineNameOf } from '../src/machine/facts.ts'
 import { HttpFailure } from '../src/machine/http.ts'
 import { type IpxeHost, runIpxe } from '../src/machine/ipxe.ts'
@@ -177,6 +177,16 @@ describe('cloud-config', () => {
       expect(phoneHomeOf(text), text).toBeUndefined()
   })
 
+  test.each([
+    ['a block', `#cloud-config\nreporting:\n  muster:\n    type: webhook\n    endpoint: "${url}" # here\nruncmd: []\n`],
+    ['JSON in a line', `#cloud-config\nreporting: {"log":{"type":"log"},"muster":{"type":"webhook","endpoint":"${url}"}}\n`],
+    ['JSON as a whole', `#cloud-config\n{"reporting": {"muster": {"endpoint": "${url}"}}}`],
+  ])('a webhook as %s', (_, text) => {
+    expect(webhookOf(text)).toBe(url)
+    expect(webhookOf(text.replace('reporting', 'other'))).toBeUndefined()
+    expect(webhookOf(text.replace('#cloud-config', '#!/bin/sh'))).toBeUndefined()
+  })
+
   test('meta-data values', () => {
     const text = 'instance-id: "i-1"\nlocal-hostname: m1 # here\nnested:\n  instance-id: no\npublic-keys: ["a b"]\n'
     expect(topLevelValue(text, 'instance-id')).toBe('i-1')
@@ -187,11 +197,15 @@ describe('cloud-config', () => {
 
   test('nothing anybody writes makes it throw', () => {
     const pieces = fc.array(
-      fc.oneof(fc.string(), fc.constantFrom('phone_home:', '  url: x', '{', '}', '[', '"', '#cloud-config', ' - ', ': ')),
+      fc.oneof(
+        fc.string(),
+        fc.constantFrom('phone_home:', 'reporting:', '  endpoint: x', '  url: x', '{', '}', '[', '"', '#cloud-config', ' - ', ': '),
+      ),
     )
     fc.assert(
       fc.property(pieces, words => {
         phoneHomeOf(`#cloud-config\n${words.join('\n')}`)
+        webhookOf(`#cloud-config\n${words.join('\n')}`)
         topLevelValue(words.join('\n'), 'instance-id')
       }),
     )

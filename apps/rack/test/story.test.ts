@@ -109,6 +109,7 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
     ['dead-bmc', 'failed_commissioning', failed('power-silent', /via ipmi 127\./)],
     ['never-phones-home', 'ready', null],
     ['bad-disk', 'ready', null],
+    ['first-boot-fails', 'ready', null],
   ] as const)('%s ends %s, and says why', async (name, state, fault) => {
     const machine = await comesTo(name, state)
     if (fault === null) expect(machine.fault).toBeNull()
@@ -174,6 +175,15 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
     await comesTo('bad-disk', 'ready')
   })
 
+  test('whose first boot fails in a step is deployed, and its fault names the step', async () => {
+    const { allocation, id } = await allocated('first-boot-fails')
+    await client.machines.deploy({ id, os: 'debian/12' })
+    const machine = await comesTo('first-boot-fails', 'deployed', ({ fault }) => fault !== null)
+    expect(machine.fault).toMatchObject(failed('cloud-init-failed', /steps of the first boot failed: modules-final\/config-scripts-user/))
+    await client.allocations.release({ id: allocation })
+    await comesTo('first-boot-fails', 'ready')
+  })
+
   test('goes to rescue and comes back to where it was: ready, allocated and deployed', async () => {
     const name = 'r01u01'
     const there = async () => {
@@ -220,7 +230,9 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
 
   test('that never phones home is late, and the fault names what was waited for', async () => {
     const machine = await comesTo('never-phones-home', 'failed_deployment', isOff)
-    expect(machine.fault).toMatchObject(failed('deadline-passed', /the first boot of the installed system to phone home/))
+    expect(machine.fault).toMatchObject(
+      failed('deadline-passed', /the first boot of the installed system to phone home; its cloud-init is at modules-final/),
+    )
     await client.allocations.release({ id: late.allocation })
     await comesTo('never-phones-home', 'ready', isOff)
   })

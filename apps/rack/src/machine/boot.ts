@@ -47,6 +47,7 @@ export const happenings = [
   'os booted',
   'seed read',
   'seed missing',
+  'reported',
   'phoned home',
   'phone home failed',
   'hung',

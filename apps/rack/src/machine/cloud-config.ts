@@ -1,5 +1,5 @@
-// The little of YAML that a machine must understand of its seed: single values at the top level, and the phone_home block of a
-// cloud-config. Everything else is passed over unread, so that no user-data, however odd, can do more than be ignored.
+// The little of YAML that a machine must understand of its seed: single values at the top level, and of a cloud-config the
+// phone_home block and where reports go. Everything else is passed over unread, so that no user-data, however odd, can do more than be ignored.
 
 export interface PhoneHome {
   url: string
@@ -36,6 +36,29 @@ export function phoneHomeOf(text: string): PhoneHome | undefined {
   const block = lines.slice(start + 1)
   const length = block.findIndex(line => /^\S/.test(line))
   return fromFields(blockFields(length < 0 ? block : block.slice(0, length)))
+}
+
+/** Where a cloud-config wants the reports of a boot posted (the first webhook of `reporting`); undefined where it says nothing. */
+export function webhookOf(text: string): string | undefined {
+  if (!/^#cloud-config\b/.test(text.trimStart())) return undefined
+  const json = asJson(text)
+  if (json) return endpointIn(json.reporting)
+  const lines = text.split(/\r?\n/).map(withoutComment)
+  const start = lines.findIndex(line => /^reporting\s*:/.test(line))
+  if (start < 0) return undefined
+  const inline = (valueIn(lines[start] as string, 'reporting') ?? '').trim()
+  if (inline !== '') return endpointIn(asJson(inline))
+  const block = lines.slice(start + 1)
+  const length = block.findIndex(line => /^\S/.test(line))
+  const within = length < 0 ? block : block.slice(0, length)
+  const endpoint = within.map(line => valueIn(line, 'endpoint')).find(value => value)
+  return endpoint && scalar(endpoint)
+}
+
+function endpointIn(reporting: unknown): string | undefined {
+  if (typeof reporting !== 'object' || reporting === null) return undefined
+  const handlers = Object.values(reporting) as ({ endpoint?: unknown } | null)[]
+  return handlers.map(handler => handler?.endpoint).find(endpoint => typeof endpoint === 'string')
 }
 
 interface Fields {

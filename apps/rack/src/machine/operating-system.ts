@@ -1,7 +1,7 @@
 // An installed operating system's boot, as cloud-init with the NoCloud data source plays it: reads the seed, and on the first boot of
-// an instance phones home.
+// an instance reports its stages and phones home.
 import type { Boot, DiskContent } from './boot.ts'
-import { type PhoneHome, phoneHomeOf, topLevelValue } from './cloud-config.ts'
+import { type PhoneHome, phoneHomeOf, topLevelValue, webhookOf } from './cloud-config.ts'
 import { fewAttempts, HttpFailure } from './http.ts'
 import { seededBytes } from './random.ts'
 
@@ -19,8 +19,65 @@ export async function bootOperatingSystem(boot: Boot, disk: InstalledDisk): Prom
   boot.writeDisk({ ...disk, instanceId: seed.instanceId })
   // User-data goes before vendor-data, as cloud-init merges them.
   const phoneHome = phoneHomeOf(seed.userData) ?? phoneHomeOf(seed.vendorData)
-  if (phoneHome && boot.behaviour.phoneHome !== 'never') await sendPhoneHome(boot, phoneHome, seed)
+  const webhook = webhookOf(seed.userData) ?? webhookOf(seed.vendorData)
+  const report = (reports: readonly Report[]) => (webhook === undefined ? Promise.resolve() : sendReports(boot, webhook, reports))
+  await report(beforePhoningHome(boot.behaviour.firstBoot))
+  if (boot.behaviour.phoneHome === 'never') return
+  if (phoneHome) await sendPhoneHome(boot, phoneHome, seed)
+  await report(afterPhoningHome(boot.behaviour.firstBoot))
 }
+
+/** An event of cloud-init's reporting, without its time. */
+interface Report {
+  event_type: 'start' | 'finish'
+  name: string
+  description: string
+  result?: 'SUCCESS' | 'FAIL'
+}
+
+const userScripts = 'modules-final/config-scripts-user'
+
+/** The stages that can be reported: those that run when the vendor-data is known. Of their some forty steps, a few. */
+function beforePhoningHome(firstBoot: 'a step fails' | undefined): Report[] {
+  return [
+    { event_type: 'start', name: 'modules-config', description: 'running modules for config' },
+    { event_type: 'finish', name: 'modules-config/config-locale', description: 'config-locale ran successfully', result: 'SUCCESS' },
+    { event_type: 'finish', name: 'modules-config', description: 'running modules for config', result: 'SUCCESS' },
+    { event_type: 'start', name: 'modules-final', description: 'running modules for final' },
+    firstBoot === 'a step fails'
+      ? { event_type: 'finish', name: userScripts, description: 'running config-scripts-user', result: 'FAIL' }
+      : { event_type: 'finish', name: userScripts, description: 'config-scripts-user ran successfully', result: 'SUCCESS' },
+  ]
+}
+
+function afterPhoningHome(firstBoot: 'a step fails' | undefined): Report[] {
+  return [
+    {
+      event_type: 'finish',
+      name: 'modules-final',
+      description: 'running modules for final',
+      result: firstBoot === undefined ? 'SUCCESS' : 'FAIL',
+    },
+  ]
+}
+
+/** One after the other, each tried twice, as the webhook's own thread does. What is lost is lost. */
+async function sendReports(boot: Boot, url: string, reports: readonly Report[]): Promise<void> {
+  let heard = 0
+  for (const report of reports) {
+    const body = JSON.stringify({ ...report, origin: 'cloudinit', timestamp: Date.now() / 1000 })
+    const headers = { 'content-type': 'application/json', 'user-agent': userAgent }
+    try {
+      await boot.http.ask({ method: 'POST', url, headers, body, attempts: 2, signal: boot.signal })
+      heard++
+    } catch (error) {
+      if (!(error instanceof HttpFailure)) throw error
+    }
+  }
+  boot.note('reported', { reports: reports.length, heard, last: reports.at(-1)?.name ?? '' })
+}
+
+const userAgent = 'Cloud-Init/23.4'
 
 interface Seed {
   instanceId: string
@@ -67,7 +124,7 @@ async function sendPhoneHome(boot: Boot, phoneHome: PhoneHome, seed: Seed): Prom
     await boot.http.ask({
       method: 'POST',
       url,
-      headers: { 'content-type': 'application/x-www-form-urlencoded', 'user-agent': 'Cloud-Init/23.4' },
+      headers: { 'content-type': 'application/x-www-form-urlencoded', 'user-agent': userAgent },
       body: form.toString(),
       attempts: phoneHome.tries,
       signal: boot.signal,

@@ -12,6 +12,7 @@ export interface Behaviour {
   readonly commissioning?: 'falls silent' | 'signals failed'
   readonly install?: 'disk errors'
   readonly phoneHome?: 'never'
+  readonly firstBoot?: 'a step fails'
 }
 
 /** The table: name → what is different. */
@@ -23,6 +24,7 @@ export const sadMachines = {
   'never-phones-home': { phoneHome: 'never' },
   'wrong-password': { reportedPassword: 'wrong' },
   'dead-bmc': { bmc: { life: 'silent' } },
+  'first-boot-fails': { firstBoot: 'a step fails' },
   'bad-disk': { install: 'disk errors' },
 } as const satisfies Record<string, Behaviour>
 
