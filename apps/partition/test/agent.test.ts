@@ -1,9 +1,12 @@
 // What machines say: enlistment, inventories, signals, and the tokens they say it with.
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import type { MachineRow } from '../src/db/machines.ts'
 import { machineToken, type TokenPurpose } from '../src/domain/machine-token.ts'
 import { Seal } from '../src/domain/seal.ts'
-import { addMachine, movesOf, newMac, reread, runPartition, type TestPartition } from './harness.ts'
+import { addMachine, movesOf, newMac, reread, runPartition, type TestPartition, writeImage } from './harness.ts'
 
 let partition: TestPartition
 const ends: (() => Promise<void>)[] = []
@@ -166,10 +169,48 @@ describe('the agent’s token', () => {
       os: 'debian/12',
       seedUrl: `${partition.url}/metadata/${tokenOf(machine, 'metadata')}/`,
     })
+    expect(job).toMatchObject({ dataSource: 'nocloud' })
+    expect(job).not.toHaveProperty('metadata')
     const image = Buffer.from(await (await fetch(job.image.url)).arrayBuffer())
     expect(image.length).toBe(job.image.sizeBytes)
     const digest = await crypto.subtle.digest('SHA-256', image)
     expect(Buffer.from(digest).toString('hex')).toBe(job.image.sha256)
+  })
+})
+
+describe('an installation for the data source of MAAS', () => {
+  test('carries the keys that its metadata is signed with', async () => {
+    const machine = await add({
+      state: 'deploying',
+      run: 'r1',
+      deployment: { os: 'debian/12', dataSource: 'maas', startedAt: new Date().toISOString(), installedAt: null, deployedAt: null },
+    })
+    const job = JSON.parse((await partition.ask('GET', '/agent/job', { token: tokenOf(machine) })).text)
+    const [consumerKey, tokenKey, tokenSecret] = tokenOf(machine, 'metadata').split('.')
+    expect(job).toMatchObject({
+      dataSource: 'maas',
+      metadata: { url: `${partition.url}/MAAS/metadata/`, consumerKey, tokenKey, tokenSecret },
+    })
+  })
+
+  test('is what the image says, unless the deploy call says otherwise', async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'muster-files-'))
+    onTestFinished(() => rmSync(folder, { recursive: true }))
+    const file = writeImage(folder, 'ubuntu/22.04', 'amd64')
+    writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')), dataSource: 'maas' }))
+    writeImage(folder, 'debian/12', 'amd64')
+    const place = await runPartition({ folder })
+    const sourceOf = async (os: string, dataSource?: 'nocloud') => {
+      const owned = { owner: 'alice', allocation_id: 'a-0123456789bcdfgh', attention_at: null }
+      const { id } = await addMachine(place.core, { state: 'allocated', ...owned }, { powerDriver: 'manual' })
+      return (await place.as('alice').machines.deploy({ id, os, ...(dataSource && { dataSource }) })).deployment?.dataSource
+    }
+    expect([await sourceOf('ubuntu/22.04'), await sourceOf('debian/12'), await sourceOf('ubuntu/22.04', 'nocloud')]).toEqual([
+      'maas',
+      'nocloud',
+      'nocloud',
+    ])
+    await place.stop()
   })
 })
 

@@ -97,13 +97,16 @@ export function virtualFiles(): string {
   return place
 }
 
-export function writeImage(place: string, os: string, arch: string): void {
+/** Answers where its description is. */
+export function writeImage(place: string, os: string, arch: string): string {
   const content = `${os} for ${arch}\n`
   const image = path.join(place, 'images', os, arch)
   mkdirSync(image, { recursive: true })
   writeFileSync(path.join(image, 'root.img'), content)
   const sha256 = createHash('sha256').update(content).digest('hex')
-  writeFileSync(path.join(image, 'image.json'), JSON.stringify({ title: os, file: 'root.img', sha256, sizeBytes: content.length }))
+  const description = path.join(image, 'image.json')
+  writeFileSync(description, JSON.stringify({ title: os, file: 'root.img', sha256, sizeBytes: content.length }))
+  return description
 }
 
 let macs = 0

@@ -182,9 +182,14 @@ describe('cloud-config', () => {
     ['JSON in a line', `#cloud-config\nreporting: {"log":{"type":"log"},"muster":{"type":"webhook","endpoint":"${url}"}}\n`],
     ['JSON as a whole', `#cloud-config\n{"reporting": {"muster": {"endpoint": "${url}"}}}`],
   ])('a webhook as %s', (_, text) => {
-    expect(webhookOf(text)).toBe(url)
+    expect(webhookOf(text)).toEqual({ endpoint: url })
     expect(webhookOf(text.replace('reporting', 'other'))).toBeUndefined()
     expect(webhookOf(text.replace('#cloud-config', '#!/bin/sh'))).toBeUndefined()
+  })
+
+  test('a webhook that wants signed requests', () => {
+    const keys = { endpoint: url, consumer_key: 'a', token_key: 'b', token_secret: 'c' }
+    expect(webhookOf(`#cloud-config\nreporting: ${JSON.stringify({ maas: { type: 'webhook', ...keys } })}\n`)).toEqual(keys)
   })
 
   test('meta-data values', () => {
@@ -193,6 +198,7 @@ describe('cloud-config', () => {
     expect(topLevelValue(text, 'local-hostname')).toBe('m1')
     expect(topLevelValue(text, 'gone')).toBeUndefined()
     expect(topLevelValue('{"instance-id": "j"}', 'instance-id')).toBe('j')
+    expect(topLevelValue('cloud-init: "#cloud-config\\nx: \\"1\\"\\n"\n', 'cloud-init')).toBe('#cloud-config\nx: "1"\n')
   })
 
   test('nothing anybody writes makes it throw', () => {

@@ -174,6 +174,7 @@ function jobOf(machine: KnownMachine, facts: { url: string; image: Buffer; sha25
     os: 'debian/12',
     image: { url: `${facts.url}/image`, sha256, sizeBytes: facts.image.length },
     seedUrl: `${facts.url}/metadata/${machine.token}/`,
+    dataSource: 'nocloud',
   }
 }
 

@@ -11,6 +11,7 @@
 //
 // Tokens are per machine and per run (one commissioning, one deployment); they die with the run. A GET changes nothing.
 import { z } from 'zod'
+import { dataSources, metadataCredentials } from './cloud-init.ts'
 import { architecture, disk, hostname, machineId, networkInterface, osName } from './machine.ts'
 
 /** Kernel arguments of the scripts that start the agent. `muster.token` is absent when enlisting. */
@@ -46,12 +47,15 @@ export const job = z.discriminatedUnion('kind', [
     heartbeatMs: z.number().int(),
     os: osName,
     image: z.object({ url: z.url(), sha256: z.string().regex(/^[0-9a-f]{64}$/), sizeBytes: z.number().int() }),
-    /** Directory of the NoCloud seed, to be written into the image (`seedfrom`). Ends with a slash. */
+    /** Directory of the NoCloud seed, to be written into the image (`seedfrom`). Ends with a slash. Its network-config is written there in any case. */
     seedUrl: z.url(),
+    dataSource: z.enum(dataSources).default('nocloud'),
+    /** For the data source `maas`: what to configure it with. */
+    metadata: metadataCredentials.optional(),
   }),
   z.object({ kind: z.literal('rescue'), machine: machineId, heartbeatMs: z.number().int() }),
 ])
-export type Job = z.infer<typeof job>
+export type Job = z.output<typeof job>
 
 /**
  * What the agent says on its way. `working` is a heartbeat with step and percent; `done` and `failed` end the job:

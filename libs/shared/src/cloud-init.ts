@@ -6,12 +6,8 @@ export const dataSources = ['nocloud', 'maas'] as const
 export type DataSource = (typeof dataSources)[number]
 
 /** What cloud-init's MAAS data source is configured with. The consumer's secret is empty there, always. */
-export interface MetadataCredentials {
-  url: string
-  consumerKey: string
-  tokenKey: string
-  tokenSecret: string
-}
+export const metadataCredentials = z.object({ url: z.url(), consumerKey: z.string(), tokenKey: z.string(), tokenSecret: z.string() })
+export type MetadataCredentials = z.output<typeof metadataCredentials>
 
 /** As sent: with JSON's escapes it must fit into one message of the bus, which carries 1 MiB. */
 export const userDataLimitBytes = 512 * 1024

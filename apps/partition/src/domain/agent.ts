@@ -8,6 +8,7 @@ import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
 import { machineToken, readMachineToken, type TokenPurpose } from './machine-token.ts'
+import { dataSourceOf, metadataCredentials } from './metadata.ts'
 import { moveMachine, noteChange } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
 
@@ -105,6 +106,7 @@ export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl:
   if (row.state === 'rescue') return { kind: 'rescue', ...common }
   if (row.state === 'deploying' && row.netboot && row.deployment) {
     const image = core.catalogue.imageFor(row.deployment.os, row.arch)
+    const dataSource = dataSourceOf(row.deployment)
     if (!image) throw new Refusal('not-installable', `the files of ${row.deployment.os} for ${row.arch} are gone`)
     return {
       kind: 'install',
@@ -113,6 +115,8 @@ export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl:
       os: row.deployment.os,
       image: { url: `${baseUrl}/boot/files/${image.path}`, sha256: image.sha256, sizeBytes: image.sizeBytes },
       seedUrl: `${baseUrl}/metadata/${machineToken(core.seal, 'metadata', row)}/`,
+      dataSource,
+      ...(dataSource === 'maas' && { metadata: metadataCredentials(core, row, baseUrl) }),
     }
   }
   throw new Refusal('wrong-state', `there is no job for ${row.id} in state ${row.state}`, { state: row.state })

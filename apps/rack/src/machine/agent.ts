@@ -144,7 +144,8 @@ async function install(agent: Agent, job: Job & { kind: 'install' }): Promise<En
   await boot.pacer.stage('writeImage', boot.signal)
   Object.assign(report, { step: 'seed', progress: 95 })
   await boot.pacer.stage('writeSeed', boot.signal)
-  boot.writeDisk({ kind: 'installed', os: job.os, hostname: job.hostname, sha256: job.image.sha256, seedUrl: job.seedUrl })
+  const { os, hostname, seedUrl, metadata } = job
+  boot.writeDisk({ kind: 'installed', os, hostname, sha256: job.image.sha256, seedUrl, ...(metadata && { metadata }) })
   boot.note('image written', { os: job.os, bytes: job.image.sizeBytes })
   await telling.stop()
   await signal(agent, { status: 'done', step: 'install', message: `${job.os} written`, progress: 100 })

@@ -1,6 +1,7 @@
 // What every stage of a running machine shares, from power on to power off: its facts, its connection, its disk, its history. One
 // object per machine; the signal is of the present power-on and ends everything in it.
 import type { Inventory } from '@muster/shared/agent'
+import type { MetadataCredentials } from '@muster/shared/cloud-init'
 import type { MachineFacts } from './facts.ts'
 import type { HttpClient } from './http.ts'
 import type { Pacer } from './pace.ts'
@@ -17,6 +18,8 @@ export type DiskContent =
       hostname: string
       sha256: string
       seedUrl: string
+      /** Where its cloud-init is configured for the MAAS data source. */
+      metadata?: MetadataCredentials
       /** cloud-init's memory of its last instance; absent before the first boot. */
       instanceId?: string
     }

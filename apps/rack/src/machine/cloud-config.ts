@@ -38,27 +38,41 @@ export function phoneHomeOf(text: string): PhoneHome | undefined {
   return fromFields(blockFields(length < 0 ? block : block.slice(0, length)))
 }
 
-/** Where a cloud-config wants the reports of a boot posted (the first webhook of `reporting`); undefined where it says nothing. */
-export function webhookOf(text: string): string | undefined {
+/** Where reports of a boot go. */
+export interface Webhook {
+  endpoint: string
+  /** Its keys where it wants signed requests. */
+  consumer_key?: string
+  token_key?: string
+  token_secret?: string
+}
+
+/** The first webhook of a cloud-config's `reporting`; undefined where it says nothing. Written as JSON, or as a block of plain lines. */
+export function webhookOf(text: string): Webhook | undefined {
   if (!/^#cloud-config\b/.test(text.trimStart())) return undefined
   const json = asJson(text)
-  if (json) return endpointIn(json.reporting)
+  if (json) return webhookIn(json.reporting)
   const lines = text.split(/\r?\n/).map(withoutComment)
   const start = lines.findIndex(line => /^reporting\s*:/.test(line))
   if (start < 0) return undefined
   const inline = (valueIn(lines[start] as string, 'reporting') ?? '').trim()
-  if (inline !== '') return endpointIn(asJson(inline))
+  if (inline !== '') return webhookIn(asJson(inline))
   const block = lines.slice(start + 1)
   const length = block.findIndex(line => /^\S/.test(line))
   const within = length < 0 ? block : block.slice(0, length)
-  const endpoint = within.map(line => valueIn(line, 'endpoint')).find(value => value)
-  return endpoint && scalar(endpoint)
+  const member = (name: string) => within.map(line => valueIn(line, name)).find(value => value)
+  return webhookIn({ block: Object.fromEntries(webhookMembers.map(name => [name, scalar(member(name) ?? '') || undefined])) })
 }
 
-function endpointIn(reporting: unknown): string | undefined {
+const webhookMembers = ['endpoint', 'consumer_key', 'token_key', 'token_secret'] as const
+
+function webhookIn(reporting: unknown): Webhook | undefined {
   if (typeof reporting !== 'object' || reporting === null) return undefined
-  const handlers = Object.values(reporting) as ({ endpoint?: unknown } | null)[]
-  return handlers.map(handler => handler?.endpoint).find(endpoint => typeof endpoint === 'string')
+  const handlers = Object.values(reporting) as (Record<string, unknown> | null)[]
+  const found = handlers.find(handler => typeof handler?.endpoint === 'string')
+  if (!found) return undefined
+  const members = webhookMembers.filter(name => typeof found[name] === 'string').map(name => [name, found[name]])
+  return Object.fromEntries(members) as unknown as Webhook
 }
 
 interface Fields {
@@ -150,6 +164,13 @@ function scalar(text: string): string {
   const single = /^'(.*)'$/s.exec(trimmed)?.[1]
   if (single !== undefined) return single.replaceAll("''", "'")
   const double = /^"(.*)"$/s.exec(trimmed)?.[1]
+  if (double !== undefined) {
+    try {
+      return JSON.parse(trimmed) as string
+    } catch {
+      // YAML has more escapes than JSON; the two that matter in a path are taken below.
+    }
+  }
   return double !== undefined ? double.replaceAll(/\\(["\\/])/g, '$1') : trimmed
 }
 

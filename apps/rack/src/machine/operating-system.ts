@@ -1,7 +1,9 @@
-// An installed operating system's boot, as cloud-init with the NoCloud data source plays it: reads the seed, and on the first boot of
+// An installed operating system's boot, as cloud-init plays it: reads the seed (NoCloud) or the metadata service (MAAS), and on the first boot of
 // an instance reports its stages and phones home.
+import { randomUUID } from 'node:crypto'
+import type { MetadataCredentials } from '@muster/shared/cloud-init'
 import type { Boot, DiskContent } from './boot.ts'
-import { type PhoneHome, phoneHomeOf, topLevelValue, webhookOf } from './cloud-config.ts'
+import { type PhoneHome, phoneHomeOf, topLevelValue, type Webhook, webhookOf } from './cloud-config.ts'
 import { fewAttempts, HttpFailure } from './http.ts'
 import { seededBytes } from './random.ts'
 
@@ -11,7 +13,7 @@ export type InstalledDisk = DiskContent & { kind: 'installed' }
 export async function bootOperatingSystem(boot: Boot, disk: InstalledDisk): Promise<void> {
   boot.enter('operating system')
   await boot.pacer.stage('osBoot', boot.signal)
-  const seed = await readSeed(boot, disk.seedUrl)
+  const seed = await readMetadata(boot, disk)
   boot.note('os booted', { os: disk.os })
   if (!seed) return
   // Per-instance work is done once per instance-id: a machine that is merely restarted does not phone home again.
@@ -20,7 +22,7 @@ export async function bootOperatingSystem(boot: Boot, disk: InstalledDisk): Prom
   // User-data goes before vendor-data, as cloud-init merges them.
   const phoneHome = phoneHomeOf(seed.userData) ?? phoneHomeOf(seed.vendorData)
   const webhook = webhookOf(seed.userData) ?? webhookOf(seed.vendorData)
-  const report = (reports: readonly Report[]) => (webhook === undefined ? Promise.resolve() : sendReports(boot, webhook, reports))
+  const report = (reports: readonly Report[]) => (webhook ? sendReports(boot, webhook, reports) : Promise.resolve())
   await report(beforePhoningHome(boot.behaviour.firstBoot))
   if (boot.behaviour.phoneHome === 'never') return
   if (phoneHome) await sendPhoneHome(boot, phoneHome, seed)
@@ -62,11 +64,14 @@ function afterPhoningHome(firstBoot: 'a step fails' | undefined): Report[] {
 }
 
 /** One after the other, each tried twice, as the webhook's own thread does. What is lost is lost. */
-async function sendReports(boot: Boot, url: string, reports: readonly Report[]): Promise<void> {
+async function sendReports(boot: Boot, webhook: Webhook, reports: readonly Report[]): Promise<void> {
   let heard = 0
   for (const report of reports) {
     const body = JSON.stringify({ ...report, origin: 'cloudinit', timestamp: Date.now() / 1000 })
-    const headers = { 'content-type': 'application/json', 'user-agent': userAgent }
+    const { endpoint: url, consumer_key: consumerKey, token_key: tokenKey, token_secret: tokenSecret } = webhook
+    const isSigned = consumerKey !== undefined && tokenKey !== undefined && tokenSecret !== undefined
+    const authorization = isSigned ? signature({ consumerKey, tokenKey, tokenSecret }) : {}
+    const headers = { 'content-type': 'application/json', 'user-agent': userAgent, ...authorization }
     try {
       await boot.http.ask({ method: 'POST', url, headers, body, attempts: 2, signal: boot.signal })
       heard++
@@ -86,31 +91,69 @@ interface Seed {
   vendorData: string
 }
 
-/** meta-data and user-data must be there, the other two may be missing. Without them cloud-init finds no data source and does nothing. */
-async function readSeed(boot: Boot, seedUrl: string): Promise<Seed | undefined> {
-  const fetch = async (file: string) => {
-    const answer = await boot.http.ask({ url: `${seedUrl}${file}`, attempts: fewAttempts, accept: [404], signal: boot.signal })
-    return answer.status === 404 ? undefined : answer.body.toString('utf8')
-  }
+/** Without its metadata cloud-init finds no data source and does nothing. */
+async function readMetadata(boot: Boot, { seedUrl, metadata }: InstalledDisk): Promise<Seed | undefined> {
+  const url = metadata?.url ?? seedUrl
   try {
-    const metaData = await fetch('meta-data')
-    const userData = metaData === undefined ? undefined : await fetch('user-data')
-    if (metaData === undefined || userData === undefined) {
-      boot.note('seed missing', { url: seedUrl, why: `${metaData === undefined ? 'meta-data' : 'user-data'}: 404` })
-      return undefined
-    }
-    const vendorData = (await fetch('vendor-data')) ?? ''
-    const networkConfig = await fetch('network-config')
-    const instanceId = topLevelValue(metaData, 'instance-id') ?? 'nocloud'
-    const hostname = topLevelValue(metaData, 'local-hostname') ?? 'localhost'
-    const sizes = { userDataBytes: userData.length, vendorDataBytes: vendorData.length, networkConfigBytes: networkConfig?.length ?? 0 }
-    boot.note('seed read', { instanceId, hostname, ...sizes })
-    return { instanceId, hostname, userData, vendorData }
+    const seed = metadata ? await readMaas(boot, metadata) : await readNoCloud(boot, seedUrl)
+    if (typeof seed === 'string') boot.note('seed missing', { url, why: seed })
+    else return seed
   } catch (error) {
     if (!(error instanceof HttpFailure)) throw error
-    boot.note('seed missing', { url: seedUrl, why: error.message })
-    return undefined
+    boot.note('seed missing', { url, why: error.message })
   }
+  return undefined
+}
+
+/** One file of the metadata; undefined where there is none of that name. */
+async function fetchFile(boot: Boot, url: string, headers: Record<string, string>): Promise<string | undefined> {
+  const answer = await boot.http.ask({ url, headers, attempts: fewAttempts, accept: [404], signal: boot.signal })
+  return answer.status === 404 ? undefined : answer.body.toString('utf8')
+}
+
+/** meta-data and user-data must be there, the other two may be missing. Answers what is missing, in words. */
+async function readNoCloud(boot: Boot, seedUrl: string): Promise<Seed | string> {
+  const fetch = (file: string) => fetchFile(boot, `${seedUrl}${file}`, {})
+  const metaData = await fetch('meta-data')
+  const userData = metaData === undefined ? undefined : await fetch('user-data')
+  if (metaData === undefined || userData === undefined) return `${metaData === undefined ? 'meta-data' : 'user-data'}: 404`
+  const vendorData = (await fetch('vendor-data')) ?? ''
+  const networkConfig = await fetch('network-config')
+  const instanceId = topLevelValue(metaData, 'instance-id') ?? 'nocloud'
+  const hostname = topLevelValue(metaData, 'local-hostname') ?? 'localhost'
+  const sizes = { userDataBytes: userData.length, vendorDataBytes: vendorData.length, networkConfigBytes: networkConfig?.length ?? 0 }
+  boot.note('seed read', { instanceId, hostname, ...sizes })
+  return { instanceId, hostname, userData, vendorData }
+}
+
+/** In the order in which cloud-init asks; only the first two must be there. */
+async function readMaas(boot: Boot, metadata: MetadataCredentials): Promise<Seed | string> {
+  // As cloud-init joins them: one slash at the end is taken away.
+  const base = `${metadata.url.replace(/\/$/, '')}/2012-03-01`
+  const fetch = (file: string) => fetchFile(boot, `${base}/${file}`, signature(metadata))
+  const instanceId = await fetch('meta-data/instance-id')
+  const hostname = instanceId === undefined ? undefined : await fetch('meta-data/local-hostname')
+  if (instanceId === undefined || hostname === undefined) return `${instanceId === undefined ? 'instance-id' : 'local-hostname'}: 404`
+  await fetch('meta-data/public-keys')
+  const vendorData = topLevelValue((await fetch('meta-data/vendor-data')) ?? '', 'cloud-init') ?? ''
+  const userData = (await fetch('user-data')) ?? ''
+  boot.note('seed read', { instanceId, hostname, userDataBytes: userData.length, vendorDataBytes: vendorData.length, dataSource: 'maas' })
+  return { instanceId, hostname, userData, vendorData }
+}
+
+/** OAuth 1.0, PLAINTEXT, with an empty consumer secret: the header of a signed request. */
+function signature({ consumerKey, tokenKey, tokenSecret }: Omit<MetadataCredentials, 'url'>): { authorization: string } {
+  const fields = {
+    oauth_nonce: randomUUID(),
+    oauth_timestamp: String(Math.floor(Date.now() / 1000)),
+    oauth_version: '1.0',
+    oauth_signature_method: 'PLAINTEXT',
+    oauth_consumer_key: consumerKey,
+    oauth_token: tokenKey,
+    oauth_signature: `&${tokenSecret}`,
+  }
+  const list = Object.entries(fields).map(([name, value]) => `${name}="${encodeURIComponent(value)}"`)
+  return { authorization: `OAuth ${list.join(', ')}` }
 }
 
 async function sendPhoneHome(boot: Boot, phoneHome: PhoneHome, seed: Seed): Promise<void> {

@@ -3,6 +3,7 @@
 import { mkdir, open, readFile, rename } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { metadataCredentials } from '@muster/shared/cloud-init'
 import { z } from 'zod'
 
 const power = z.enum(['on', 'off'])
@@ -15,6 +16,7 @@ const disk = z.discriminatedUnion('kind', [
     hostname: z.string(),
     sha256: z.string(),
     seedUrl: z.string(),
+    metadata: metadataCredentials.exactOptional(),
     instanceId: z.string().exactOptional(),
   }),
 ])
