@@ -259,6 +259,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
   if (!account) throw new Error(`the BMC of ${name} has no account`)
   const { address, port } = bmcAddressOf(place, spec.index)
   const bootOptions = new BootOptions({ expiryMs: options.bootFlagsExpiryMs ?? bootFlagsExpiryMs, saved: saved?.bootOptions, changed })
+  let bmc: Bmc | undefined
   const machine = new Machine({
     name,
     facts,
@@ -271,12 +272,13 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     bootFileMax: options.bootFileMax ?? bootFileMaxDefault,
     pacer,
     http: new HttpClient(context.connections, pacer),
+    serial: text => bmc?.serialOutput(Buffer.from(text)),
     saved,
     now: Date.now,
     changed,
     log,
   })
-  const bmc = await startBmc({
+  bmc = await startBmc({
     address,
     port,
     users,
@@ -284,6 +286,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     guid: Buffer.from(facts.uuid.replaceAll('-', ''), 'hex'),
     chassis: machine,
     bootOptions,
+    serial: { typed: characters => machine.typed(characters.toString()) },
     faults: { ...behaviour.bmc, ...spec.bmc?.faults },
     random,
     log,

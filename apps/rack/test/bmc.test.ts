@@ -6,6 +6,7 @@ import { BootOptions } from '../src/bmc/boot-options.ts'
 import type { Chassis } from '../src/bmc/command-table.ts'
 import { Controller } from '../src/bmc/controller.ts'
 import { SequenceWindow } from '../src/bmc/sequence-window.ts'
+import { deadLine, Serial } from '../src/bmc/serial.ts'
 import { usualSessionLimits } from '../src/bmc/sessions.ts'
 import { ConsoleSession, LoginRefused, logIn, openSession, udpSend } from './bmc-console.ts'
 
@@ -31,8 +32,12 @@ function bench(options: { kg?: Buffer; atMs?: number } = {}) {
   }
   const bootOptions = new BootOptions({ expiryMs: 60_000 })
   const limits = usualSessionLimits
-  const controller = new Controller({ users, kg: options.kg, guid, identity: virtualIdentity, chassis, bootOptions, limits })
-  const send = (datagram: Buffer) => controller.receive(datagram, { arrivedMs: clock.ms, atMs: clock.ms, isBusy: clock.isBusy })
+  const serial = new Serial(deadLine, () => {
+    throw new Error('nobody opened a console')
+  })
+  const controller = new Controller({ users, kg: options.kg, guid, identity: virtualIdentity, chassis, bootOptions, limits, serial })
+  const send = (datagram: Buffer) =>
+    controller.receive(datagram, { arrivedMs: clock.ms, atMs: clock.ms, isBusy: clock.isBusy, send: () => undefined })
   return { clock, switched, bootOptions, controller, send }
 }
 

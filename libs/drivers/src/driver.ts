@@ -2,6 +2,7 @@
  * What a power driver is: the four things every one promises (power, on, off, cycle), the capabilities some add, and the one kind of
  * error they throw. A driver is one file or folder; drivers.ts lists them all.
  */
+import type { Readable } from 'node:stream'
 import type { z } from 'zod'
 
 /** An observed state. An error is not a power state: a BMC that does not answer throws. `unknown` is for drivers that cannot see. */
@@ -76,6 +77,23 @@ export interface Capabilities {
   readonly sensors?: (options?: CallOptions) => Promise<Reading[]>
   /** Who the machine is, as the factory wrote it; empty texts where it wrote nothing. */
   readonly identity?: (options?: CallOptions) => Promise<Identity>
+  /** The machine's serial console. `holder`: what to do where another console has it: leave it, or end that one. */
+  readonly console?: (options?: { holder?: 'leave' | 'end' } & CallOptions) => Promise<SerialConsole>
+}
+
+/** A serial console, open until it is closed or lost. It has a session of its own on the BMC. */
+export interface SerialConsole extends AsyncDisposable {
+  /**
+   * What the machine writes. Who does not read it holds the BMC up: no more than some hundred kilobytes wait here. It ends when the console is
+   * closed, and fails with a DriverError when it is lost.
+   */
+  readonly output: Readable
+  /** Resolves when the BMC has taken all of it. Throws DriverError. */
+  write(data: Buffer): Promise<void>
+  /** The break signal: half a second of silence on a real line; Linux takes the key behind it as a system request. */
+  sendBreak(): Promise<void>
+  /** Ends the console on the BMC too. Never throws; calling it again is harmless. */
+  close(): Promise<void>
 }
 
 export type BootNextDevice = 'network' | 'disk'

@@ -10,6 +10,7 @@ import { identityOf, readFru } from './ipmi/fru.ts'
 import type { BmcMemory, Credentials } from './ipmi/login.ts'
 import { chassisStatus, identify, powerOff, powerOn, restart } from './ipmi/power.ts'
 import { readSensors } from './ipmi/sensors.ts'
+import { openSolConsole } from './ipmi/sol.ts'
 import { defaultTimers, keepAliveMsMax, type Timers } from './ipmi/timers.ts'
 
 const settings = z.strictObject({
@@ -108,6 +109,8 @@ function powerSession(client: IpmiClient): PowerSession {
       controller: options => client.run('ask who the BMC is', deviceId, options),
       restartController: options => client.run('restart the BMC', coldReset, options),
       sensors: options => client.run('read sensors', readSensors, options),
+      console: (options = {}) =>
+        openSolConsole(client, { holder: options.holder ?? 'leave', signal: options.signal ?? new AbortController().signal }),
       identity: options => client.run('read inventory', async turn => identityOf(await readFru(turn)), options),
     },
     close: () => client.close(),

@@ -1,8 +1,9 @@
 /** The IPMI driver against ipmi_sim, a BMC written by others. */
 import { execFile } from 'node:child_process'
+import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { promisify } from 'node:util'
-import { afterAll, beforeAll, expect, test } from 'vitest'
-import type { PowerSession } from '../src/driver.ts'
+import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest'
+import type { PowerSession, SerialConsole } from '../src/driver.ts'
 import { ipmiDriver } from '../src/ipmi.ts'
 import { type IpmiSim, startIpmiSim } from './ipmi-sim.ts'
 import { needs } from './needs.ts'
@@ -143,3 +144,33 @@ function driverWithShortPatience(sim: IpmiSim): PowerSession {
   const patient = ipmiDriver({ timers: { staleMs: 300 } })
   return patient.open(patient.settings.parse({ address: `127.0.0.1:${sim.port}`, user: 'admin', password: 'secret' }))
 }
+
+needs('ipmi_sim')('the serial line behind ipmi_sim', () => {
+  test('is opened, read and typed on', async () => {
+    const lines = new Set<Socket>()
+    let typed = ''
+    const machine = createServer(line => {
+      lines.add(line)
+      line.on('data', (characters: Buffer) => {
+        typed += characters.toString()
+      })
+      line.on('error', () => lines.delete(line))
+    })
+    await new Promise<void>(resolve => machine.listen(0, '127.0.0.1', resolve))
+    onTestFinished(() => void machine.close())
+    await using sim = await startIpmiSim({ serialPort: (machine.address() as AddressInfo).port })
+    await using session = open(sim, { privilege: 'ADMINISTRATOR' })
+    await using line = (await session.capabilities.console?.()) as SerialConsole
+    let seen = ''
+    line.output.on('data', (characters: Buffer) => {
+      seen += characters.toString()
+    })
+    await expect.poll(() => lines.size, { timeout: 10_000 }).toBeGreaterThan(0)
+    for (const each of lines) each.write('welcome to the simulated machine\r\n')
+    await expect.poll(() => seen, { timeout: 10_000 }).toContain('welcome to the simulated machine')
+    await line.write(Buffer.from('a command of some length, in more than one packet perhaps\r'))
+    await expect.poll(() => typed, { timeout: 10_000 }).toContain('in more than one packet perhaps')
+    await line.close()
+    for (const each of lines) each.destroy()
+  }, 60_000)
+})

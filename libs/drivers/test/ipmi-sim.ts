@@ -23,8 +23,8 @@ export interface IpmiSim extends AsyncDisposable {
   stop(): Promise<void>
 }
 
-/** `kg` has 16 bytes: ipmi_sim takes no other length. */
-export async function startIpmiSim(options: { kg?: string } = {}): Promise<IpmiSim> {
+/** `kg` has 16 bytes: ipmi_sim takes no other length. `serialPort`: where the machine's serial line listens on TCP. */
+export async function startIpmiSim(options: { kg?: string; serialPort?: number } = {}): Promise<IpmiSim> {
   const folder = await mkdtemp(join(tmpdir(), 'muster-ipmi-sim-'))
   const file = (name: string) => join(folder, name)
   const port = await freeUdpPort()
@@ -100,7 +100,7 @@ async function pongs(port: number): Promise<boolean> {
   }
 }
 
-function lanConf(options: { port: number; chassis: string; kg?: string }): string {
+function lanConf(options: { port: number; chassis: string; kg?: string; serialPort?: number }): string {
   const auths = ['callback', 'user', 'operator', 'admin'].map(level => `    allowed_auths_${level} none md2 md5 straight`)
   return [
     'name "muster"',
@@ -112,6 +112,7 @@ function lanConf(options: { port: number; chassis: string; kg?: string }): strin
     ...(options.kg ? [`    bmc_key "${options.kg}"`] : []),
     '    guid a123456789abcdefa123456789abcdef',
     '  endlan',
+    ...(options.serialPort ? [`  sol "tcp:127.0.0.1:${options.serialPort}" 115200`] : []),
     `  chassis_control "${options.chassis}"`,
     '  user 2 true "admin" "secret" admin 60 none md2 md5 straight',
     '  user 3 true "reader" "only" user 60 none md2 md5 straight',

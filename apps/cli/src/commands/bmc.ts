@@ -7,6 +7,7 @@ import { clearSel, readSel } from '@muster/drivers/ipmi/sel'
 import { durationMs } from '@muster/shared/duration'
 import { Argument, type Command, InvalidArgumentError, Option } from 'commander'
 import { checkTarget, exitOfReport, type Finding, type Report } from '../bmc/check.ts'
+import { runConsole } from '../bmc/console.ts'
 import { type LogEntry, logEntryOf } from '../bmc/event-words.ts'
 import { asked, unsupported } from '../bmc/failure.ts'
 import { give, giveAndObserve, type Observed, type Order, orders, patience, StillWaiting } from '../bmc/power.ts'
@@ -40,6 +41,7 @@ export const fillBmc: Fill = (command, cli) => {
   addSensors(command, cli)
   addSel(command, cli)
   addFru(command, cli)
+  addConsole(command, cli)
 }
 
 function addCheck(parent: Command, cli: Cli): void {
@@ -308,6 +310,33 @@ function addFru(parent: Command, cli: Cli): void {
     const target = await targetOf(cli, url, flags)
     const found = await readInventory(cli, command, target)
     showOne(cli, formatOf(command), found, { name: ({ identity }) => identity.serial, text: inventory => inventoryText(cli, inventory) })
+  })
+}
+
+function addConsole(parent: Command, cli: Cli): void {
+  const command = addTarget(parent.command('console').summary('the serial console of the machine'))
+  command.description(
+    'Open the serial console of a machine over its BMC (serial over LAN). On a terminal every key goes to the machine: Enter ~ . closes the console, ' +
+      'Enter ~ B sends a break, Enter ~ ~ a tilde. From a pipe the input is typed and the console closes at its end; 130 is the ending after Ctrl-C there.',
+  )
+  command.option('--take-over', 'end the console of whoever has it')
+  command.addOption(
+    new Option('--wait <duration>', 'from a pipe: go on listening so long after the end of the input')
+      .argParser(parseDuration)
+      .default('1s'),
+  )
+  examples(command, [
+    `bmc console ${aBmc}`,
+    `bmc console ${aBmc} --take-over`,
+    `bmc console ${aBmc} --password-file bmc.password --wait 10m < /dev/null > boot.log`,
+  ])
+  command.action(async (url: string, flags: BmcFlags & { takeOver?: true; wait: string }) => {
+    await withSession(cli, command, { url, flags }, async session => {
+      const open = capabilityOf(session, 'console', { tried: 'serial console', hint: "Look for a console on the BMC's own pages." })
+      await using line = await open({ holder: flags.takeOver ? 'end' : 'leave', signal: cli.signal })
+      remark(cli, `muster: console of ${session.target}${cli.stdin.isTTY ? '; Enter ~ . closes it' : ''}`)
+      await runConsole(cli, line, { listenMs: durationMs(flags.wait) })
+    })
   })
 }
 

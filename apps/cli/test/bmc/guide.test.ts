@@ -10,7 +10,7 @@ const quoted = [...guide.matchAll(/^> (.+)$/gm)].map(([, hint]) => hint as strin
 
 /** Where a login, a link, an order or a check fails. What inventory, sensors and logs say explains itself. */
 const sources = [
-  ...['login', 'link', 'client', 'power', 'boot-next', 'check'].map(name => `libs/drivers/src/ipmi/${name}.ts`),
+  ...['login', 'link', 'client', 'power', 'boot-next', 'check', 'sol'].map(name => `libs/drivers/src/ipmi/${name}.ts`),
   'libs/drivers/src/failure.ts',
   'apps/cli/src/bmc/check.ts',
   'apps/cli/src/commands/bmc.ts',
@@ -18,7 +18,7 @@ const sources = [
 
 /** The sentences that stand behind `hint` in a source: `…` for what is put in when it is printed. */
 function hintsIn(source: string): string[] {
-  return [...source.matchAll(/\bhint(?::| =)|[hH]ints: \{/g)].flatMap(({ index }) => {
+  return [...source.matchAll(/\b\w*[hH]int(?::| =)|[hH]ints: \{/g)].flatMap(({ index }) => {
     const rest = source.slice(index)
     const statement = rest.slice(0, rest.search(/\n {2}[}\])]|\n *\}\)|\n\}|\n\n| \}[\])\n]/) + 1 || undefined)
     return [...statement.matchAll(/'((?:[^'\\\n]|\\.)*)'|"([^"\n]*)"|`((?:[^`\\]|\\.)*)`/g)]

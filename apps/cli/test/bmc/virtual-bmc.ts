@@ -13,6 +13,7 @@ interface Bmc extends AsyncDisposable {
   readonly counters: { readonly commands: number; readonly controls: Readonly<Record<Control, number>> }
   sessionsOpen(): number
   identify(): 'off' | 'timed' | 'on'
+  serialOutput(characters: Buffer): void
 }
 
 const rack = (path: string) => import(new URL(`../../../rack/src/bmc/${path}`, import.meta.url).href)
@@ -28,6 +29,8 @@ export interface VirtualBmc extends AsyncDisposable {
   obeys: 'within a moment' | 'never'
   /** The power as it was, one entry for every change. */
   readonly history: ('on' | 'off')[]
+  /** What was typed on the serial console. */
+  typed: string
 }
 
 /** How long the machine takes: an order is seen some looks later, and a cycle is off for longer than a look. */
@@ -68,6 +71,12 @@ export async function startVirtualBmc(options: { power?: 'on' | 'off'; kg?: Buff
     guid: randomBytes(16),
     chassis: { power: () => virtual.power, control },
     bootOptions: new BootOptions({ expiryMs: 60_000 }),
+    serial: {
+      typed: (characters: Buffer) => {
+        virtual.typed += characters.toString()
+        bmc.serialOutput(Buffer.from(`you said ${characters}`))
+      },
+    },
     ...(options.slots !== undefined && { limits: { slots: options.slots, idleMs: 60_000, halfOpenMs: 60_000 } }),
   })
   const virtual: VirtualBmc = {
@@ -76,6 +85,7 @@ export async function startVirtualBmc(options: { power?: 'on' | 'off'; kg?: Buff
     power: options.power ?? 'off',
     obeys: 'within a moment',
     history,
+    typed: '',
     async [Symbol.asyncDispose]() {
       for (const timer of timers) clearTimeout(timer)
       await bmc[Symbol.asyncDispose]()

@@ -1,11 +1,13 @@
 // A BMC on the network: one UDP socket on an address of its own around one Controller, with whatever faults it was given. There is no
 // timer and no work while nobody asks: thousands fit in one process.
 import { createSocket, type RemoteInfo, type Socket } from 'node:dgram'
+import { payloadTypes } from '@muster/drivers/ipmi/codec'
 import type { BootOptions } from './boot-options.ts'
 import type { BmcIdentity, Chassis } from './command-table.ts'
-import { type BmcCounters, Controller } from './controller.ts'
+import { type BmcCounters, Controller, sealed } from './controller.ts'
 import { type BmcFaults, drawLatencyMs, noFaults } from './faults.ts'
 import type { BmcUser } from './handshake.ts'
+import { deadLine, Serial, type SerialLine } from './serial.ts'
 import { type SessionLimits, usualSessionLimits } from './sessions.ts'
 
 export type { BmcUser } from './handshake.ts'
@@ -22,6 +24,8 @@ export interface BmcOptions {
   identity?: BmcIdentity
   chassis: Chassis
   bootOptions: BootOptions
+  /** What is behind the serial line; nobody where left out. */
+  serial?: SerialLine
   faults?: Partial<BmcFaults>
   limits?: SessionLimits
   /** Epoch milliseconds. */
@@ -41,6 +45,8 @@ export interface Bmc extends AsyncDisposable {
   /** Sessions open just now. */
   sessionsOpen(): number
   identify(): 'off' | 'timed' | 'on'
+  /** Characters that the machine writes on its serial line, for a console that is open. */
+  serialOutput(characters: Buffer): void
   /** Stops listening and forgets datagrams still being worked on. Again is harmless. */
   close(): Promise<void>
 }
@@ -54,7 +60,9 @@ export async function startBmc(options: BmcOptions): Promise<Bmc> {
   const now = options.now ?? Date.now
   const random = options.random ?? Math.random
   const log = options.log ?? (() => {})
+  const serial = new Serial(options.serial ?? deadLine, (session, payload) => sealed(session, payloadTypes.sol, payload))
   const controller = new Controller({
+    serial,
     users: options.users,
     kg: options.kg,
     guid: options.guid,
@@ -66,20 +74,26 @@ export async function startBmc(options: BmcOptions): Promise<Bmc> {
   const socket = await listen(options)
   const address = options.address
   const { port } = socket.address()
+  serial.port = port
   const waiting = new Set<NodeJS.Timeout>()
   let state: 'listening' | 'closed' = 'listening'
   let lastDueAt = 0
 
   const happens = (rate: number) => rate > 0 && random() < rate
   const send = (answer: Buffer, to: RemoteInfo) => {
-    if (happens(faults.dropRate)) return
+    if (state === 'closed' || happens(faults.dropRate)) return
     // A failed send is a lost datagram to everybody, but the rack's owner should hear of it.
     socket.send(answer, to.port, to.address, error => {
       if (error && state === 'listening') log('BMC could not answer', { address, port, error: error.message })
     })
   }
   const work = (datagram: Buffer, from: RemoteInfo, arrivedMs: number) => {
-    const answer = controller.receive(datagram, { arrivedMs, atMs: now(), isBusy: happens(faults.busyRate) })
+    const answer = controller.receive(datagram, {
+      arrivedMs,
+      atMs: now(),
+      isBusy: happens(faults.busyRate),
+      send: later => send(later, from),
+    })
     if (!answer) return
     send(answer, from)
     if (happens(faults.duplicateRate)) send(answer, from)
@@ -102,6 +116,7 @@ export async function startBmc(options: BmcOptions): Promise<Bmc> {
   const close = async () => {
     if (state === 'closed') return
     state = 'closed'
+    serial.stop()
     for (const timer of waiting) clearTimeout(timer)
     waiting.clear()
     await new Promise<void>(resolve => socket.close(() => resolve()))
@@ -115,6 +130,7 @@ export async function startBmc(options: BmcOptions): Promise<Bmc> {
     },
     sessionsOpen: () => controller.sessionsOpen(now()),
     identify: () => controller.identify(now()),
+    serialOutput: characters => serial.write(characters),
     close,
     [Symbol.asyncDispose]: close,
   }

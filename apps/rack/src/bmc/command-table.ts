@@ -5,12 +5,16 @@ import {
   chassisControls,
   commands,
   encodeChassisStatus,
+  encodeSolGrant,
   encodeSuiteRecords,
+  payloadTypes,
   privileges,
+  solActivationCodes,
   suites,
 } from '@muster/drivers/ipmi/codec'
 import { type BootOptions, bootOptionCodes } from './boot-options.ts'
 import type { BmcUser } from './handshake.ts'
+import type { Serial } from './serial.ts'
 import type { OpenSession, SessionTable } from './sessions.ts'
 
 /** The machine as its BMC sees it. */
@@ -46,6 +50,7 @@ export interface CommandContext {
   readonly users: readonly BmcUser[]
   readonly hasKg: boolean
   readonly light: IdentifyLight
+  readonly serial: Serial
   readonly atMs: number
   /** Counts an order that the chassis accepted. */
   readonly controlled: (order: ChassisControl) => void
@@ -88,6 +93,8 @@ export const completion = {
 } as const
 
 const channel = 1
+/** What one SOL packet may hold each way, its head included. */
+const solPayloadBytes = 255
 const presentChannel = 0x0e
 const suitePageBytes = 16
 const suiteRecords = encodeSuiteRecords(
@@ -109,6 +116,8 @@ const rows: readonly CommandRow[] = [
   { ...commands.getDeviceId, needs: 'USER', bytes: { min: 0, max: 0 }, run: getDeviceId },
   { ...commands.setSessionPrivilege, needs: 'session', bytes: { min: 1, max: 1 }, run: setSessionPrivilege },
   { ...commands.closeSession, needs: 'session', bytes: { min: 4, max: 5 }, run: closeSession },
+  { ...commands.activatePayload, needs: 'OPERATOR', bytes: { min: 6, max: 6 }, run: activatePayload },
+  { ...commands.deactivatePayload, needs: 'OPERATOR', bytes: { min: 6, max: 6 }, run: deactivatePayload },
   { netFn: 0x00, command: 0x00, needs: 'USER', bytes: { min: 0, max: 0 }, run: getChassisCapabilities },
   { ...commands.getChassisStatus, needs: 'USER', bytes: { min: 0, max: 0 }, run: getChassisStatus },
   { ...commands.chassisControl, needs: 'OPERATOR', bytes: { min: 1, max: 1 }, run: chassisControl },
@@ -176,6 +185,19 @@ function closeSession(data: Buffer, { session, sessions }: CommandContext): Comm
   if ((session?.privilege ?? 0) < privileges.ADMINISTRATOR) return { code: completion.privilege }
   sessions.end(id)
   return ok()
+}
+
+function activatePayload(data: Buffer, { session, serial }: CommandContext): CommandAnswer {
+  if (!session) return { code: completion.privilege }
+  if (data.readUInt8(0) !== payloadTypes.sol) return { code: completion.invalidField }
+  if (serial.activate(session) === 'held by another') return { code: solActivationCodes.heldByOther }
+  return ok(encodeSolGrant({ inboundBytes: solPayloadBytes, outboundBytes: solPayloadBytes, port: serial.port }))
+}
+
+function deactivatePayload(data: Buffer, { serial }: CommandContext): CommandAnswer {
+  if (data.readUInt8(0) !== payloadTypes.sol) return { code: completion.invalidField }
+  // 0x80: it was deactivated already.
+  return serial.deactivate() === 'ended' ? ok() : { code: 0x80 }
 }
 
 function getChassisCapabilities(): CommandAnswer {

@@ -28,6 +28,7 @@ import {
   levelNeeded,
 } from './command-table.ts'
 import { answerOpenSession, answerRakp1, answerRakp3, type BmcUser, type HandshakeContext } from './handshake.ts'
+import type { Serial } from './serial.ts'
 import { type OpenSession, type SessionLimits, SessionTable } from './sessions.ts'
 
 export interface ControllerOptions {
@@ -40,6 +41,7 @@ export interface ControllerOptions {
   chassis: Chassis
   bootOptions: BootOptions
   limits: SessionLimits
+  serial: Serial
 }
 
 /** What happened at this BMC since it started. */
@@ -73,7 +75,10 @@ export class Controller {
 
   constructor(options: ControllerOptions) {
     this.#options = options
-    this.#sessions = new SessionTable(options.limits, id => options.bootOptions.sessionEnded(id))
+    this.#sessions = new SessionTable(options.limits, id => {
+      options.bootOptions.sessionEnded(id)
+      options.serial.sessionEnded(id)
+    })
   }
 
   /** What happened so far; a copy. */
@@ -99,9 +104,12 @@ export class Controller {
   /**
    * The answer to a datagram worked on at `atMs`, or undefined where a BMC keeps silent. `arrivedMs` is when it came, which counts for
    * what has expired: a slow controller must not drop logins for its own slowness. `isBusy` stands for a controller that refuses
-   * for lack of resources: no new session, completion code C0 for every command.
+   * for lack of resources: no new session, completion code C0 for every command. `send` goes back to where the datagram came from, at any time.
    */
-  receive(datagram: Buffer, { arrivedMs, atMs, isBusy }: { arrivedMs: number; atMs: number; isBusy: boolean }): Buffer | undefined {
+  receive(
+    datagram: Buffer,
+    { arrivedMs, atMs, isBusy, send }: { arrivedMs: number; atMs: number; isBusy: boolean; send: (datagram: Buffer) => void },
+  ): Buffer | undefined {
     this.#sessions.sweep(arrivedMs)
     const packet = parseDatagram(datagram)
     if (packet.kind === 'ping') return encodePong(packet.tag)
@@ -110,7 +118,7 @@ export class Controller {
       return answer && encodeV15(answer)
     }
     if (packet.kind !== 'v2.0') return undefined
-    if (packet.sessionId !== 0) return this.#insideSession(packet, { atMs, isBusy })
+    if (packet.sessionId !== 0) return this.#insideSession(packet, { atMs, isBusy, send })
     if (packet.payloadType === payloadTypes.ipmi) {
       const answer = this.#outsideSession(packet.payload, { atMs, isBusy })
       return answer && encodeV20({ payloadType: payloadTypes.ipmi, payload: answer })
@@ -143,11 +151,20 @@ export class Controller {
     return response(request, this.#carryOut(request, undefined, at))
   }
 
-  #insideSession(packet: V20Packet, at: { atMs: number; isBusy: boolean }): Buffer | undefined {
+  #insideSession(packet: V20Packet, at: { atMs: number; isBusy: boolean; send: (datagram: Buffer) => void }): Buffer | undefined {
     const session = this.#sessions.get(packet.sessionId)
-    if (session?.kind !== 'open' || packet.payloadType !== payloadTypes.ipmi) return undefined
+    if (session?.kind !== 'open') return undefined
     const opened = unseal(packet, session.keys)
-    const request = opened.kind === 'payload' && session.window.take(packet.sequence) ? parseRequest(opened.payload) : undefined
+    const payload = opened.kind === 'payload' && session.window.take(packet.sequence) ? opened.payload : undefined
+    if (payload) session.send = at.send
+    if (packet.payloadType === payloadTypes.sol) {
+      if (payload) {
+        session.touchedAt = at.atMs
+        this.#options.serial.hear(session, payload)
+      } else this.#counts.dropped++
+      return undefined
+    }
+    const request = payload && packet.payloadType === payloadTypes.ipmi ? parseRequest(payload) : undefined
     if (!request?.checksumsHold) {
       this.#counts.dropped++
       return undefined
@@ -156,14 +173,14 @@ export class Controller {
     const repeated = this.#repeated(session, request, at.atMs)
     if (repeated) {
       this.#counts.repeats++
-      return sealed(session, repeated)
+      return sealed(session, payloadTypes.ipmi, repeated)
     }
     const answer = this.#carryOut(request, session, at)
     this.#counts.commands++
-    const payload = response(request, answer)
+    const reply = response(request, answer)
     // A busy controller did nothing: the repetition deserves a new try, not the same refusal.
-    if (answer.code !== completion.busy) remember(session, request, { payload, at: at.atMs })
-    const datagram = sealed(session, payload)
+    if (answer.code !== completion.busy) remember(session, request, { payload: reply, at: at.atMs })
+    const datagram = sealed(session, payloadTypes.ipmi, reply)
     answer.afterwards?.()
     return datagram
   }
@@ -190,6 +207,7 @@ export class Controller {
       users: this.#options.users,
       hasKg: this.#options.kg !== undefined,
       light: this.#light,
+      serial: this.#options.serial,
       atMs,
       controlled: order => {
         this.#controls[order]++
@@ -215,13 +233,11 @@ function response(request: IpmiRequest, answer: CommandAnswer): Buffer {
   })
 }
 
-function sealed(session: OpenSession, payload: Buffer): Buffer {
+/** A payload of the session, sealed under its next number. */
+export function sealed(session: OpenSession, payloadType: number, payload: Buffer): Buffer {
   // The number wraps past 0, which means "outside a session".
   session.sentSequence = session.sentSequence === 0xffffffff ? 1 : session.sentSequence + 1
-  return seal(
-    { payloadType: payloadTypes.ipmi, sessionId: session.consoleId, sequence: session.sentSequence, payload, iv: freshIv() },
-    session.keys,
-  )
+  return seal({ payloadType, sessionId: session.consoleId, sequence: session.sentSequence, payload, iv: freshIv() }, session.keys)
 }
 
 function remember(session: OpenSession, request: IpmiRequest, answered: { payload: Buffer; at: number }): void {

@@ -50,6 +50,8 @@ export interface OpenSession {
   /** The number our last packet carried. */
   sentSequence: number
   readonly answered: Answered[]
+  /** Sends a datagram to where this session's last one came from. */
+  send: (datagram: Buffer) => void
   /** For a console that repeats RAKP 3. */
   readonly rakp4: Buffer
 }
@@ -113,6 +115,7 @@ export class SessionTable {
       window: new SequenceWindow(),
       sentSequence: 0,
       answered: [],
+      send: () => undefined,
       rakp4: facts.rakp4,
     }
     this.#sessions.set(session.id, session)

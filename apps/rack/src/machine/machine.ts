@@ -36,6 +36,8 @@ export interface MachineOptions {
   bootFileMax: number
   pacer: Pacer
   http: HttpClient
+  /** The serial line, towards whoever listens there; nobody where left out. */
+  serial?: (text: string) => void
   saved?: SavedMachine | undefined
   /** Epoch milliseconds. */
   now: () => number
@@ -190,6 +192,14 @@ export class Machine implements Chassis {
       this.#options.changed()
     }
     for (const watch of [...this.#watchers]) watch(entry)
+    if (this.#power === 'on') this.#options.serial?.(`${[what, ...Object.values(facts)].join(' ')}\r\n`)
+  }
+
+  /** Somebody types on the serial console: what they type comes back, and a line gets a prompt, as from a system that runs. */
+  typed(characters: string): void {
+    if (this.#power === 'off') return
+    const echo = characters.replaceAll('\r', '\r\n')
+    this.#options.serial?.(characters.includes('\r') ? `${echo}${this.name} ${this.#phase}> ` : echo)
   }
 
   #scheduleOrder(): void {

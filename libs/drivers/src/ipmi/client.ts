@@ -73,12 +73,7 @@ export class IpmiClient {
    */
   async run<T>(tried: string, work: (turn: Turn) => Promise<T>, options: CallOptions = {}): Promise<T> {
     const signal = options.signal ? AbortSignal.any([this.#closing.signal, options.signal]) : this.#closing.signal
-    try {
-      return await this.#inTurn(signal, () => work(this.#turn(signal)))
-    } catch (error) {
-      if (!(error instanceof Failure)) throw error
-      throw new DriverError({ tried, target: this.target, ...error.facts, cause: error })
-    }
+    return this.told(tried, () => this.#inTurn(signal, () => work(this.#turn(signal))))
   }
 
   /**
@@ -97,6 +92,33 @@ export class IpmiClient {
       },
       options,
     )
+  }
+
+  /**
+   * A session beside the shared one, raised to what the account is granted: for a console, which lives for hours. Its owner closes it.
+   * Throws DriverError.
+   */
+  async openSeparate(tried: string, signal: AbortSignal): Promise<Session> {
+    return this.told(tried, async () => {
+      const session = await this.#login(signal)
+      try {
+        if (await this.#raise(session, this.#options.credentials.privilege, this.timers.commandLimitMs, signal)) return session
+        throw noReply('Set Session Privilege was not answered', 'none')
+      } catch (error) {
+        await session.close()
+        throw error
+      }
+    })
+  }
+
+  /** Runs `work`; every Failure leaves as a DriverError that says what was tried, on what. */
+  async told<T>(tried: string, work: () => Promise<T>): Promise<T> {
+    try {
+      return await work()
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error
+      throw new DriverError({ tried, target: this.target, ...error.facts, cause: error })
+    }
   }
 
   #log(message: string, facts: Readonly<Record<string, string | number>> = {}): void {

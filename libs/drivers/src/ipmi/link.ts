@@ -1,6 +1,7 @@
 /**
  * A connected UDP socket to one BMC. Connected, because only then a closed port is reported (ECONNREFUSED within a millisecond), and
- * because datagrams of others never reach us. One wait at a time: a BMC gets one question at a time.
+ * because datagrams of others never reach us. One wait at a time: a BMC gets one question at a time. What comes unasked, such as a console's
+ * characters, goes to a listener.
  */
 import { createSocket, type Socket } from 'node:dgram'
 import { lookup } from 'node:dns/promises'
@@ -19,14 +20,17 @@ const lookupMs = 5000
 export class Link implements Disposable {
   readonly #socket: Socket
   readonly #address: BmcAddress
-  #wait: { deliver: (datagram: Buffer) => void; fail: (error: Error) => void } | undefined
+  #wait: { deliver: (datagram: Buffer) => 'taken' | 'not mine'; fail: (error: Error) => void } | undefined
+  #listener: { hear: (datagram: Buffer) => void; lost: (error: Error) => void } | undefined
 
   private constructor(socket: Socket, address: BmcAddress) {
     this.#socket = socket
     this.#address = address
-    socket.on('message', datagram => this.#wait?.deliver(datagram))
-    // An error between two waits belongs to a datagram nobody waits for any more, such as Close Session.
-    socket.on('error', error => this.#wait?.fail(this.#explain(error)))
+    socket.on('message', datagram => {
+      if (this.#wait?.deliver(datagram) !== 'taken') this.#listener?.hear(datagram)
+    })
+    // An error between two waits belongs to a datagram nobody waits for any more, such as Close Session; a listener may still want to know.
+    socket.on('error', error => (this.#wait?.fail ?? this.#listener?.lost)?.(this.#explain(error)))
   }
 
   /** Resolves the host and connects; no datagram is sent. Throws Failure `silent` if the name or the route is not known. */
@@ -47,6 +51,11 @@ export class Link implements Disposable {
       throw unreachable(`no route to ${printBmcAddress(address)} (${codeOf(cause)})`, cause)
     }
     return new Link(socket, address)
+  }
+
+  /** Hands over every datagram that no wait takes, and errors that meet no wait. One listener. */
+  listen(listener: { hear: (datagram: Buffer) => void; lost: (error: Error) => void }): void {
+    this.#listener = listener
   }
 
   /** Sends without waiting for anything. */
@@ -84,9 +93,10 @@ export class Link implements Disposable {
         fail,
         deliver: datagram => {
           const accepted = accept(datagram)
-          if (accepted === undefined) return
+          if (accepted === undefined) return 'not mine'
           end()
           resolve(accepted)
+          return 'taken'
         },
       }
       this.#socket.send(datagram)
@@ -94,6 +104,7 @@ export class Link implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#listener = undefined
     this.#wait?.fail(cancelled('unknown'))
     this.#socket.close()
   }

@@ -23,6 +23,8 @@ export const commands = {
   getChannelAuthCapabilities: { netFn: 0x06, command: 0x38 },
   setSessionPrivilege: { netFn: 0x06, command: 0x3b },
   closeSession: { netFn: 0x06, command: 0x3c },
+  activatePayload: { netFn: 0x06, command: 0x48 },
+  deactivatePayload: { netFn: 0x06, command: 0x49 },
   getChannelCipherSuites: { netFn: 0x06, command: 0x54 },
   getFruInventoryInfo: { netFn: 0x0a, command: 0x10 },
   readFru: { netFn: 0x0a, command: 0x11 },

@@ -68,11 +68,14 @@ export class Session {
     for (let repeats = 0; ; repeats++) {
       const sentAt = this.#now()
       let duplicate = false
-      const response = await this.#link.exchange(this.#seal(request, rqSeq), {
+      const payload = encodeRequest({ ...request, sequence: rqSeq })
+      const response = await this.#link.exchange(this.#seal(payloadTypes.ipmi, payload), {
         waitMs: Math.max(0, Math.min(waitMs, end - sentAt)),
         signal: request.signal,
         accept: datagram => {
-          const reply = this.#open(datagram)
+          const opened = this.#open(datagram, payloadTypes.ipmi)
+          // Checksums are not judged here: the authcode held, and some Supermicro X9 compute them wrongly.
+          const reply = opened && parseResponse(opened)
           if (!reply || !isReplyTo(reply, request, rqSeq)) return undefined
           duplicate ||= reply.completionCode === duplicateCode
           return reply.completionCode === duplicateCode ? undefined : reply
@@ -87,6 +90,22 @@ export class Session {
       if (duplicate) rqSeq = this.#nextRqSeq()
       waitMs *= 1.5
     }
+  }
+
+  /** Sends a payload that is no request and has no reply. */
+  send(payloadType: number, payload: Buffer): void {
+    this.#link.send(this.#seal(payloadType, payload))
+  }
+
+  /** Hands over the payloads of one type that the BMC sends by itself; `lost` when the network says that it is gone. */
+  listen(payloadType: number, listener: { hear: (payload: Buffer) => void; lost: (error: Error) => void }): void {
+    this.#link.listen({
+      hear: datagram => {
+        const payload = this.#open(datagram, payloadType)
+        if (payload) listener.hear(payload)
+      },
+      lost: listener.lost,
+    })
   }
 
   /** Close Session: sent once, one short wait, whatever comes back (many BMCs answer nothing). Closes the link. Never throws. */
@@ -112,28 +131,18 @@ export class Session {
     this.#link[Symbol.dispose]()
   }
 
-  #seal(request: Request, rqSeq: number): Buffer {
+  #seal(payloadType: number, payload: Buffer): Buffer {
     this.#sequence = (this.#sequence + 1) >>> 0 || 1
-    return seal(
-      {
-        payloadType: payloadTypes.ipmi,
-        sessionId: this.#login.bmcId,
-        sequence: this.#sequence,
-        payload: encodeRequest({ ...request, sequence: rqSeq }),
-        iv: randomPortion(16),
-      },
-      this.#login.keys,
-    )
+    return seal({ payloadType, sessionId: this.#login.bmcId, sequence: this.#sequence, payload, iv: randomPortion(16) }, this.#login.keys)
   }
 
-  /** The response in a datagram of this session that is authentic and new; undefined for all else. */
-  #open(datagram: Buffer): IpmiResponse | undefined {
+  /** The payload of a datagram of this session that is authentic, new and of this type; undefined for all else. */
+  #open(datagram: Buffer, payloadType: number): Buffer | undefined {
     const packet = parseDatagram(datagram)
-    if (packet.kind !== 'v2.0' || packet.payloadType !== payloadTypes.ipmi || packet.sessionId !== this.#login.consoleId) return undefined
+    if (packet.kind !== 'v2.0' || packet.payloadType !== payloadType || packet.sessionId !== this.#login.consoleId) return undefined
     const opened = unseal(packet, this.#login.keys)
     if (opened.kind === 'refused' || !this.#window.take(packet.sequence)) return undefined
-    // Checksums are not judged here: the authcode held, and some Supermicro X9 compute them wrongly.
-    return parseResponse(opened.payload)
+    return opened.payload
   }
 
   #nextRqSeq(): number {
