@@ -147,7 +147,7 @@ const scenarios: Scenario[] = [
     before: 'on',
     ask: (core, { id }) => requestMove(core, operator, 'release', { id }),
     power: ['off'],
-    ends: { state: 'ready', owner: null, allocation_id: null, run: null, deployment: null, deployment_secrets: null, power: 'off' },
+    ends: { state: 'ready', owner: null, allocation_id: null, run: null, deployment: null, power: 'off' },
     moves: ['deployed release releasing', 'releasing released ready'],
   },
   {

@@ -2,7 +2,7 @@
 import type { Strategy } from '@muster/shared/allocation/constraints'
 import type { Key } from '@muster/shared/contract/page'
 import type { Sql } from './connect.ts'
-import { type MachineRow, withPower } from './machines.ts'
+import { type MachineRow, machineRow } from './machines.ts'
 
 export interface AllocationRow {
   id: string
@@ -56,7 +56,7 @@ export function holdMachines(sql: Sql, hold: NewHold, moved: { from: string; to:
     noted as (
       insert into events (kind, machine_id, actor, data)
       select 'machine.moved', id, ${hold.owner}, jsonb_build_object('move', 'hold', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', ${hold.allocation}::text) from held)
-    select m.*, ${withPower(sql)} from held m join machine_power p on p.machine_id = m.id order by m.id`
+    select ${machineRow(sql)} from held m join machine_power p on p.machine_id = m.id order by m.id`
 }
 
 /** A hold of one certain machine. */
@@ -120,7 +120,7 @@ export async function confirmHolds(
         attention_at = case when m.attention_at = m.deadline_at and (p.driver is null or p.observed = 'off') then null else now() end,
         waiting_for = null, last_request = 'confirm', last_request_by = kept.owner
       from kept, machine_power p where m.allocation_id = kept.id and m.state = ${moved.from} and p.machine_id = m.id
-      returning m.*, ${withPower(sql)}, kept.strategy as of_strategy, kept.count as of_count, kept.note as of_note, kept.created_at as of_created_at),
+      returning ${machineRow(sql)}, kept.strategy as of_strategy, kept.count as of_count, kept.note as of_note, kept.created_at as of_created_at),
     noted as (
       insert into events (kind, machine_id, actor, data)
       select 'machine.moved', id, owner, jsonb_build_object('move', 'confirm', 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from taken)
@@ -218,6 +218,6 @@ export function listAllocations(sql: Sql, page: AllocationPage): Promise<Allocat
 /** The machines that belong to these allocations now. */
 export function machinesOfAllocations(sql: Sql, allocations: readonly string[]): Promise<MachineRow[]> {
   return sql<MachineRow[]>`
-    select m.*, ${withPower(sql)} from machines m join machine_power p on p.machine_id = m.id
+    select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id
     where m.allocation_id = any(${allocations as string[]}) order by m.id`
 }

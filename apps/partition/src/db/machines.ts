@@ -6,7 +6,7 @@ import type { Deployment, Disk, Fault, NetworkInterface } from '@muster/shared/m
 import type { NetworkDocument } from '@muster/shared/network'
 import type { Sql } from './connect.ts'
 
-/** A row of `machines` with what the monitor knows of its power. */
+/** A row of `machines` with what the monitor knows of its power, and without its secrets: see {@link findDeploymentSecrets}. */
 export interface MachineRow {
   id: string
   hostname: string
@@ -33,7 +33,6 @@ export interface MachineRow {
   run: string | null
   netboot: boolean
   deployment: Deployment | null
-  deployment_secrets: Buffer | null
   network: NetworkDocument | null
   deployment_network: NetworkDocument | null
   fault: Fault | null
@@ -51,33 +50,84 @@ export interface MachineRow {
   power_driver: string | null
 }
 
-/** The columns that a {@link MachineRow} has from the machine's switch, for a select that joins `machine_power` as `p`. */
-export const withPower = (sql: Sql) => sql`p.observed as power, p.seen_at as power_seen_at, p.driver as power_driver`
+const columns = [
+  'id',
+  'hostname',
+  'state',
+  'state_since',
+  'origin_state',
+  'last_request',
+  'last_request_by',
+  'version',
+  'arch',
+  'cpus',
+  'memory_mib',
+  'pool',
+  'zone',
+  'rack',
+  'tags',
+  'interfaces',
+  'disks',
+  'owner',
+  'allocation_id',
+  'locked',
+  'lock_reason',
+  'note',
+  'run',
+  'netboot',
+  'deployment',
+  'network',
+  'deployment_network',
+  'fault',
+  'step',
+  'waiting_for',
+  'progress',
+  'deadline_at',
+  'last_signal_at',
+  'attention_at',
+  'claim_token',
+  'created_at',
+  'updated_at',
+] as const satisfies (keyof MachineRow)[]
+type Unnamed = Exclude<keyof MachineRow, (typeof columns)[number] | 'power' | 'power_seen_at' | 'power_driver'>
+// A column that is added to the row and not to the list does not compile.
+const everyColumn: Unnamed extends never ? readonly string[] : never = columns
+const ofMachines = everyColumn.map(name => `m.${name}`)
+
+/** Every column of a {@link MachineRow}, for a select from machines as `m` and machine_power as `p`. Half a megabyte of user-data is not among them. */
+export const machineRow = (sql: Sql) => sql`${sql(ofMachines)}, p.observed as power, p.seen_at as power_seen_at, p.driver as power_driver`
 
 /** The machine, or undefined. */
 export async function findMachine(sql: Sql, id: string): Promise<MachineRow | undefined> {
   const [row] = await sql<MachineRow[]>`
-    select m.*, ${withPower(sql)} from machines m join machine_power p on p.machine_id = m.id where m.id = ${id}`
+    select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id where m.id = ${id}`
   return row
+}
+
+/** What the user gave for this run of the machine, sealed; null where there is nothing, or the run is over. */
+export async function findDeploymentSecrets(sql: Sql, machine: { id: string; run: string | null }): Promise<Buffer | null> {
+  const [row] = await sql<{ deployment_secrets: Buffer | null }[]>`
+    select deployment_secrets from machines where id = ${machine.id} and run = ${machine.run}`
+  return row?.deployment_secrets ?? null
 }
 
 /** Those of the machines that exist, in no order. */
 export function findMachines(sql: Sql, ids: readonly string[]): Promise<MachineRow[]> {
   return sql<MachineRow[]>`
-    select m.*, ${withPower(sql)} from machines m join machine_power p on p.machine_id = m.id where m.id = any(${ids as string[]})`
+    select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id where m.id = any(${ids as string[]})`
 }
 
 /** The machine that has one of these MAC addresses, or undefined. */
 export async function findMachineByMac(sql: Sql, macs: readonly string[]): Promise<MachineRow | undefined> {
   const [row] = await sql<MachineRow[]>`
-    select m.*, ${withPower(sql)} from machines m join machine_power p on p.machine_id = m.id
+    select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id
     where m.id in (select machine_id from macs where mac = any(${macs as string[]})) order by m.id limit 1`
   return row
 }
 
 /** Every machine: what a starting replica builds its memory from. */
 export function allMachines(sql: Sql): Promise<MachineRow[]> {
-  return sql<MachineRow[]>`select m.*, ${withPower(sql)} from machines m join machine_power p on p.machine_id = m.id`
+  return sql<MachineRow[]>`select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id`
 }
 
 const sortColumns: { readonly [sort in MachineSort]: string } = {
@@ -112,7 +162,7 @@ export function listMachines(sql: Sql, page: MachinePage): Promise<MachineRow[]>
   const sortValue = isByTime ? sql`date_trunc('milliseconds', ${column})` : column
   const after = page.after === null ? undefined : { value: isByTime ? new Date(page.after[0]) : page.after[0], id: page.after[1] }
   return sql<MachineRow[]>`
-    select m.*, ${withPower(sql)}
+    select ${machineRow(sql)}
     from machines m join machine_power p on p.machine_id = m.id
     where true
       ${anyOf('state', filter.state)} ${anyOf('pool', filter.pool)} ${anyOf('zone', filter.zone)}
@@ -170,7 +220,7 @@ export async function insertMachine(sql: Sql, machine: NewMachine, event: { kind
 }
 
 /** The columns that a change may set; what is left out stays. */
-export type MachinePatch = Partial<
+export type MachinePatch = { deployment_secrets?: Buffer | null } & Partial<
   Pick<
     MachineRow,
     | 'hostname'
@@ -195,7 +245,6 @@ export type MachinePatch = Partial<
     | 'run'
     | 'netboot'
     | 'deployment'
-    | 'deployment_secrets'
     | 'network'
     | 'deployment_network'
     | 'fault'
@@ -249,7 +298,7 @@ export async function changeMachine(sql: Sql, change: MachineChange): Promise<Ma
       insert into events (kind, machine_id, actor, data)
       select e.kind, ${change.id}, ${change.actor}, e.data
       from changed, jsonb_to_recordset(${sql.json(change.events as never)}) as e (kind text, data jsonb))
-    select m.*, ${withPower(sql)} from changed m join machine_power p on p.machine_id = m.id`
+    select ${machineRow(sql)} from changed m join machine_power p on p.machine_id = m.id`
   return row
 }
 
@@ -286,7 +335,7 @@ export function claimDueMachines(sql: Sql, options: { limit: number; claimMs: nu
       update machines m set claim_token = nextval('claim_tokens'), claimed_until = now() + ${options.claimMs} * interval '1 millisecond',
         attention_at = now() + ${options.claimMs} * interval '1 millisecond'
       from due where m.id = due.id returning m.*)
-    select m.*, ${withPower(sql)} from claimed m join machine_power p on p.machine_id = m.id`
+    select ${machineRow(sql)} from claimed m join machine_power p on p.machine_id = m.id`
 }
 
 /**

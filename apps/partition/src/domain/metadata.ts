@@ -24,9 +24,10 @@ export function sealDeployment(core: Core, machine: string, secrets: DeploymentS
 }
 
 /** What the user gave for the machine's deployment. */
-export function deploymentSecrets(core: Core, machine: db.MachineRow): DeploymentSecrets {
-  if (machine.deployment_secrets === null) return { userData: null, sshKeys: [] }
-  return core.seal.open(machine.deployment_secrets, deploymentContext(machine.id)) as DeploymentSecrets
+export async function deploymentSecrets(core: Core, machine: Pick<db.MachineRow, 'id' | 'run'>): Promise<DeploymentSecrets> {
+  const sealed = await db.findDeploymentSecrets(core.sql, machine)
+  if (sealed === null) return { userData: null, sshKeys: [] }
+  return core.seal.open(sealed, deploymentContext(machine.id)) as DeploymentSecrets
 }
 
 /** The bytes of the user-data, exactly as the user has them; null where there is none. */
@@ -101,7 +102,8 @@ export async function takeSecret(core: Core, machine: db.MachineRow, name: strin
     const isInstalled = row.state === 'deployed' || (row.state === 'deploying' && !row.netboot)
     if (!isInstalled)
       throw new Refusal('wrong-state', `${row.id} is ${row.state}; only its installed system is given secrets`, { state: row.state })
-    const secrets = deploymentSecrets(core, row)
+    // Read after the row: they change with its version only, so what is written back is of the version that was read.
+    const secrets = await deploymentSecrets(core, row)
     const value = Object.hasOwn(secrets.oneTime ?? {}, name) ? secrets.oneTime?.[name] : undefined
     if (value === undefined) throw new Refusal('not-found', `the deployment of ${row.id} has no secret ${name}`)
     if (value === null) throw new Refusal('already-taken', `the secret ${name} of ${row.id} was handed out before; see its events for when`)

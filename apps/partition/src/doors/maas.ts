@@ -26,7 +26,7 @@ export function maasDoor(core: Core, options: { baseUrl: string; firstBoots: Fir
     const [version, ...rest] = partsOf(c.req.path)
     if (version === undefined) return c.text([...versions].join('\n'))
     const file = versions.has(version) ? files.get(rest.join('/')) : undefined
-    const content = file?.({ core, machine, baseUrl: options.baseUrl }) ?? null
+    const content = (await file?.({ core, machine, baseUrl: options.baseUrl })) ?? null
     if (content === null) throw new Refusal('not-found', `${c.req.path} is not part of this machine's metadata`)
     return typeof content === 'string' ? c.text(content) : textOrBytes(c, content)
   })
@@ -63,15 +63,15 @@ interface Asked {
 }
 
 /** What is served under a version; null: the machine has none of it, which is a 404 to cloud-init. */
-const files = new Map<string, (asked: Asked) => string | Buffer | null>(
+const files = new Map<string, (asked: Asked) => string | Promise<string | Buffer | null>>(
   Object.entries({
     '': () => 'meta-data\nuser-data',
     'meta-data': () => 'instance-id\nlocal-hostname\npublic-keys\nvendor-data',
     'meta-data/instance-id': ({ machine }) => instanceIdOf(machine),
     'meta-data/local-hostname': ({ machine }) => machine.hostname,
-    'meta-data/public-keys': ({ core, machine }) => deploymentSecrets(core, machine).sshKeys.join('\n'),
+    'meta-data/public-keys': async ({ core, machine }) => (await deploymentSecrets(core, machine)).sshKeys.join('\n'),
     'meta-data/vendor-data': ({ machine, ...options }) => yaml({ 'cloud-init': vendorData(machine, { ...options, dataSource: 'maas' }) }),
-    'user-data': ({ core, machine }) => userDataBytes(deploymentSecrets(core, machine)),
+    'user-data': async ({ core, machine }) => userDataBytes(await deploymentSecrets(core, machine)),
   }),
 )
 

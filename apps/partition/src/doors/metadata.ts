@@ -16,18 +16,19 @@ export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots:
   app.get('/:token/meta-data', async c => {
     const token = c.req.param('token')
     const machine = await machineOf(token)
+    const { sshKeys } = await deploymentSecrets(core, machine)
     return c.text(
       yaml({
         'instance-id': instanceIdOf(machine),
         'local-hostname': machine.hostname,
-        'public-keys': deploymentSecrets(core, machine).sshKeys,
+        'public-keys': sshKeys,
         // For templates in user-data: {{ ds.meta_data.secrets_url }}.
         secrets_url: `${options.baseUrl}/metadata/${token}/secrets`,
       }),
     )
   })
   app.get('/:token/user-data', async c => {
-    const bytes = userDataBytes(deploymentSecrets(core, await machineOf(c.req.param('token'))))
+    const bytes = userDataBytes(await deploymentSecrets(core, await machineOf(c.req.param('token'))))
     // NoCloud takes a seed without user-data for none at all.
     return textOrBytes(c, bytes ?? Buffer.from('#cloud-config\n{}\n'))
   })
