@@ -192,6 +192,25 @@ describe('phoning home', () => {
     expect(await movesOf(partition.sql, machine.id)).toEqual(['deploying deployed deployed'])
   })
 
+  test('keeps the SSH host keys that came with it, and only what is one', async () => {
+    const machine = await deploying({ netboot: false })
+    const key = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAsd'
+    await partition.ask('POST', `/metadata/${tokenOf(machine)}/phone-home`, {
+      headers: { 'content-type': 'application/x-www-form-urlencoded' },
+      body: new URLSearchParams({
+        pub_key_ed25519: `${key} root@web-7\n`,
+        pub_key_rsa: 'N/A',
+        pub_key_ecdsa: '<script>',
+        pub_key_dsa: 'x',
+      }).toString(),
+    })
+    expect((await reread(partition.core, machine.id)).deployment?.hostKeys).toEqual([key])
+    const odd = await deploying({ netboot: false })
+    const headers = { 'content-type': 'multipart/form-data; boundary=none' }
+    expect((await partition.ask('POST', `/metadata/${tokenOf(odd)}/phone-home`, { headers, body: 'no form' })).status).toBe(204)
+    expect(await reread(partition.core, odd.id)).toMatchObject({ state: 'deployed' })
+  })
+
   test('before the installation is done, or after the deployment failed, moves nothing', async () => {
     const early = await deploying({ netboot: true })
     const late = await deploying({ state: 'failed_deployment', netboot: false })

@@ -102,6 +102,27 @@ describe.each(targets)('on $title', ({ names, pick }) => {
     expect((await refusalOf(operator.machines.get({ id: 'nowhere-123456' }))).code).toBe('not-found')
   })
 
+  test('the network of a machine is said, shown, and refused by field', async () => {
+    const { operator } = server.as
+    const mac = newMac()
+    const { id } = await operator.machines.create({ partition: names[0], interfaces: [{ mac }] })
+    const document = (id: number) => ({
+      ethernets: { eth0: { mac } },
+      vlans: { lan: { id, link: 'eth0', addresses: ['10.0.0.5/24'] } },
+    })
+    const set = await operator.machines.setNetwork({ id, document: document(7) })
+    expect(set.config).toMatchObject({ version: 2, vlans: { lan: { id: 7, link: 'eth0', addresses: ['10.0.0.5/24'] } } })
+    expect(await server.as['read-only'].machines.network({ id })).toEqual(set)
+    expect((await refusalOf(server.as.user.machines.setNetwork({ id, document: null }))).code).toBe('forbidden')
+    const refused = await refusalOf(operator.machines.setNetwork({ id, document: document(5000) }))
+    expect(refused.facts.errors).toMatchObject([{ field: 'document.vlans.lan.id' }])
+    expect(await operator.machines.setNetwork({ id, document: null })).toMatchObject({
+      document: null,
+      config: { ethernets: { port0: { dhcp4: true } } },
+    })
+    await operator.machines.delete({ id })
+  })
+
   test('two machines cannot have one hostname or one MAC', async () => {
     const mac = newMac()
     const first = await server.as.operator.machines.create({ partition: names[0], hostname: 'twin', interfaces: [{ mac }] })

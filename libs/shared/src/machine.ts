@@ -60,6 +60,8 @@ export const deployment = z.object({
   deployedAt: timestamp.nullable(),
   dataSource: z.enum(dataSources).optional(),
   firstBoot: firstBoot.optional(),
+  /** SSH host keys of the installed system, as it phoned home: type and key, as in known_hosts. */
+  hostKeys: z.array(z.string()).optional(),
 })
 export type Deployment = z.infer<typeof deployment>
 

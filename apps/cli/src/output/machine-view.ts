@@ -1,4 +1,5 @@
 // How machines look to people: the columns of a list, one machine in full, and the answer to "why is it stuck?".
+import { createHash } from 'node:crypto'
 import { requestsIn, type State, states } from '@muster/shared/life-cycle'
 import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
 import type { Cli } from '../cli.ts'
@@ -80,6 +81,8 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Allocation', machine.allocation],
     ['Operating system', machine.deployment?.os],
     ['Deployed', time(machine.deployment?.deployedAt)],
+    ['First boot', firstBootText(machine)],
+    ...(machine.deployment?.hostKeys ?? []).map(key => ['SSH host key', fingerprintOf(key)] as const),
     ['Architecture', machine.arch],
     ['CPUs', machine.cpus],
     ['Memory', memoryText(machine.memoryMib)],
@@ -102,6 +105,20 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Created', time(machine.createdAt)],
     ['Changed', time(machine.updatedAt)],
   ])
+}
+
+function firstBootText({ deployment }: Machine): string | undefined {
+  const firstBoot = deployment?.firstBoot
+  if (!firstBoot) return undefined
+  const failures = firstBoot.failures.length > 0 ? `; failed: ${firstBoot.failures.join(', ')}` : ''
+  return `${firstBoot.endedAt === null ? `at ${firstBoot.step}` : 'over'}${failures}`
+}
+
+/** As ssh shows it when it meets a host for the first time. */
+function fingerprintOf(key: string): string {
+  const [type = '', blob = ''] = key.split(' ')
+  const digest = createHash('sha256').update(Buffer.from(blob, 'base64')).digest('base64').replace(/=+$/, '')
+  return `${type} SHA256:${digest}`
 }
 
 /** Why a machine is as it is, and what may be asked of it. */

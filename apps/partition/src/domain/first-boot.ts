@@ -139,7 +139,7 @@ function waitingText({ step, description, failures }: FirstBoot): string {
 }
 
 /** The installed system says that it is up: by phoning home, by a signal, or because its cloud-init has ended. */
-export async function phoneHome(core: Core, machine: db.MachineRow): Promise<void> {
+export async function phoneHome(core: Core, machine: db.MachineRow, hostKeys: string[] = []): Promise<void> {
   if (machine.state !== 'deploying' || machine.netboot) return
   await moveMachine(core, {
     id: machine.id,
@@ -150,7 +150,8 @@ export async function phoneHome(core: Core, machine: db.MachineRow): Promise<voi
     patch: ({ deployment }) => {
       const deployedAt = new Date().toISOString()
       const fault = firstBootFault(deployment?.firstBoot)
-      return { deployment: deployment && { ...deployment, deployedAt }, ...(fault && { fault: { ...fault, since: deployedAt } }) }
+      const keys = hostKeys.length > 0 ? { hostKeys } : {}
+      return { deployment: deployment && { ...deployment, deployedAt, ...keys }, ...(fault && { fault: { ...fault, since: deployedAt } }) }
     },
   })
 }

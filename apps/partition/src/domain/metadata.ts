@@ -71,6 +71,18 @@ export function metadataCredentials(core: Core, machine: { id: string; run: stri
 /** Bound to the deployment: a new one makes cloud-init run its per-instance steps again. */
 export const instanceIdOf = (machine: db.MachineRow) => `${machine.id}-${machine.run}`
 
+/** The fields of a phone-home that hold SSH host keys, by the beginning of the key's type. */
+const hostKeyFields = { 'ssh-rsa': 'pub_key_rsa', 'ecdsa-': 'pub_key_ecdsa', 'ssh-ed25519': 'pub_key_ed25519' }
+const longestHostKey = 2_000
+
+/** The SSH host keys in a phone-home's form, without their comments. What is missing reads N/A there. */
+export function hostKeysIn(form: Record<string, unknown>): string[] {
+  return Object.entries(hostKeyFields).flatMap(([type, field]) => {
+    const key = /^(\S+ [A-Za-z0-9+/]+={0,2})(?:\s|$)/.exec(String(form[field] ?? ''))?.[1]
+    return key?.startsWith(type) && key.length <= longestHostKey ? [key] : []
+  })
+}
+
 /** How the first boot tells its end, and its progress; as a cloud-config below the user's own. */
 export function vendorData(machine: { id: string; run: string }, options: { core: Core; baseUrl: string; dataSource: DataSource }): string {
   const { core, baseUrl } = options
@@ -82,7 +94,7 @@ export function vendorData(machine: { id: string; run: string }, options: { core
       : { endpoint: `${url}status/${machine.id}`, consumer_key: consumerKey, token_key: tokenKey, token_secret: tokenSecret }
   // Three seconds and one more try: cloud-init waits for the last of its reports before it ends.
   const reporting = { muster: { type: 'webhook', ...webhook, timeout: 3, retries: 1 } }
-  const phoneHome = { url: `${place}/phone-home`, post: ['instance_id', 'hostname', 'fqdn'], tries: 10 }
+  const phoneHome = { url: `${place}/phone-home`, post: ['instance_id', 'hostname', 'fqdn', ...Object.values(hostKeyFields)], tries: 10 }
   return `#cloud-config\n${yaml({ phone_home: phoneHome, reporting })}`
 }
 

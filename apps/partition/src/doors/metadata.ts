@@ -4,7 +4,7 @@ import type { Hono } from 'hono'
 import { machineOfToken } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
 import { type FirstBoots, phoneHome } from '../domain/first-boot.ts'
-import { deploymentSecrets, instanceIdOf, takeSecret, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
+import { deploymentSecrets, hostKeysIn, instanceIdOf, takeSecret, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
 import { networkOf } from '../domain/network-config.ts'
 import { machineDoor, reportIn, textOrBytes } from './machine-requests.ts'
 
@@ -41,7 +41,10 @@ export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots:
     return c.text(yaml(networkOf(machine)))
   })
   app.post('/:token/phone-home', async c => {
-    await phoneHome(core, await machineOf(c.req.param('token')))
+    const machine = await machineOf(c.req.param('token'))
+    // A form that cannot be read still says that the machine is up.
+    const form = await c.req.parseBody().catch(() => ({}))
+    await phoneHome(core, machine, hostKeysIn(form))
     return c.body(null, 204)
   })
   app.post('/:token/report', async c => {

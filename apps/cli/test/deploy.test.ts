@@ -1,0 +1,111 @@
+// What a deployment is given from files: user-data of any bytes, secrets, a network; and `muster machine network`.
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
+import { Refusal } from '@muster/shared/errors'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import { aHome, type Home } from './muster.ts'
+import { aMachine, startServer, type TestServer, token } from './server.ts'
+
+const id = 'lon1-4y3h7n'
+const mac = '52:54:00:12:34:56'
+let server: TestServer
+let home: Home
+beforeEach(async () => {
+  server = await startServer()
+  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
+  server.answers['machines.deploy'] = () => aMachine({ state: 'deploying' })
+})
+afterEach(async () => {
+  home[Symbol.dispose]()
+  await server[Symbol.asyncDispose]()
+})
+
+const file = (name: string, content: string | Buffer) => {
+  writeFileSync(join(home.folder, name), content)
+  return name
+}
+const sent = () => server.asked.filter(({ name }) => name === 'machines.deploy').map(({ input }) => input)
+
+test('user-data goes as it is: text as text, compressed as base64', async () => {
+  const text = '#cloud-config\n# ü\n'
+  const packed = gzipSync(text)
+  for (const userData of [file('plain', text), file('packed', packed)])
+    expect(await home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--user-data', userData])).toMatchObject({ code: 0 })
+  expect(sent()).toMatchObject([{ userData: text }, { userData: packed.toString('base64') }])
+  const large = await home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--user-data', file('large', 'x'.repeat(600_000))])
+  expect(large).toMatchObject({ code: 2, stderr: expect.stringContaining('userData: is larger than 524288 bytes; compress it') })
+})
+
+test('secrets come from a file or the standard input, and no mistake shows them', async () => {
+  const deploy = (secrets: string, stdin = '') =>
+    home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--data-source', 'maas', '--secrets', secrets], { stdin })
+  expect(await deploy('-', '{"join": "hush"}')).toMatchObject({ code: 0 })
+  expect(sent()).toMatchObject([{ secrets: { join: 'hush' }, dataSource: 'maas' }])
+  for (const wrong of ['{"join": "hush"', '["hush"]', '{"bad name": "hush"}', '{"join": ["hush"]}']) {
+    const ended = await deploy(file('wrong', wrong))
+    expect(ended.code, wrong).toBe(2)
+    expect(ended.stdout + ended.stderr, wrong).not.toContain('hush')
+  }
+})
+
+test('a network is read from YAML, sent, and shown with what becomes of it', async () => {
+  const text = `ethernets:\n  wan: { mac: ${mac}, addresses: [10.0.0.5/24] }\n`
+  server.answers['machines.setNetwork'] = ({ document }) => ({ document, deployment: null, config: { version: 2, told: 'so' } })
+  server.answers['machines.network'] = () => ({ document: null, deployment: null, config: { version: 2 } })
+  const set = await home.muster(['machine', 'network', id, '--file', file('network.yaml', text)])
+  expect(set).toMatchObject({
+    code: 0,
+    stdout: expect.stringMatching(
+      /# what was set for the machine\nethernets:\n {2}wan:[^#]*# what its cloud-init is told\nversion: 2\ntold: so\n/,
+    ),
+  })
+  expect(server.asked.at(-1)).toMatchObject({
+    name: 'machines.setNetwork',
+    input: { document: { ethernets: { wan: { mac, addresses: ['10.0.0.5/24'] } } } },
+  })
+  await home.muster(['machine', 'network', id, '--clear'])
+  expect(server.asked.at(-1)).toMatchObject({ name: 'machines.setNetwork', input: { document: null } })
+  expect((await home.muster(['machine', 'network', id])).stdout).toContain('nothing: it asks by DHCP')
+  expect(server.asked.at(-1)?.name).toBe('machines.network')
+  await home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--network', 'network.yaml'])
+  expect(sent()).toMatchObject([{ network: { ethernets: { wan: { mac } } } }])
+})
+
+test('a network that cannot be is refused by field, before it is sent and after', async () => {
+  const twice = `ethernets:\n  a: { mac: ${mac} }\n  b: { mac: ${mac} }\n`
+  const before = await home.muster(['machine', 'network', id, '--file', file('twice.yaml', twice)])
+  expect(before).toMatchObject({ code: 2, stderr: expect.stringContaining('document.ethernets.b.mac') })
+  expect(await home.muster(['machine', 'network', id, '--file', file('odd.yaml', 'a: [')])).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining('odd.yaml'),
+  })
+  expect(server.asked.filter(({ name }) => name === 'machines.setNetwork')).toEqual([])
+  server.answers['machines.setNetwork'] = () => {
+    const errors = [{ field: 'document.ethernets.a.mac', message: 'no interface has it' }]
+    throw new Refusal('invalid-input', 'document.ethernets.a.mac: no interface has it', { errors })
+  }
+  const after = await home.muster(['machine', 'network', id, '--file', file('good.yaml', `ethernets: { a: { mac: ${mac} } }\n`)])
+  expect(after).toMatchObject({ code: 2, stderr: expect.stringContaining('no interface has it') })
+})
+
+test('a machine shows how its first boot went and its SSH host keys as ssh would', async () => {
+  const deployment = {
+    os: 'debian/12',
+    startedAt: '2026-01-02T03:04:05Z',
+    installedAt: '2026-01-02T03:04:05Z',
+    deployedAt: '2026-01-02T03:04:05Z',
+    firstBoot: {
+      step: 'modules-final',
+      description: '',
+      failures: ['modules-final/config-x'],
+      reportedAt: '2026-01-02T03:04:05Z',
+      endedAt: '2026-01-02T03:04:05Z',
+    },
+    hostKeys: ['ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJrYgxpLkiMnWmVlpgt7fVOR7WHmpMhXZCCgcZbtHP4X'],
+  }
+  server.answers['machines.get'] = () => ({ ...aMachine({ state: 'deployed', deployment }), powerSettings: null, inventory: null })
+  const { stdout } = await home.muster(['machine', 'get', id])
+  expect(stdout).toMatch(/First boot +over; failed: modules-final\/config-x\n/)
+  expect(stdout).toMatch(/SSH host key +ssh-ed25519 SHA256:[A-Za-z0-9+/]{43}\n/)
+})
