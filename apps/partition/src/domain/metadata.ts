@@ -94,7 +94,8 @@ export function vendorData(machine: { id: string; run: string }, options: { core
       : { endpoint: `${url}status/${machine.id}`, consumer_key: consumerKey, token_key: tokenKey, token_secret: tokenSecret }
   // Three seconds and one more try: cloud-init waits for the last of its reports before it ends.
   const reporting = { muster: { type: 'webhook', ...webhook, timeout: 3, retries: 1 } }
-  const phoneHome = { url: `${place}/phone-home`, post: ['instance_id', 'hostname', 'fqdn', ...Object.values(hostKeyFields)], tries: 10 }
+  // Three seconds apart: a partition may be away for as long as an upgrade takes.
+  const phoneHome = { url: `${place}/phone-home`, post: ['instance_id', 'hostname', 'fqdn', ...Object.values(hostKeyFields)], tries: 60 }
   return `#cloud-config\n${yaml({ phone_home: phoneHome, reporting })}`
 }
 
