@@ -2,6 +2,7 @@
 
 import { gzipSync } from 'node:zlib'
 import { userDataLimitBytes } from '@muster/shared/cloud-init'
+import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { parse } from 'yaml'
 import type { MachineRow } from '../src/db/machines.ts'
@@ -477,6 +478,63 @@ describe('the metadata service of MAAS', () => {
       state: 'failed_deployment',
       fault: { code: 'first-boot-failed', message: 'no root disk' },
     })
+  })
+
+  test('answers whatever it is sent, signed or not, with what a client can understand', async () => {
+    const machine = await deploying({ netboot: false }, { userData: 'x', sshKeys: [] })
+    const good = authorization(machine)
+    const before = await partition.sql`select version, state from machines where id = ${machine.id}`
+    const word = fc.constantFrom(
+      'latest',
+      '2012-03-01',
+      'meta-data',
+      'user-data',
+      'status',
+      machine.id,
+      '..',
+      '%2e%2e',
+      '%00',
+      '',
+      'by-id',
+      'x'.repeat(300),
+    )
+    const header = fc.oneof(
+      fc.constant(good),
+      fc.string({ unit: fc.constantFrom(...'OAuth _="%26,.&\\t') }).map(text => `OAuth ${text}`),
+      fc
+        .constantFrom('oauth_signature', 'oauth_token', 'oauth_timestamp', 'oauth_version')
+        .map(name => good.replace(new RegExp(`${name}="[^"]*"`), `${name}="%"`)),
+    )
+    const type = fc.constantFrom(
+      'application/json',
+      'multipart/form-data',
+      'multipart/form-data; boundary=x',
+      'application/x-www-form-urlencoded',
+      'text/plain',
+    )
+    const body = fc.oneof(
+      fc.string({ maxLength: 60 }),
+      fc.constantFrom('op=signal', 'op=signal&status=%00', 'op=toString', '--x\r\n', '{"event_type":"start"}'),
+    )
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(word, { maxLength: 5 }),
+        header,
+        type,
+        body,
+        fc.boolean(),
+        async (words, authorization, contentType, text, isPost) => {
+          const place = `/MAAS/metadata/${words.join('/')}`
+          const answer = await (isPost
+            ? partition.ask('POST', place, { headers: { authorization, 'content-type': contentType }, body: text })
+            : partition.ask('GET', place, { headers: { authorization } }))
+          expect(answer.status, `${place} ${answer.text}`).toBeLessThan(500)
+          if (answer.status < 300) expect(answer.headers.get('cache-control')).toBe('no-store')
+        },
+      ),
+      { numRuns: 400 },
+    )
+    expect(await partition.sql`select version, state from machines where id = ${machine.id}`).toEqual(before)
   })
 
   test('changes nothing by being read', async () => {

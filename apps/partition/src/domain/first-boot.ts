@@ -30,14 +30,13 @@ export class FirstBoots {
     this.#core = core
   }
 
-  /** Takes a report in. Throws unauthenticated. One of a machine whose first boot is over is dropped: every later boot sends them all again. */
+  /** Takes a report in. Throws unauthenticated. Those of a machine whose first boot is over come to nothing: every later boot sends them all again. */
   async receive(token: string, report: CloudInitReport): Promise<void> {
     // Within a gathering the token costs no look at the database; its row is read again before anything is stored.
     const key = readMachineToken(this.#core.seal, 'metadata', token) ? token : ''
     let gathering = this.#gathering.get(key)
     if (!gathering) {
       const machine = await machineOfToken(this.#core, 'metadata', token)
-      if (!isFirstBoot(machine)) return
       gathering = this.#gathering.get(key) ?? this.#gather(key, machine)
     }
     gathering.reports.push(report)

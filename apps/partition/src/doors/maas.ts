@@ -8,14 +8,14 @@ import { machineOfToken, receiveSignal } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
 import { type FirstBoots, failFirstBoot, phoneHome } from '../domain/first-boot.ts'
 import { deploymentSecrets, instanceIdOf, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
-import { machineDoor, reportIn, textOrBytes } from './machine-requests.ts'
+import { machineDoor, neverKept, reportIn, textOrBytes } from './machine-requests.ts'
 import { tokenOfOauth } from './plaintext-oauth.ts'
 
 const versions = new Set(['2012-03-01', 'latest'])
 
 /** `baseUrl`: how machines reach this partition. */
 export function maasDoor(core: Core, options: { baseUrl: string; firstBoots: FirstBoots }): Hono<DoorEnv> {
-  const app = machineDoor(core.log)
+  const app = machineDoor(core.log).use(neverKept)
   const tokenIn = (c: Context) => {
     // Real clients understand a 401 with this header, and mend their clock by its Date.
     c.header('www-authenticate', 'OAuth realm="MAAS"')

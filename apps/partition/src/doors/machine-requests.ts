@@ -3,7 +3,7 @@ import type { DoorEnv } from '@muster/server/http/incoming'
 import type { Log } from '@muster/server/log'
 import { type CloudInitReport, cloudInitReport } from '@muster/shared/cloud-init'
 import { invalidInput, problemOf, Refusal } from '@muster/shared/errors'
-import { type Context, Hono } from 'hono'
+import { type Context, Hono, type MiddlewareHandler } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { refusalOfDatabase } from '../db/connect.ts'
@@ -33,6 +33,12 @@ export function machineDoor(log: Log): Hono<DoorEnv> {
     })
   })
   return app
+}
+
+/** For answers that only one machine may see: nothing between it and here keeps them. */
+export const neverKept: MiddlewareHandler<DoorEnv> = async (c, next) => {
+  await next()
+  c.header('cache-control', 'no-store')
 }
 
 /** The JSON body. Throws malformed. */

@@ -6,11 +6,11 @@ import type { Core } from '../domain/core.ts'
 import { type FirstBoots, phoneHome } from '../domain/first-boot.ts'
 import { deploymentSecrets, hostKeysIn, instanceIdOf, takeSecret, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
 import { networkOf } from '../domain/network-config.ts'
-import { machineDoor, reportIn, textOrBytes } from './machine-requests.ts'
+import { machineDoor, neverKept, reportIn, textOrBytes } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
 export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots: FirstBoots }): Hono<DoorEnv> {
-  const app = machineDoor(core.log)
+  const app = machineDoor(core.log).use(neverKept)
   const machineOf = (token: string) => machineOfToken(core, 'metadata', token)
 
   app.get('/:token/meta-data', async c => {
@@ -53,7 +53,7 @@ export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots:
   })
   app.post('/:token/secrets/:name', async c => {
     const machine = await machineOf(c.req.param('token'))
-    return c.text(await takeSecret(core, machine, c.req.param('name')), 200, { 'cache-control': 'no-store' })
+    return c.text(await takeSecret(core, machine, c.req.param('name')))
   })
   return app
 }
