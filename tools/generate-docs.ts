@@ -2,6 +2,8 @@
 // which are out of step and exits 1 (a test does that on every run).
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { drivers } from '@muster/drivers/drivers'
+import { ipmiQuirks } from '@muster/drivers/ipmi/quirks'
+import { vendors } from '@muster/drivers/redfish/vendors'
 import { commonErrors, hasCoverage } from '@muster/shared/contract/call'
 import { calls } from '@muster/shared/contract/contract'
 import { errorTable } from '@muster/shared/errors'
@@ -95,18 +97,27 @@ ${sections.join('\n\n')}
 `
 }
 
+interface Described {
+  readonly description?: string
+  readonly def?: { readonly innerType?: Described }
+  safeParse(value: unknown): { success: boolean }
+}
+
+/** What a schema says of itself, or the one within that it makes optional. */
+function descriptionOf({ description, def }: Described): string {
+  return description ?? (def?.innerType ? descriptionOf(def.innerType) : '')
+}
+
 /** The power drivers and their settings, from libs/drivers. */
 function driversPage(): string {
   const sections = drivers.map(driver => {
-    const fields = Object.entries(
-      driver.settings.shape as Record<string, { description?: string; safeParse: (value: unknown) => { success: boolean } }>,
-    )
+    const fields = Object.entries(driver.settings.shape as Record<string, Described>)
     const secrets = new Set<string>(driver.secrets as readonly string[])
     const rows = fields.map(([name, schema]) => [
       `\`${name}\``,
       schema.safeParse(undefined).success ? 'optional' : 'required',
       secrets.has(name) ? 'sealed' : '',
-      schema.description ?? '',
+      descriptionOf(schema),
     ])
     const settings = rows.length === 0 ? 'It has no settings.' : table(['setting', '', '', 'what'], rows)
     return `## ${driver.type}: ${driver.title}\n\n${settings}`
@@ -118,11 +129,40 @@ ${sections.join('\n\n')}
 `
 }
 
+/** How BMCs differ, from libs/drivers/src/ipmi/quirks.ts and libs/drivers/src/redfish/vendors.ts. */
+function quirksPage(): string {
+  const ipmi = ipmiQuirks.map(({ boards, does, weDo, file }) => [boards, does, weDo, `[${file}](../../libs/drivers/src/ipmi/${file})`])
+  const redfish = vendors.map(({ name, iana, bootMode, clearTargets, why }) => [
+    name,
+    String(iana),
+    bootMode === 'send' ? 'sent where it is reported' : 'left out',
+    clearTargets.map(target => (target === 'unsaid' ? 'without a target' : target)).join(', then '),
+    why ?? '',
+  ])
+  return `${note}
+# How BMCs differ, and what the drivers do about it
+
+## IPMI
+
+One way that suits all boards, so that nothing has to be set per board.
+
+${table(['boards', 'what they do', 'what the driver does', 'where'], ipmi)}
+
+## Redfish
+
+What cannot be learnt from the service without harm is looked up by vendor; everything else is read from the service, tried, and remembered per BMC
+([vendors.ts](../../libs/drivers/src/redfish/vendors.ts)).
+
+${table(['vendor', 'IANA number', 'boot mode beside the override', 'the override is taken back', 'why'], redfish)}
+`
+}
+
 const pages: Record<string, string> = {
   'life-cycle.md': lifeCyclePage(),
   'errors.md': errorsPage(),
   'api.md': apiPage(),
   'power-drivers.md': driversPage(),
+  'quirks.md': quirksPage(),
 }
 
 function current(name: string): string {

@@ -87,3 +87,16 @@ test.concurrent('a BMC that takes 1.5 to 3 s for each answer is slow, not gone',
   await using power = open(slow)
   expect(await power.power()).toBe('off')
 }, 60_000)
+
+test.concurrent('a BMC that takes 0.4 to 1.5 s for each datagram has one login under way at a time', async ({ expect, onTestFinished }) => {
+  const slow = await machines(6, { latencyMs: [400, 1_500] }, onTestFinished)
+  await Promise.all(
+    slow.map(async machine => {
+      for (let time = 0; time < 2; time++) {
+        await using power = open(machine)
+        expect(await power.power()).toBe('off')
+      }
+    }),
+  )
+  expect(slow.map(({ bmc }) => bmc.counters.loginsUnderWayMax)).toEqual(slow.map(() => 1))
+}, 60_000)

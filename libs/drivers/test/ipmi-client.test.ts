@@ -130,16 +130,16 @@ describe('logging in', () => {
     }
   })
 
-  test('gives up on a silent BMC after four attempts in the allowed time, and says so', async () => {
+  test('gives up on a silent BMC after six attempts in the allowed time, and says so', async () => {
     const bmc = await startBmc()
     bmc.answersProbe = false
     bmc.setup = () => 'silence'
     const machine = open(bmc, { timers: { halfOpenMs: 30_000 } })
     const error = await failureOf(machine.power())
     expect(error).toMatchObject({ kind: 'silent', retryable: true, hint: expect.stringContaining('IPMI over LAN') })
-    expect(bmc.logins()).toBe(4)
+    expect(bmc.logins()).toBe(6)
     await failureOf(machine.power())
-    expect(bmc.logins()).toBe(4)
+    expect(bmc.logins()).toBe(6)
   })
 
   test('suspects the user name when a BMC answers Open Session but not RAKP 1 (pyghmi)', async () => {

@@ -2,13 +2,13 @@
 // and nothing else: no packets parsed, no timers, no sessions kept.
 import { createCipheriv, createDecipheriv, createHmac, createSecretKey, type KeyObject } from 'node:crypto'
 import { createSocket, type Socket } from 'node:dgram'
-import type { PowerSession } from '@muster/drivers/driver'
+import { DriverError, type PowerSession } from '@muster/drivers/driver'
 import { ipmi } from '@muster/drivers/ipmi'
 import { type Extent, repeat, type Slice } from './figures.ts'
 import { beHelper } from './helper.ts'
 
 export interface Polled extends Slice {
-  /** Errors by kind. */
+  /** Errors by kind and what came back. */
   failures: Map<string, number>
 }
 
@@ -73,7 +73,7 @@ async function pollAll<T>(all: readonly T[], concurrency: number, read: (one: T)
     try {
       await read(all[next++] as T)
     } catch (error) {
-      const kind = (error as { kind?: string }).kind ?? String(error)
+      const kind = error instanceof DriverError ? `${error.kind} (${error.got})` : String(error)
       failures.set(kind, (failures.get(kind) ?? 0) + 1)
     }
     return true

@@ -64,11 +64,11 @@ export class Link implements Disposable {
   }
 
   /**
-   * Sends, and gives the first datagram that `accept` makes something of, or undefined after `waitMs`. Throws PortClosed when nothing
+   * Sends (or, without a datagram, only listens), and gives the first datagram that `accept` makes something of, or undefined after `waitMs`. Throws PortClosed when nothing
    * listens, Failure `silent` when the network refuses, `cancelled` when the signal fires.
    */
   exchange<T>(
-    datagram: Buffer,
+    datagram: Buffer | undefined,
     options: { accept: (datagram: Buffer) => T | undefined; waitMs: number; signal: AbortSignal },
   ): Promise<T | undefined> {
     const { accept, waitMs, signal } = options
@@ -99,7 +99,7 @@ export class Link implements Disposable {
           return 'taken'
         },
       }
-      this.#socket.send(datagram)
+      if (datagram) this.#socket.send(datagram)
     })
   }
 

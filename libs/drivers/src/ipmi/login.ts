@@ -8,11 +8,13 @@
 import { cancelled, Failure } from '../failure.ts'
 import {
   codesMatch,
+  commands,
   deriveKeys,
   type Exchange,
   encodeOpenSessionRequest,
   encodeRakp1,
   encodeRakp3,
+  encodeRequest,
   encodeV20,
   hexByte,
   type OpenSessionResponse,
@@ -35,6 +37,7 @@ import {
   type Suite,
   type SuiteId,
   type SuiteRecord,
+  seal,
   setupStatus,
   suiteOfAlgorithms,
   suites,
@@ -42,6 +45,7 @@ import {
 } from './codec.ts'
 import { askSuites } from './discovery.ts'
 import { type Link, PortClosed } from './link.ts'
+import { type Pace, Patience } from './patience.ts'
 import { randomId, randomPortion } from './random.ts'
 import type { Timers } from './timers.ts'
 
@@ -54,7 +58,7 @@ export interface Credentials {
 }
 
 /** What is worth remembering about one BMC from login to login. */
-export interface BmcMemory {
+export interface BmcMemory extends Pace {
   /** The suite that worked last. */
   suite?: SuiteId
   /** When attempts were abandoned that may still occupy a slot of the BMC; by the client's clock, in milliseconds. */
@@ -79,40 +83,60 @@ export interface Login {
   keys: SessionKeys
 }
 
-/** Attempts whose answer went missing, within halfOpenMs: each may hold one of the BMC's 4 to 15 slots. */
-const abandonedMax = 4
+/**
+ * Open Sessions without an answer, within halfOpenMs: each may hold one of the BMC's 4 to 15 slots. Where the loss was later we tell the BMC that
+ * we gave up, and it frees the slot.
+ */
+const abandonedMax = 6
+/** The same step fails so often in one login by loss alone in one of a million, on a path that loses a twentieth each way. */
+const sameStepMax = 6
 
 /**
  * Logs in, or throws Failure: `authentication`, `privilege`, `busy`, `silent`, `refused`, `protocol` or `cancelled`. The link of a
  * login that fails is closed.
  */
 export async function login(options: LoginOptions): Promise<Login> {
-  const deadline = options.now() + options.timers.loginMs
+  const patience = new Patience(options.timers, options.memory, options.now)
+  const failures = new Map<string, number>()
   const choice = new SuiteChoice(options.credentials.suite, options.memory.suite)
   let why = 'no attempt made'
   let link = await options.openLink()
   try {
     let closedPorts = 0
     let doubted = false
-    for (let attempt = 1; ; attempt++) {
-      await awaitTurn(why, deadline, options)
+    for (;;) {
+      await awaitTurn(why, patience.deadline, options)
+      patience.nextAttempt()
+      const { attempt } = patience
       // Some boards answer a repeated set-up only from another source port (Intel Tiger 4).
       if (attempt === 3) {
         link[Symbol.dispose]()
         link = await options.openLink()
       }
       try {
-        if (choice.shouldProbe) choice.offered(await askSuites(link, { probeMs: options.timers.probeMs, signal: options.signal }))
-        const result = await attemptLogin(link, choice, { ...options, deadline, waitMs: attempt * options.timers.setupMs })
+        if (choice.shouldProbe) {
+          const askedAt = options.now()
+          const records = await askSuites(link, { probeMs: options.timers.probeMs, signal: options.signal })
+          if (records) patience.answered(options.now() - askedAt)
+          else patience.givenUp(probeAnswer, askedAt)
+          choice.offered(records)
+        }
+        const result = await attemptLogin(link, choice, { ...options, patience })
         if (result.kind === 'login') {
           options.memory.suite = result.login.keys.suite.id
+          patience.remember()
           return result.login
         }
         why = result.why
         options.log('login attempt failed', { attempt, why })
         if (result.kind === 'doubtful' && doubted) throw result.failure
         doubted ||= result.kind === 'doubtful'
-        if (result.kind === 'again') options.memory.abandonedAt.push(options.now())
+        if (result.kind === 'again') {
+          if (result.slot === 'perhaps taken') options.memory.abandonedAt.push(options.now())
+          const times = (failures.get(why) ?? 0) + 1
+          failures.set(why, times)
+          if (times === sameStepMax) throw nothingCame(why, `${times} attempts`)
+        }
       } catch (error) {
         if (!(error instanceof PortClosed)) throw error
         closedPorts += 1
@@ -143,17 +167,14 @@ export function pause(ms: number, signal: AbortSignal): Promise<void> {
 }
 
 interface Waiting {
-  /** Wait for each answer. */
-  waitMs: number
-  /** End of the whole login, by the client's clock. */
-  deadline: number
+  patience: Patience
 }
 
 type Attempt =
   | { kind: 'login'; login: Login }
   | { kind: 'next suite'; why: string }
-  /** Answers went missing, and the BMC may still hold half a session. */
-  | { kind: 'again'; why: string }
+  /** Answers went missing. `slot`: whether the BMC may still hold half a session, or was told that we gave up. */
+  | { kind: 'again'; why: string; slot: 'perhaps taken' | 'given back' }
   /** Worth one more attempt, but no third. */
   | { kind: 'doubtful'; why: string; failure: Failure }
 
@@ -207,7 +228,7 @@ async function attemptLogin(link: Link, choice: SuiteChoice, options: LoginOptio
   const opened = await openSession(link, { ...options, tag, consoleId, suite: choice.suite })
   if (!opened) {
     if (options.memory.suite === undefined) choice.unanswered()
-    return { kind: 'again', why: 'no answer to Open Session' }
+    return { kind: 'again', why: 'no answer to Open Session', slot: 'perhaps taken' }
   }
   if (!('bmcId' in opened)) {
     // 0x01 and 0x0A mean "another suite" on some boards (Intel M50CYP, X8DTG): worth one try.
@@ -231,7 +252,10 @@ async function attemptLogin(link: Link, choice: SuiteChoice, options: LoginOptio
     const answer = parseRakp2(payload)
     return answer?.tag === tag && (!('code' in answer) || answer.consoleId === consoleId) ? answer : undefined
   })
-  if (!rakp2) return { kind: 'again', why: noAnswerToRakp1 }
+  if (!rakp2) {
+    giveUp(link, { tag, bmcId: opened.bmcId })
+    return { kind: 'again', why: noAnswerToRakp1, slot: 'given back' }
+  }
   if (!('code' in rakp2)) return restartOrThrow('RAKP 1', rakp2.status, credentials)
 
   const exchange: Exchange = {
@@ -245,12 +269,7 @@ async function attemptLogin(link: Link, choice: SuiteChoice, options: LoginOptio
   if (rakp2.code.length < suite.rakpCodeBytes) throw wrongLength('RAKP 2', rakp2.code.length, suite.rakpCodeBytes)
   if (!codesMatch(rakp2.code.subarray(0, suite.rakpCodeBytes), rakp2Code(exchange, passwordKey))) {
     // Tell the BMC once, so that it frees the slot (and counts the failure, as it should).
-    link.send(
-      encodeV20({
-        payloadType: payloadTypes.rakp3,
-        payload: encodeRakp3({ tag, status: 0x0f, bmcId: opened.bmcId, code: Buffer.alloc(0) }),
-      }),
-    )
+    refuseRakp2(link, { tag, bmcId: opened.bmcId, status: wrongIntegrityValue })
     throw wrongPassword('the BMC answered RAKP 1 with a code made from another password')
   }
 
@@ -260,7 +279,12 @@ async function attemptLogin(link: Link, choice: SuiteChoice, options: LoginOptio
     const answer = parseRakp4(payload)
     return answer?.tag === tag && (!('check' in answer) || answer.consoleId === consoleId) ? answer : undefined
   })
-  if (!rakp4) return { kind: 'again', why: 'no answer to RAKP 3' }
+  if (!rakp4) {
+    giveUp(link, { tag, bmcId: opened.bmcId })
+    // Where only the answer was lost, the session is open.
+    closeUnseen(link, opened.bmcId, keys)
+    return { kind: 'again', why: 'no answer to RAKP 3', slot: 'given back' }
+  }
   if (!('check' in rakp4)) {
     // The BMC proved in RAKP 2 that it has our password, so its 0x0F is not about that: a RAKP 1 doubled by the network makes some
     // BMCs compute with other random numbers. A second time it is final.
@@ -300,7 +324,7 @@ function openSession(
 }
 
 /** One question of the set-up; `parse` gives undefined for answers that are not to it. */
-function ask<T>(
+async function ask<T>(
   link: Link,
   payloadType: number,
   payload: Buffer,
@@ -308,13 +332,56 @@ function ask<T>(
   options: LoginOptions & Waiting,
   parse: (payload: Buffer) => T | undefined,
 ): Promise<T | undefined> {
+  const { patience, now, signal } = options
+  const tag = payload.readUInt8(0)
   const accept = (datagram: Buffer) => {
     const packet = parseDatagram(datagram)
-    if (packet.kind !== 'v2.0' || packet.payloadType !== answerType || packet.encrypted || packet.authenticated) return undefined
-    return parse(packet.payload)
+    if (packet.kind === 'v1.5') patience.stray(probeAnswer)
+    if (packet.kind !== 'v2.0' || packet.encrypted || packet.authenticated) return undefined
+    const answer = packet.payloadType === answerType ? parse(packet.payload) : undefined
+    if (answer === undefined && packet.payload.length > 0) patience.stray(answerKey(packet.payloadType, packet.payload.readUInt8(0)))
+    return answer
   }
-  const waitMs = Math.max(0, Math.min(options.waitMs, options.deadline - options.now()))
-  return link.exchange(encodeV20({ payloadType, payload }), { accept, waitMs, signal: options.signal })
+  const datagram = encodeV20({ payloadType, payload })
+  const sentAt = now()
+  for (let toSend: Buffer | undefined = datagram; ; toSend = undefined) {
+    const waitMs = Math.min(sentAt + patience.waitMs, patience.deadline) - now()
+    if (waitMs <= 0 && toSend === undefined) break
+    const answer = await link.exchange(toSend, { accept, waitMs: Math.max(0, waitMs), signal })
+    if (answer === undefined) continue
+    patience.answered(now() - sentAt)
+    return answer
+  }
+  patience.givenUp(answerKey(answerType, tag), sentAt)
+  return undefined
+}
+
+/** The list of suites, which may come after we stopped waiting for it. */
+const probeAnswer = 'suites'
+
+const answerKey = (payloadType: number, tag: number) => `${payloadType} ${tag}`
+
+/** IPMI v2.0 table 13-15. */
+const wrongIntegrityValue = 0x0f
+const invalidSessionId = 0x02
+
+/** RAKP 3 with a status and no code: the BMC frees the slot (IPMI v2.0 13.22). Sent once; nothing comes back. */
+function refuseRakp2(link: Link, { tag, bmcId, status }: { tag: number; bmcId: number; status: number }): void {
+  const payload = encodeRakp3({ tag, status, bmcId, code: Buffer.alloc(0) })
+  link.send(encodeV20({ payloadType: payloadTypes.rakp3, payload }))
+}
+
+/** We begin anew, and the BMC need not keep this half of a session for us. The status says nothing about a password: no failed login is counted. */
+function giveUp(link: Link, session: { tag: number; bmcId: number }): void {
+  refuseRakp2(link, { ...session, status: invalidSessionId })
+}
+
+/** Close Session in a session that we never saw open. */
+function closeUnseen(link: Link, bmcId: number, keys: SessionKeys): void {
+  const data = Buffer.alloc(4)
+  data.writeUInt32LE(bmcId)
+  const payload = encodeRequest({ ...commands.closeSession, sequence: 1, data })
+  link.send(seal({ payloadType: payloadTypes.ipmi, sessionId: bmcId, sequence: 1, payload, iv: randomPortion(16) }, keys))
 }
 
 /** Waits until another attempt is allowed; throws `silent` when that would be after the deadline. */
@@ -324,10 +391,13 @@ async function awaitTurn(why: string, deadline: number, options: LoginOptions): 
   const oldest = memory.abandonedAt.at(-abandonedMax)
   const waitMs = oldest === undefined ? 0 : oldest + timers.halfOpenMs - now()
   if (now() + waitMs < deadline) return waitMs > 0 ? pause(waitMs, options.signal) : undefined
-  const seconds = Math.round(timers.halfOpenMs / 1000)
-  throw new Failure({
+  throw nothingCame(why, `${memory.abandonedAt.length} login attempts of the last ${Math.round(timers.halfOpenMs / 1000)} s`)
+}
+
+function nothingCame(why: string, attempts: string): Failure {
+  return new Failure({
     kind: 'silent',
-    got: `${why}; ${memory.abandonedAt.length} login attempts of the last ${seconds} s came to nothing`,
+    got: `${why}; ${attempts} came to nothing`,
     hint:
       why === noAnswerToRakp1
         ? 'The BMC answers Open Session, so it is there: check the user name. Some BMCs keep silent about users they do not know.'
@@ -343,7 +413,7 @@ function restartOrThrow(step: string, status: number, credentials: Credentials):
   const got = `${step} refused with ${printStatus('status', status)}`
   switch (cause) {
     case 'restart':
-      return { kind: 'again', why: got }
+      return { kind: 'again', why: got, slot: 'given back' }
     case 'busy':
       throw new Failure({
         kind: 'busy',

@@ -4,13 +4,15 @@
  */
 export interface Timers {
   /**
-   * Wait for each answer of the session set-up; the second attempt waits twice as long, and so on. Loaded BMCs need 0.5 to 1.5 s
-   * for their hashes, and the 400 ms of other clients fail there.
+   * First wait for each answer of the session set-up, where the BMC's pace is not known; the second attempt waits twice as long, and so on. Loaded
+   * BMCs need 0.5 to 1.5 s for their hashes, and the 400 ms of other clients fail there. See Patience.
    */
   setupMs: number
-  /** All attempts of one login together. */
+  /** All attempts of one login together, at a BMC that says nothing at all. */
   loginMs: number
-  /** An abandoned attempt occupies a slot of the BMC (3 s on OpenBMC, 60 s on Cisco): at most four in this time. */
+  /** The same at a BMC that answered something: it is there, and one in four logins meets a loss on a path that loses a twentieth. */
+  heardLoginMs: number
+  /** An attempt abandoned at Open Session may occupy a slot of the BMC (3 s on OpenBMC, 60 s on Cisco): a few in this time. */
   halfOpenMs: number
   /** Pause before asking a closed port once more: a BMC restarting its network closes it for a moment. */
   portClosedMs: number
@@ -38,6 +40,7 @@ export interface Timers {
 export const defaultTimers: Readonly<Timers> = {
   setupMs: 1000,
   loginMs: 15_000,
+  heardLoginMs: 40_000,
   halfOpenMs: 30_000,
   portClosedMs: 300,
   commandMs: 500,
