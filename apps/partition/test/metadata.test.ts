@@ -344,6 +344,34 @@ describe('reports of the first boot', () => {
     expect(row).toMatchObject({ state: 'deployed', fault, deployment: { firstBoot: { failures: ['modules-final/config-scripts-user'] } } })
   })
 
+  test('of a boot after the first was cut off take its failures back', async () => {
+    const machine = await deploying({ netboot: false })
+    const finish = (name: string, result: string) => report(machine, { event_type: 'finish', name, result })
+    await finish('modules-config/config-ntp', 'FAIL')
+    expect((await reread(partition.core, machine.id)).fault).toMatchObject({ code: 'cloud-init-failed' })
+    await finish('modules-config/config-ntp', 'SUCCESS')
+    await finish('modules-final', 'SUCCESS')
+    expect(await reread(partition.core, machine.id)).toMatchObject({
+      state: 'deployed',
+      fault: null,
+      deployment: { firstBoot: { failures: [] } },
+    })
+  })
+
+  test('whose end was stored by a replica that died before the move are heard again', async () => {
+    const machine = await deploying({ netboot: false })
+    const end = {
+      step: 'modules-final',
+      description: '',
+      failures: [],
+      reportedAt: new Date().toISOString(),
+      endedAt: new Date().toISOString(),
+    }
+    await partition.sql`update machines set deployment = deployment || ${partition.sql.json({ firstBoot: end })} where id = ${machine.id}`
+    await report(machine, { event_type: 'finish', name: 'modules-final', result: 'SUCCESS' })
+    expect(await reread(partition.core, machine.id)).toMatchObject({ state: 'deployed' })
+  })
+
   test('tell why a deployment ended at its deadline', async () => {
     const silent = await deploying({ netboot: false })
     const failing = await deploying({ netboot: false })

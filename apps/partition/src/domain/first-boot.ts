@@ -2,6 +2,7 @@
 // and stored as one change with one event. What ends or fails is stored before it is answered.
 import { type CloudInitReport, type FirstBoot, mostFailures } from '@muster/shared/cloud-init'
 import { Refusal } from '@muster/shared/errors'
+import type { Fault } from '@muster/shared/machine'
 import * as db from '../db/machines.ts'
 import { machineOfToken, storeReport } from './agent.ts'
 import type { Core } from './core.ts'
@@ -75,8 +76,9 @@ export class FirstBoots {
   }
 }
 
-const isFirstBoot = (row: db.MachineRow) =>
-  row.deployment !== null && !row.deployment.firstBoot?.endedAt && ((row.state === 'deploying' && !row.netboot) || row.state === 'deployed')
+/** Also when its end is stored and the move that follows is not: a replica may have died between the two, and the end is told again. */
+const isFirstBoot = ({ state, netboot, deployment }: db.MachineRow) =>
+  deployment !== null && ((state === 'deploying' && !netboot) || (state === 'deployed' && !deployment.firstBoot?.endedAt))
 
 /** The system's own last stage: after it cloud-init has nothing more to do. */
 const lastStage = 'modules-final'
@@ -92,7 +94,7 @@ async function storeFirstBoot(core: Core, machine: db.MachineRow, reports: reado
       patch: {
         deployment: row.deployment && { ...row.deployment, firstBoot },
         ...(row.state === 'deploying' && { waiting_for: waitingText(firstBoot) }),
-        ...(failed && { fault: { ...failed, since: row.fault?.code === failed.code ? row.fault.since : firstBoot.reportedAt } }),
+        ...faultPatch(row, failed && { ...failed, since: firstBoot.reportedAt }),
       },
       events: [{ kind: 'machine.cloud-init', data: eventOf(reports) }],
     }
@@ -100,18 +102,29 @@ async function storeFirstBoot(core: Core, machine: db.MachineRow, reports: reado
   if (reports.some(isEnd)) await phoneHome(core, machine)
 }
 
-/** What is known after further reports. A stage that failed because of its steps is not a failure of its own. */
+/** The fault of a first boot keeps the time at which it came, and goes with its cause; another fault is not touched. */
+function faultPatch({ fault }: db.MachineRow, found: Fault | undefined): Pick<db.MachinePatch, 'fault'> {
+  const isOurs = fault?.code === 'cloud-init-failed'
+  if (found) return { fault: { ...found, since: isOurs ? fault.since : found.since } }
+  return isOurs ? { fault: null } : {}
+}
+
+/**
+ * What is known after further reports. A stage that failed because of its steps is not a failure of its own; a step that succeeds at last, because the
+ * machine lost its power and booted again, is none either.
+ */
 export function firstBootAfter(before: FirstBoot | undefined, reports: readonly CloudInitReport[], now: string): FirstBoot {
-  const failures = [...(before?.failures ?? [])]
-  for (const report of reports.filter(isFailure)) {
-    const isOfItsSteps = failures.some(name => name.startsWith(`${report.name}/`))
-    if (!isOfItsSteps && !failures.includes(report.name) && failures.length < mostFailures) failures.push(report.name)
+  const failures = new Set(before?.failures)
+  for (const report of reports.filter(({ event_type }) => event_type === 'finish')) {
+    const isOfItsSteps = [...failures].some(name => name.startsWith(`${report.name}/`))
+    if (!isFailure(report)) failures.delete(report.name)
+    else if (!isOfItsSteps && failures.size < mostFailures) failures.add(report.name)
   }
   const last = reports.at(-1)
   return {
     step: last?.name ?? before?.step ?? '',
     description: last?.description ?? before?.description ?? '',
-    failures,
+    failures: [...failures],
     reportedAt: now,
     endedAt: before?.endedAt ?? (reports.some(isEnd) ? now : null),
   }
