@@ -276,5 +276,5 @@ test('every random life follows the table, one event per move, and repeats join'
   // The lives were not idle: most of the table was walked.
   const rows = Object.values(lifeCycle).reduce((sum, { moves }) => sum + Object.keys(moves).length, 0)
   expect(seen.size).toBeGreaterThan(rows * 0.6)
-  expect(moveNames.length).toBe(18)
+  expect(moveNames.length).toBe(19)
 })

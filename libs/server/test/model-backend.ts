@@ -211,6 +211,17 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
   }
 
   const needsFront = () => Promise.reject(new Refusal('needs-front', `${name} keeps a copy of the global configuration`))
+  /** The model keeps no machines for others: it switches the one that it knows by a MAC. */
+  const byDefinition = (
+    input: CallInput<'machines.stop'> | CallInput<'machines.start'>,
+    order: { action: 'on' | 'off' | 'cycle'; how: 'soft' | 'hard' },
+  ) => {
+    const macs = new Set(input.definition.interfaces.map(({ mac }) => mac))
+    const known = [...machines.values()].find(({ interfaces }) => interfaces.some(({ mac }) => macs.has(mac)))
+    if (!known?.powerDriver) throw new Refusal('no-power-driver', 'no machine here has that MAC and a power driver')
+    return { ...shown(unlocked(known.id)), outcome: 'known', order: orderOf(known.id, order) }
+  }
+
   const handlers: Handlers = {
     'machines.list': input => {
       const items = [...machines.values()].filter(
@@ -294,6 +305,9 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       return null
     },
     'machines.commission': asked('commission'),
+    'machines.adopt': asked('adopt'),
+    'machines.start': input => byDefinition(input, { action: input.action, how: 'hard' }),
+    'machines.stop': input => byDefinition(input, { action: 'off', how: input.how }),
     'machines.abort': asked('abort'),
     'machines.deploy': asked('deploy'),
     'machines.release': asked('release'),

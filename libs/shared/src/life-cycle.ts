@@ -46,6 +46,7 @@ export type State = (typeof states)[number]
 
 export const moveNames = [
   'commission',
+  'adopt',
   'commissioned',
   'hold',
   'confirm',
@@ -75,7 +76,7 @@ export const lifeCycle: { readonly [state in State]: StateRow } = {
     wantedPower: 'off',
     does: '',
     deletable: 'yes',
-    moves: { commission: request('commissioning'), retire: request('retired') },
+    moves: { commission: request('commissioning'), adopt: request('deployed'), retire: request('retired') },
   },
   commissioning: {
     wantedPower: 'on',

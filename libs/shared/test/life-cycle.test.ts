@@ -43,7 +43,7 @@ describe('the life cycle', () => {
   test('leads from each state where the design says, and nowhere else', () => {
     const leaves = Object.fromEntries(states.map(from => [from, [...new Set(movesOf(from).flatMap(([, move]) => leadsTo(move)))].sort()]))
     expect(leaves).toEqual({
-      new: ['commissioning', 'retired'],
+      new: ['commissioning', 'deployed', 'retired'],
       commissioning: ['failed_commissioning', 'new', 'ready'],
       failed_commissioning: ['broken', 'commissioning', 'retired'],
       ready: ['broken', 'commissioning', 'rescue', 'reserved', 'retired'],

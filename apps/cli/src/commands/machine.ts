@@ -17,6 +17,7 @@ import { addFilters, checked, choicesOf, fieldsOf, inputFrom, kebab, optionsOf }
 import { readInput } from '../secrets.ts'
 import { judgePower, splitWait } from '../wait.ts'
 import { actOnMachines, distinct, eachAtMost } from './actions.ts'
+import { addDefinition } from './definition.ts'
 import { addNetwork, readDocument } from './network.ts'
 import { joinCoverage, pagesOf } from './pages.ts'
 import { isLive, watchMachines } from './watch.ts'
@@ -37,6 +38,7 @@ export const fillMachine: Fill = (command, cli) => {
   addDeploy(command, cli)
   addPower(command, cli)
   addNetwork(command, cli)
+  addDefinition(command, cli)
   for (const [name, call] of plainActions()) addAction(command, cli, name, call)
 }
 
@@ -51,7 +53,19 @@ function plainActions(): [name: ActionName, call: Call][] {
 /** An action takes the id and, some, optional texts. */
 type ActionName = Exclude<
   keyof typeof calls,
-  'list' | 'get' | 'explain' | 'create' | 'update' | 'delete' | 'deploy' | 'power' | 'powerOrders' | 'network' | 'setNetwork'
+  | 'list'
+  | 'get'
+  | 'explain'
+  | 'create'
+  | 'update'
+  | 'delete'
+  | 'deploy'
+  | 'power'
+  | 'powerOrders'
+  | 'network'
+  | 'setNetwork'
+  | 'start'
+  | 'stop'
 >
 
 /** `--wait [DURATION]`, the same for every action. */

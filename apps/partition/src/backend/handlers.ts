@@ -17,6 +17,7 @@ import * as machineRows from '../db/machines.ts'
 import { liveReplicas } from '../db/replicas.ts'
 import { allocationView } from '../domain/allocation.ts'
 import type { Core } from '../domain/core.ts'
+import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/definition.ts'
 import * as machines from '../domain/machines.ts'
 import { moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
 import { viewOf } from '../domain/view.ts'
@@ -55,6 +56,15 @@ export function handlers(core: Core, self: Self): Handlers {
       return null
     },
     'machines.commission': plain('commission'),
+    'machines.adopt': ({ id }, { caller }) => adoptMachine(core, caller, id),
+    'machines.start': (input, { caller, signal }) => {
+      refuseOtherPartition(core, input.partition)
+      return startByDefinition(core, caller, input, signal)
+    },
+    'machines.stop': (input, { caller, signal }) => {
+      refuseOtherPartition(core, input.partition)
+      return stopByDefinition(core, caller, input, signal)
+    },
     'machines.abort': plain('abort'),
     'machines.deploy': (input, { caller }) => machines.deploy(core, caller, input),
     'machines.release': plain('release'),

@@ -117,6 +117,19 @@ export function findMachines(sql: Sql, ids: readonly string[]): Promise<MachineR
     select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id where m.id = any(${ids as string[]})`
 }
 
+/** Every machine that has one of these addresses, by id. */
+export function machinesByMac(sql: Sql, macs: readonly string[]): Promise<MachineRow[]> {
+  return sql<MachineRow[]>`
+    select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id
+    where m.id in (select machine_id from macs where mac = any(${macs as string[]})) order by m.id`
+}
+
+export async function findMachineByHostname(sql: Sql, hostname: string): Promise<MachineRow | undefined> {
+  const [row] = await sql<MachineRow[]>`
+    select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id where m.hostname = ${hostname}`
+  return row
+}
+
 /** The machine that has one of these MAC addresses, or undefined. */
 export async function findMachineByMac(sql: Sql, macs: readonly string[]): Promise<MachineRow | undefined> {
   const [row] = await sql<MachineRow[]>`

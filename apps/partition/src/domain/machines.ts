@@ -86,6 +86,12 @@ export async function updateMachine(core: Core, caller: Caller, input: CallInput
           actor: caller.name,
           events: [{ kind: 'machine.updated', data: { fields: Object.keys(definedOf({ ...plain, powerDriver, powerSettings })) } }],
         })
+        if (row && plain.interfaces)
+          await db.replaceMacs(
+            sql,
+            id,
+            plain.interfaces.map(({ mac }) => mac),
+          )
         if (!row || !stored) return row
         await power.saveSwitch(sql, id, stored)
         return db.findMachine(sql, id)
@@ -308,6 +314,7 @@ export async function orderPower(
   caller: Caller,
   input: CallInput<'machines.power'>,
   signal: AbortSignal,
+  boot: 'network' | 'disk' | null = null,
 ): Promise<CallAnswer<'machines.power'>> {
   const row = await existingMachine(core, input.id)
   refuseForeign(caller, row)
@@ -319,7 +326,7 @@ export async function orderPower(
     throw new Refusal('wrong-state', `${why}; only a deployed machine's power is its owner's business`, { state: row.state })
   }
   const how = input.action === 'off' ? input.how : 'hard'
-  const given = await power.giveOrder(core.sql, { machine: row.id, action: input.action, boot: null, how, askedBy: caller.name })
+  const given = await power.giveOrder(core.sql, { machine: row.id, action: input.action, boot, how, askedBy: caller.name })
   core.bells.power.ring()
   const order = input.wait === undefined ? given : await ended(core, given, durationMs(input.wait), signal)
   return { ...viewOf(await existingMachine(core, input.id), core.partition), order: orderViewOf(order) }

@@ -73,6 +73,7 @@ const settable = {
   rack: label,
   tags: z.array(label).max(100),
   note: z.string().max(4000),
+  interfaces: z.array(networkInterface).min(1).max(64),
   powerDriver: z.string().max(32).nullable().describe('ipmi, manual … ; null: none'),
   powerSettings: z.record(z.string().max(64), z.unknown()).describe("the driver's settings; secrets are sealed and never shown again"),
 }
@@ -85,6 +86,51 @@ const machineNetwork = z.object({
   /** The outcome, as version 2 of cloud-init's network configuration. */
   config: z.record(z.string(), z.unknown()),
 })
+
+const atFront = partitionName.optional().describe('needed at a front')
+
+/** What there is to say of a machine that is added by hand. */
+const described = {
+  hostname: hostname.optional().describe('the id where left out'),
+  arch: architecture.default('amd64'),
+  interfaces: z.array(networkInterface).min(1).max(64),
+  disks: z.array(disk).max(256).default([]),
+  cpus: z.number().int().min(0).max(100_000).default(0),
+  memoryMib: z.number().int().min(0).max(1_000_000_000).default(0),
+  pool: label.default('default'),
+  zone: label.default('default'),
+  rack: label.default('default'),
+  tags: settable.tags.default([]),
+  note: settable.note.default(''),
+  powerDriver: z.string().max(32).optional(),
+  powerSettings: settable.powerSettings.optional(),
+}
+
+/** A machine as somebody says it who keeps it elsewhere. What is left out stays as it is, or as it is by default. */
+const definition = z.strictObject({
+  interfaces: described.interfaces,
+  ...z
+    .object({
+      hostname,
+      arch: architecture,
+      cpus: z.number().int().min(0).max(100_000),
+      memoryMib: z.number().int().min(0).max(1_000_000_000),
+      pool: label,
+      zone: label,
+      rack: label,
+      tags: settable.tags,
+      note: settable.note,
+      powerDriver: z.string().max(32),
+      powerSettings: settable.powerSettings,
+    })
+    .partial().shape,
+})
+const definitionAnswer = machine.extend({
+  /** `learnt`: it was not known here; `changed`: it was, otherwise. */
+  outcome: z.enum(['learnt', 'changed', 'known']),
+  order: powerOrder,
+})
+const definitionErrors = ['already-exists', 'wrong-state', 'locked', 'no-power-driver', 'stale-version'] as const
 
 export const machines = {
   list: declareCall({
@@ -126,22 +172,7 @@ export const machines = {
     rest: { method: 'POST', path: '/machines' },
     status: 201,
     role: 'operator',
-    input: z.strictObject({
-      partition: partitionName.optional().describe('needed at a front'),
-      hostname: hostname.optional().describe('the id where left out'),
-      arch: architecture.default('amd64'),
-      interfaces: z.array(networkInterface).min(1).max(64),
-      disks: z.array(disk).max(256).default([]),
-      cpus: z.number().int().min(0).max(100_000).default(0),
-      memoryMib: z.number().int().min(0).max(1_000_000_000).default(0),
-      pool: label.default('default'),
-      zone: label.default('default'),
-      rack: label.default('default'),
-      tags: settable.tags.default([]),
-      note: settable.note.default(''),
-      powerDriver: z.string().max(32).optional(),
-      powerSettings: settable.powerSettings.optional(),
-    }),
+    input: z.strictObject({ partition: atFront, ...described }),
     answer: machine,
     spread: { kind: 'owner', of: input => input.partition },
     errors: ['already-exists'],
@@ -171,6 +202,7 @@ export const machines = {
     errors: ['not-found', 'wrong-state', 'machine-owned', 'locked'],
   }),
   commission: move('commission', 'Look inside and test a machine', 'operator', {}, ['no-power-driver']),
+  adopt: move('adopt', 'Take a machine that is in use already as it is: deployed, and yours', 'operator', {}),
   abort: move('abort', 'Stop commissioning or deploying', 'user', {}),
   deploy: move(
     'deploy',
@@ -211,6 +243,40 @@ export const machines = {
     answer: machine.extend({ order: powerOrder }),
     spread: ofMachine,
     errors: ['not-found', 'wrong-state', 'locked', 'no-power-driver'],
+  }),
+  start: declareCall({
+    summary: 'Switch a machine on by its whole definition, known here or not',
+    description:
+      'For who keeps the machines elsewhere: addresses, power settings and labels travel with each order. A machine that this partition never heard of is learnt from it, as in use by the caller; one that is known, by a MAC address or else by its name, is brought in step first. May be repeated.',
+    rest: { method: 'POST', path: '/machine-starts' },
+    status: 202,
+    role: 'operator',
+    input: z.strictObject({
+      partition: atFront,
+      definition,
+      action: z.enum(['on', 'cycle']).default('on'),
+      boot: z.enum(['network', 'disk']).optional().describe('what the next boot is from'),
+      wait: duration.optional().describe('answer when the order has ended, or after this time'),
+    }),
+    answer: definitionAnswer,
+    spread: { kind: 'owner', of: input => input.partition },
+    errors: definitionErrors,
+  }),
+  stop: declareCall({
+    summary: 'Switch a machine off by its whole definition, known here or not',
+    description: 'As starting: what is not known is learnt, what is known is brought in step.',
+    rest: { method: 'POST', path: '/machine-stops' },
+    status: 202,
+    role: 'operator',
+    input: z.strictObject({
+      partition: atFront,
+      definition,
+      how: z.enum(['soft', 'hard']).default('hard').describe('ask the operating system first'),
+      wait: duration.optional().describe('answer when the order has ended, or after this time'),
+    }),
+    answer: definitionAnswer,
+    spread: { kind: 'owner', of: input => input.partition },
+    errors: definitionErrors,
   }),
   confirmPower: move('confirm-power', 'Say that somebody has switched a machine that only people can switch', 'user', {
     power: z.enum(['on', 'off']),
