@@ -15,6 +15,8 @@ import { seededBytes, seededRandom } from './machine/random.ts'
 import { behaviourOf } from './machine/sad.ts'
 import { type BmcLayout, type BmcPlace, bmcAddressOf, candidatePlaces } from './rack/addresses.ts'
 import { type MemoryWriter, memoryWriter, readMemory, type SavedRack } from './rack/memory.ts'
+import { type ServerCertificate, selfSignedCertificate } from './redfish/certificate.ts'
+import { type Redfish, startRedfish } from './redfish/redfish.ts'
 
 export interface MachineSpec {
   /** Where it stands, from 0; unique in the rack. Facts, MACs and BMC address follow from it and the rack's seed. */
@@ -27,6 +29,8 @@ export interface MachineSpec {
   inventory?: Partial<Inventory>
   bootOrder?: BootOrder
   bmc?: { faults?: Partial<BmcFaults>; kg?: Buffer; users?: readonly BmcUser[] }
+  /** `redfish`: its BMC has a Redfish service beside IPMI, on the TCP port of the same number, and the machine reports that. */
+  speaks?: 'ipmi' | 'redfish'
 }
 
 export interface RackOptions {
@@ -111,7 +115,8 @@ export async function startRack(options: RackOptions): Promise<Rack> {
   if (remembered && remembered.seed !== seed)
     throw new Error(`the rack in ${options.dataDir} was made with seed ${remembered.seed}, not ${seed}: its machines would all be others`)
   const connections = openConnections()
-  const context: BuildContext = { options, seed, remembered, connections, changed: () => memory?.changed() }
+  const certificate = remembered?.certificate ?? selfSignedCertificate('muster-virtual-rack')
+  const context: BuildContext = { options, seed, remembered, connections, certificate, changed: () => memory?.changed() }
   let memory: MemoryWriter | undefined
   let place: BmcPlace
   let entries: Entry[]
@@ -122,7 +127,7 @@ export async function startRack(options: RackOptions): Promise<Rack> {
     throw error
   }
   if (options.dataDir !== undefined) {
-    const snapshot = () => snapshotOf({ seed, place, entries, remembered })
+    const snapshot = () => snapshotOf({ seed, place, entries, remembered, certificate })
     memory = memoryWriter({ dir: options.dataDir, snapshot, log: options.log ?? (() => {}) })
     // At once, and not after the first change: a second start must find the same BMC addresses.
     memory.changed()
@@ -135,6 +140,7 @@ interface Entry {
   readonly view: RackMachine
   readonly machine: Machine
   readonly bmc: Bmc
+  readonly redfish: Redfish | undefined
   readonly bootOptions: BootOptions
 }
 
@@ -144,6 +150,8 @@ interface BuildContext {
   readonly remembered: SavedRack | undefined
   readonly connections: ReturnType<typeof openConnections>
   readonly changed: () => void
+  /** What every Redfish service of the rack shows: those of one maker often leave the factory with one certificate. */
+  readonly certificate: ServerCertificate
 }
 
 function rackOf(parts: {
@@ -162,7 +170,7 @@ function rackOf(parts: {
     closed ??= (async () => {
       closing.abort()
       await Promise.all(entries.map(({ machine }) => machine.close()))
-      await Promise.all(entries.map(({ bmc }) => bmc.close()))
+      await Promise.all(entries.flatMap(({ bmc, redfish }) => [bmc.close(), redfish?.close()]))
       connections.close()
       await memory?.close()
     })()
@@ -233,7 +241,7 @@ async function placeMachines(context: BuildContext): Promise<{ place: BmcPlace; 
 async function buildAt(place: BmcPlace, context: BuildContext): Promise<Entry[] | undefined> {
   const entries: Entry[] = []
   const giveUp = async () => {
-    await Promise.all(entries.map(({ bmc }) => bmc.close()))
+    await Promise.all(entries.flatMap(({ bmc, redfish }) => [bmc.close(), redfish?.close()]))
   }
   try {
     for (const spec of context.options.machines) entries.push(await buildMachine(spec, place, context))
@@ -268,7 +276,12 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     bootUrl: spec.bootUrl,
     bootOrder: spec.bootOrder ?? 'network first',
     bootOptions,
-    bmc: { address: `${address}:${port}`, user: account.name, password: account.password },
+    bmc: {
+      address: `${address}:${port}`,
+      user: account.name,
+      password: account.password,
+      redfish: spec.speaks === 'redfish' ? { url: `https://${address}:${port}`, fingerprint: context.certificate.fingerprint } : undefined,
+    },
     bootFileMax: options.bootFileMax ?? bootFileMaxDefault,
     pacer,
     http: new HttpClient(context.connections, pacer),
@@ -291,7 +304,22 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     random,
     log,
   })
-  return { machine, bmc, bootOptions, view: viewOf(machine, bmc, account) }
+  const redfish =
+    spec.speaks === 'redfish'
+      ? await startRedfish({
+          address,
+          port,
+          users,
+          uuid: facts.uuid,
+          chassis: machine,
+          bootOptions,
+          certificate: context.certificate,
+        }).catch(async error => {
+          await bmc?.close()
+          throw error
+        })
+      : undefined
+  return { machine, bmc, redfish, bootOptions, view: viewOf(machine, bmc, account) }
 }
 
 function viewOf(machine: Machine, bmc: Bmc, account: BmcUser): RackMachine {
@@ -340,12 +368,19 @@ function usualUser(seed: number, index: number): BmcUser {
   return { name: 'muster', password: seededBytes(8, 'bmc password', seed, index).toString('hex'), privilege: 'ADMINISTRATOR' }
 }
 
-function snapshotOf(parts: { seed: number; place: BmcPlace; entries: readonly Entry[]; remembered: SavedRack | undefined }): SavedRack {
+function snapshotOf(parts: {
+  seed: number
+  place: BmcPlace
+  entries: readonly Entry[]
+  remembered: SavedRack | undefined
+  certificate: ServerCertificate
+}): SavedRack {
   const machines = parts.entries.map(({ machine, bootOptions }) => {
     return [machine.facts.bootMac, { ...machine.saved(), bootOptions: bootOptions.saved() }] as const
   })
   // Machines that are not started this time stay in the memory: a smaller rack today must not wipe the others' disks.
-  return { version: 1, seed: parts.seed, bmc: parts.place, machines: { ...parts.remembered?.machines, ...Object.fromEntries(machines) } }
+  const { seed, place: bmc, remembered, certificate } = parts
+  return { version: 1, seed, bmc, certificate, machines: { ...remembered?.machines, ...Object.fromEntries(machines) } }
 }
 
 function checkSpecs(specs: readonly MachineSpec[]): void {

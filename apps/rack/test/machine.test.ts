@@ -52,6 +52,10 @@ describe('facts', () => {
       { index: 1, bootUrl: 'http://b' },
       { index: 2, bootUrl: 'http://a', name: 'dead-bmc' },
     ])
+    expect(machineSpecs({ machines: 8, partition, sad: [] }).map(({ speaks = 'ipmi' }) => speaks)).toEqual([
+      ...['ipmi', 'ipmi', 'ipmi', 'redfish'],
+      ...['ipmi', 'ipmi', 'ipmi', 'redfish'],
+    ])
     expect(() => machineSpecs({ machines: 0, partition, sad: ['dead-bmc'] })).toThrow('1 sad machines')
   })
 

@@ -108,6 +108,8 @@ async function start(options: FederationOptions, stops: (() => Promise<void>)[],
         MUSTER_FILES: files,
         MUSTER_ENLISTED: 'commission',
         HOST: host,
+        // Somebody may have set it for the command line, where it is the front's.
+        MUSTER_URL: url,
         PORT: String(ports.partitions[index]),
         ...busEnv,
         ...options.partitionEnv,

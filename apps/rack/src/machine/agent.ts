@@ -40,7 +40,10 @@ const agentModeTable: Readonly<Record<AgentMode, (agent: Agent) => Promise<Endin
 /** Announces the machine, then powers it off: there is nothing to do until somebody decides. */
 async function enlist({ boot, base }: Agent): Promise<Ending> {
   const password = boot.behaviour.reportedPassword === 'wrong' ? `not-${boot.bmc.password}`.slice(0, 20) : boot.bmc.password
-  const bmc = { driver: 'ipmi', settings: { address: boot.bmc.address, user: boot.bmc.user, password } }
+  const { address, user, redfish } = boot.bmc
+  const bmc = redfish
+    ? { driver: 'redfish', settings: { address: redfish.url, user, password, certificate: redfish.fingerprint } }
+    : { driver: 'ipmi', settings: { address, user, password } }
   const body = JSON.stringify({ ...boot.inventory, hostname: boot.name, bmc })
   try {
     const answer = await boot.http.ask({

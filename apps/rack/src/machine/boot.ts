@@ -73,6 +73,8 @@ export interface FoundBmc {
   readonly address: string
   readonly user: string
   readonly password: string
+  /** Where it speaks Redfish too, and prefers that. */
+  readonly redfish?: { readonly url: string; readonly fingerprint: string } | undefined
 }
 
 export interface Boot {

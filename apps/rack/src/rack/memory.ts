@@ -32,6 +32,8 @@ const savedRack = z.strictObject({
   version: z.literal(1),
   seed: z.number().int(),
   bmc: z.strictObject({ layout: z.enum(['address each', 'port each']), network: z.number().int(), port: z.number().int() }),
+  /** Of all Redfish services: made at the first start, pinned by partitions from then on. */
+  certificate: z.strictObject({ key: z.string(), certificate: z.string(), fingerprint: z.string() }).exactOptional(),
   machines: z.record(z.string(), savedMachine),
 })
 export type SavedRack = z.output<typeof savedRack>

@@ -25,9 +25,11 @@ export interface Arguments {
   json?: boolean
 }
 
+const redfishEvery = 4
+
 /**
- * Specs of all machines: neighbours go to different partitions in turn, and the last ones get the sad names. The same arguments give
- * the same specs. Throws RangeError where there are more sad names than machines.
+ * Specs of all machines: neighbours go to different partitions in turn, every fourth speaks Redfish, and the last ones get the sad names. The same
+ * arguments give the same specs. Throws RangeError where there are more sad names than machines.
  */
 export function machineSpecs({ machines, partition, sad }: Pick<Arguments, 'machines' | 'partition' | 'sad'>): MachineSpec[] {
   if (sad.length > machines) throw new RangeError(`${sad.length} sad machines are asked for, but only ${machines} machines`)
@@ -35,6 +37,8 @@ export function machineSpecs({ machines, partition, sad }: Pick<Arguments, 'mach
   return Array.from({ length: machines }, (_, index) => {
     const name = sad[index - firstSad]
     const { url } = partition[index % partition.length] as PartitionTarget
-    return { index, bootUrl: url, ...(name !== undefined && { name }) }
+    // Sad machines misbehave in IPMI.
+    const isRedfish = name === undefined && index % redfishEvery === redfishEvery - 1
+    return { index, bootUrl: url, ...(isRedfish && { speaks: 'redfish' }), ...(name !== undefined && { name }) }
   })
 }
