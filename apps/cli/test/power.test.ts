@@ -94,3 +94,20 @@ test('what is long ago, and the most telling reason', () => {
   expect(seenOf(machine, explanationOf(machine, { lastFault: broken, powerOrders: [order] })).why).toBe('power on is running')
   expect(seenOf(aMachine({ powerDriver: 'manual' }), explanationOf(machine)).why).toBe('it is switched by hand')
 })
+
+test('machine rotate-credentials tells what became of it, and ends as the BMC did', async () => {
+  const rotation = { id: 1, state: 'done', askedBy: 'olga', askedAt: now, startedAt: now, endedAt: now, fault: null }
+  const machines = ['lon1-111111', 'lon1-222222']
+  server.answers['machines.rotateCredentials'] = ({ id, wait }) => {
+    expect(wait).toBe('2m')
+    return { ...aMachine({ id: id as string }), rotation: { ...rotation, machines } } as never
+  }
+  const done = await home.muster(['machine', 'rotate-credentials', 'lon1-111111', '--wait'])
+  expect(done).toMatchObject({ code: 0, stdout: 'lon1-111111  rotation of the password done, with lon1-222222\n' })
+  const fault = { code: 'power-privilege', message: 'set the password via ipmi x: no', since: now, hint: 'use an administrator' }
+  server.answers['machines.rotateCredentials'] = ({ id }) =>
+    ({ ...aMachine({ id: id as string }), rotation: { ...rotation, machines, state: 'failed', fault } }) as never
+  const failed = await home.muster(['machine', 'rotate-credentials', 'lon1-111111', '--wait'])
+  expect(failed.code).toBe(13)
+  expect(failed.stderr).toContain('The old password stays. use an administrator')
+})

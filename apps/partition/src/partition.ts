@@ -28,6 +28,7 @@ import { LogFollower } from './domain/follower.ts'
 import { GlobalCopy } from './domain/global-copy.ts'
 import { Memory } from './domain/memory.ts'
 import { runPowerMonitor } from './domain/power/monitor.ts'
+import { runRotations } from './domain/power/rotation.ts'
 import { Switchboard } from './domain/power/switchboard.ts'
 import { runPowerWorker } from './domain/power/worker.ts'
 import { Seal } from './domain/seal.ts'
@@ -94,7 +95,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     configuration,
     rules: settings.rules,
     log,
-    bells: { engine: new Bell(), power: new Bell(), log: new Bell() },
+    bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
   }
 
   const replica = { name: settings.replica, epoch: 0 }
@@ -179,6 +180,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     runEngine(core, stopping.signal),
     runPowerWorker(core, board, stopping.signal),
     runPowerMonitor(core, board, stopping.signal),
+    runRotations(core, board, stopping.signal),
   )
   every('replica', touchEveryMs, async () => {
     if ((await touchReplica(sql, replica)) === 'superseded' && !stopping.signal.aborted) options.onSuperseded()

@@ -71,7 +71,7 @@ export async function startCore(
     configuration: new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log }),
     rules: { ...usualRules, ...options.rules },
     log,
-    bells: { engine: new Bell(), power: new Bell(), log: new Bell() },
+    bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
     lines,
   }
 }

@@ -142,6 +142,8 @@ interface Entry {
   readonly bmc: Bmc
   readonly redfish: Redfish | undefined
   readonly bootOptions: BootOptions
+  /** What the BMC itself must remember. */
+  readonly memory: () => { bmcPassword?: string }
 }
 
 interface BuildContext {
@@ -262,9 +264,11 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
   const saved = context.remembered?.machines[facts.bootMac]
   const random = seededRandom('pace', seed, spec.index)
   const pacer = new Pacer(options.pace ?? 'quick', { random, powerEffectMs: options.powerEffectMs })
-  const users = spec.bmc?.users ?? [usualUser(seed, spec.index)]
+  const users = (spec.bmc?.users ?? [usualUser(seed, spec.index)]).map(user => ({ ...user }))
   const [account] = users
   if (!account) throw new Error(`the BMC of ${name} has no account`)
+  const firstPassword = account.password
+  account.password = saved?.bmcPassword ?? firstPassword
   const { address, port } = bmcAddressOf(place, spec.index)
   const bootOptions = new BootOptions({ expiryMs: options.bootFlagsExpiryMs ?? bootFlagsExpiryMs, saved: saved?.bootOptions, changed })
   let bmc: Bmc | undefined
@@ -276,12 +280,12 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     bootUrl: spec.bootUrl,
     bootOrder: spec.bootOrder ?? 'network first',
     bootOptions,
-    bmc: {
+    bmc: () => ({
       address: `${address}:${port}`,
       user: account.name,
       password: account.password,
       redfish: spec.speaks === 'redfish' ? { url: `https://${address}:${port}`, fingerprint: context.certificate.fingerprint } : undefined,
-    },
+    }),
     bootFileMax: options.bootFileMax ?? bootFileMaxDefault,
     pacer,
     http: new HttpClient(context.connections, pacer),
@@ -295,6 +299,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     address,
     port,
     users,
+    passwordSet: changed,
     kg: spec.bmc?.kg,
     guid: Buffer.from(facts.uuid.replaceAll('-', ''), 'hex'),
     chassis: machine,
@@ -310,6 +315,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
           address,
           port,
           users,
+          passwordSet: changed,
           uuid: facts.uuid,
           chassis: machine,
           bootOptions,
@@ -319,7 +325,8 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
           throw error
         })
       : undefined
-  return { machine, bmc, redfish, bootOptions, view: viewOf(machine, bmc, account) }
+  const memory = () => ({ ...(account.password !== firstPassword && { bmcPassword: account.password }) })
+  return { machine, bmc, redfish, bootOptions, memory, view: viewOf(machine, bmc, account) }
 }
 
 function viewOf(machine: Machine, bmc: Bmc, account: BmcUser): RackMachine {
@@ -350,7 +357,9 @@ function viewOf(machine: Machine, bmc: Bmc, account: BmcUser): RackMachine {
       address: bmc.address,
       port: bmc.port,
       user: account.name,
-      password: account.password,
+      get password() {
+        return account.password
+      },
       faults: bmc.faults,
       get counters() {
         return bmc.counters
@@ -375,8 +384,8 @@ function snapshotOf(parts: {
   remembered: SavedRack | undefined
   certificate: ServerCertificate
 }): SavedRack {
-  const machines = parts.entries.map(({ machine, bootOptions }) => {
-    return [machine.facts.bootMac, { ...machine.saved(), bootOptions: bootOptions.saved() }] as const
+  const machines = parts.entries.map(({ machine, bootOptions, memory }) => {
+    return [machine.facts.bootMac, { ...machine.saved(), bootOptions: bootOptions.saved(), ...memory() }] as const
   })
   // Machines that are not started this time stay in the memory: a smaller rack today must not wipe the others' disks.
   const { seed, place: bmc, remembered, certificate } = parts

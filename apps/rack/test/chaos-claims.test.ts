@@ -41,7 +41,7 @@ beforeAll(async () => {
     configuration: new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log }),
     rules: defaultRules,
     log,
-    bells: { engine: new Bell(), power: new Bell(), log: new Bell() },
+    bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
   }
   ends = [() => sql.end(), () => database.drop()]
   await insertReadyMachines(database.url, { partition: 'p1', machines: 60, random: chance('claims', 1) })

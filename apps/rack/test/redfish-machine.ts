@@ -32,7 +32,7 @@ export async function startTwoDoors(options: Partial<RedfishOptions> & { powerEf
     bootUrl: 'http://127.0.0.1:9',
     bootOrder: 'network first',
     bootOptions,
-    bmc: { address: '127.0.0.1', user: account.name, password: account.password },
+    bmc: () => ({ address: '127.0.0.1', user: account.name, password: account.password }),
     bootFileMax: 1024,
     pacer,
     http: new HttpClient(connections, pacer),
@@ -40,7 +40,7 @@ export async function startTwoDoors(options: Partial<RedfishOptions> & { powerEf
     changed: () => {},
     log: () => {},
   })
-  const shared = { users: [account], chassis: machine, bootOptions }
+  const shared = { users: [{ ...account }], chassis: machine, bootOptions }
   const bmc = await startBmc({ ...shared, address: '127.0.0.1', port: 0, guid: Buffer.from(facts.uuid.replaceAll('-', ''), 'hex') })
   const redfish = await startRedfish({ ...shared, address: '127.0.0.1', port: 0, uuid: facts.uuid, ...options })
   return {

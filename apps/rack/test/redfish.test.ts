@@ -328,3 +328,25 @@ test('a closed port is told within a second', async () => {
   expect(await failure(openTo(both).power())).toMatchObject({ kind: 'silent', message: expect.stringContaining('nothing listens') })
   expect(performance.now() - startedAt).toBeLessThan(1000)
 })
+
+test.each(['ignored', 'required', 'never match'] as const)('the account gets a new password (version tags %s)', async etags => {
+  const users = [...Array.from({ length: 3 }, (_, i) => ({ ...account, name: `other${i}` })), { ...account }]
+  const place = await doors({ users, pageSize: 2, faults: { etags } })
+  const { credentials } = openTo(place).capabilities
+  expect(await credentials?.rule()).toEqual({ bytesMin: 8, bytesMax: 20 })
+  await credentials?.set({ password: 'Much-better.4321' })
+  expect(users.map(({ password }) => password === account.password)).toEqual([true, true, true, false])
+  expect(await openTo(place, { password: 'Much-better.4321' }).power()).toBe('off')
+  expect(await failure(openTo(place).power())).toMatchObject({ kind: 'authentication' })
+})
+
+test('a new password that the service refuses and quotes comes into no error and no log', async () => {
+  const place = await doors()
+  const lines: string[] = []
+  const context: PowerContext = { log: (...line) => void lines.push(JSON.stringify(line)) }
+  const refused = 'battery-staple-that-is-much-too-long'
+  const { credentials } = openTo(place, {}, { context }).capabilities
+  const error = await failure(credentials?.set({ password: refused }))
+  expect(error).toMatchObject({ outcome: 'none', message: expect.stringContaining('***') })
+  expect(lines.join()).not.toContain(refused)
+})

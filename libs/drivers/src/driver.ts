@@ -34,6 +34,11 @@ export interface PowerDriver<Schema extends z.ZodObject = z.ZodObject> {
   /** The settings that are sealed in the database and never shown. */
   readonly secrets: readonly (keyof z.output<Schema> & string)[]
   /**
+   * Which account of which BMC these settings log in with, the same text however the address is spelled: machines that share it must learn a new
+   * password together. Drivers with the capability `credentials` have it, and keep the password in a setting of that name.
+   */
+  accountOf?(settings: z.output<Schema>): string
+  /**
    * A session with one machine's switch. Opening does no I/O: the first call connects. Whoever opens it closes it.
    */
   open(settings: z.output<Schema>, context?: PowerContext): PowerSession
@@ -77,6 +82,8 @@ export interface Capabilities {
   readonly sensors?: (options?: CallOptions) => Promise<Reading[]>
   /** Who the machine is, as the factory wrote it; empty texts where it wrote nothing. */
   readonly identity?: (options?: CallOptions) => Promise<Identity>
+  /** The password of the account that the session logs in with. */
+  readonly credentials?: PasswordChange
   /** The machine's serial console. `holder`: what to do where another console has it: leave it, or end that one. */
   readonly console?: (options?: { holder?: 'leave' | 'end' } & CallOptions) => Promise<SerialConsole>
 }
@@ -94,6 +101,19 @@ export interface SerialConsole extends AsyncDisposable {
   sendBreak(): Promise<void>
   /** Ends the console on the BMC too. Never throws; calling it again is harmless. */
   close(): Promise<void>
+}
+
+/** The account's password. Whoever sets it keeps both values until a new session has shown which one is true. */
+export interface PasswordChange {
+  /** What the BMC asks of a password. */
+  rule(options?: CallOptions): Promise<PasswordRule>
+  /** Sets it. Setting the same twice is harmless. The session may not outlive it. */
+  set(options: { password: string } & CallOptions): Promise<void>
+}
+
+export interface PasswordRule {
+  readonly bytesMin: number
+  readonly bytesMax: number
 }
 
 export type BootNextDevice = 'network' | 'disk'

@@ -1,9 +1,10 @@
 /** The IPMI driver: power, boot device and identify light of a BMC over IPMI v2.0 on the LAN. */
 import { z } from 'zod'
-import type { PowerContext, PowerDriver, PowerSession } from './driver.ts'
+import type { CallOptions, PowerContext, PowerDriver, PowerSession } from './driver.ts'
+import { passwordRule, setPassword, userIdOf } from './ipmi/account.ts'
 import { parseBmcAddress, printBmcAddress } from './ipmi/address.ts'
 import { clearBootNext, readBootNext, setBootNext } from './ipmi/boot-next.ts'
-import { IpmiClient } from './ipmi/client.ts'
+import { IpmiClient, type Turn } from './ipmi/client.ts'
 import { kgBytesMax, type Privilege, passwordBytesMax, userBytesMax } from './ipmi/codec.ts'
 import { coldReset, deviceId } from './ipmi/device.ts'
 import { identityOf, readFru } from './ipmi/fru.ts'
@@ -66,8 +67,11 @@ export function ipmiDriver(options: IpmiOptions = {}): PowerDriver<typeof settin
     title: 'IPMI v2.0 over LAN',
     settings,
     secrets: ['password', 'kg'],
+    accountOf: ({ address, user }) => `${user} ${plainAddress(address)}`,
     open(given, context = {}) {
-      return powerSession(ipmiClient(given, { timers, now, context, memory: memoryOf(memories, given.address) }))
+      const clientFor = (settings: IpmiSettings) =>
+        ipmiClient(settings, { timers, now, context, memory: memoryOf(memories, settings.address) })
+      return powerSession(clientFor(given), asAdministrator(given, clientFor))
     },
   }
 }
@@ -91,7 +95,19 @@ export function ipmiClient(
   })
 }
 
-function powerSession(client: IpmiClient): PowerSession {
+/** Users are the business of an ADMINISTRATOR, and power is not: such a call has a session of its own, which ends with it. */
+function asAdministrator(given: IpmiSettings, clientFor: (settings: IpmiSettings) => IpmiClient) {
+  return async <T>(tried: string, work: (turn: Turn, user: Buffer) => Promise<T>, options: CallOptions = {}): Promise<T> => {
+    const client = clientFor({ ...given, privilege: 'ADMINISTRATOR' })
+    try {
+      return await client.run(tried, turn => work(turn, Buffer.from(given.user)), options)
+    } finally {
+      await client.close()
+    }
+  }
+}
+
+function powerSession(client: IpmiClient, administer: ReturnType<typeof asAdministrator>): PowerSession {
   return {
     target: client.target,
     power: options => client.run('power status', async turn => (await chassisStatus(turn)).power, options),
@@ -112,6 +128,19 @@ function powerSession(client: IpmiClient): PowerSession {
       console: (options = {}) =>
         openSolConsole(client, { holder: options.holder ?? 'leave', signal: options.signal ?? new AbortController().signal }),
       identity: options => client.run('read inventory', async turn => identityOf(await readFru(turn)), options),
+      credentials: {
+        rule: options =>
+          administer(
+            'find the account',
+            async (turn, user) => {
+              await userIdOf(turn, user)
+              return passwordRule
+            },
+            options,
+          ),
+        set: ({ password, ...options }) =>
+          administer('set the password', (turn, user) => setPassword(turn, user, Buffer.from(password)), options),
+      },
     },
     close: () => client.close(),
     [Symbol.asyncDispose]: () => client.close(),
@@ -122,8 +151,7 @@ function powerSession(client: IpmiClient): PowerSession {
 const memoriesMax = 10_000
 
 function memoryOf(memories: Map<string, BmcMemory>, address: string): BmcMemory {
-  const parsed = parseBmcAddress(address)
-  const key = parsed ? printBmcAddress(parsed) : address
+  const key = plainAddress(address)
   const memory = memories.get(key) ?? { abandonedAt: [] }
   memories.delete(key)
   memories.set(key, memory)
@@ -132,6 +160,12 @@ function memoryOf(memories: Map<string, BmcMemory>, address: string): BmcMemory 
     memories.delete(oldest)
   }
   return memory
+}
+
+/** The same text however it is spelled. */
+function plainAddress(address: string): string {
+  const parsed = parseBmcAddress(address)
+  return parsed ? printBmcAddress(parsed) : address
 }
 
 function credentialsOf(given: IpmiSettings): Credentials {

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto'
 import { z } from 'zod'
 import type { CallOptions, PowerContext, PowerDriver, PowerSession } from './driver.ts'
+import { passwordRule, setPassword } from './redfish/account.ts'
 import { origin, parseServiceAddress, type ServiceAddress } from './redfish/address.ts'
 import { clearBootNext, readBootNext, setBootNext } from './redfish/boot-next.ts'
 import { plainFingerprint } from './redfish/connection.ts'
@@ -82,9 +83,10 @@ export function redfishDriver(options: RedfishOptions = {}): PowerDriver<typeof 
     title: 'Redfish',
     settings,
     secrets: ['password'],
+    accountOf: given => `${given.user} ${origin(addressOf(given))}`,
     open: (given, context = {}) => {
       const { service, release } = take(given)
-      return powerSession(service, { release, context })
+      return powerSession(service, { user: given.user, release, context })
     },
   }
 }
@@ -93,7 +95,7 @@ export const redfish = redfishDriver()
 
 function powerSession(
   service: Service,
-  { release, context }: { release: (log: Log) => Promise<void>; context: PowerContext },
+  { user, release, context }: { user: string; release: (log: Log) => Promise<void>; context: PowerContext },
 ): PowerSession {
   const closing = new AbortController()
   const ended = context.signal ? AbortSignal.any([closing.signal, context.signal]) : closing.signal
@@ -130,6 +132,10 @@ function powerSession(
       identify: options => run(`identify light ${options.light}`, turn => identify(turn, options.light), options),
       controller: options => run('ask who the BMC is', controller, options),
       identity: options => run('read inventory', identity, options),
+      credentials: {
+        rule: options => run('read the rule for passwords', passwordRule, options),
+        set: ({ password, ...options }) => run('set the password', turn => setPassword(turn, user, password), options),
+      },
     },
     close,
     [Symbol.asyncDispose]: close,

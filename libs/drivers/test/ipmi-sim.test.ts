@@ -93,6 +93,20 @@ needs('ipmi_sim')('a machine behind ipmi_sim', () => {
     expect(['on', 'off']).toContain(await machine.power())
   })
 
+  test('gets a new password, which logs in, while the old one does not any more', async () => {
+    const sim = await startIpmiSim()
+    onTestFinished(() => sim.stop())
+    const before = open(sim)
+    const { credentials } = before.capabilities
+    expect(await credentials?.rule()).toEqual({ bytesMin: 1, bytesMax: 16 })
+    await credentials?.set({ password: 'Much-better.4321' })
+    await before.close()
+    await using after = open(sim, { password: 'Much-better.4321' })
+    expect(await after.power()).toBe('off')
+    await using old = open(sim)
+    await expect(old.power()).rejects.toMatchObject({ kind: 'authentication' })
+  })
+
   test('is reached again after its BMC restarted, without the caller noticing', async () => {
     await using machine = driverWithShortPatience(sim)
     await machine.on()

@@ -333,6 +333,11 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       orders.unshift(order)
       return { ...shown(machine), order }
     },
+    'machines.rotateCredentials': input => {
+      const machine = unlocked(input.id)
+      const at = { askedBy: 'somebody', askedAt: new Date().toISOString(), startedAt: null, endedAt: null }
+      return { ...shown(machine), rotation: { id: 1, machines: [machine.id], state: 'queued', fault: null, ...at } }
+    },
     'machines.confirmPower': input => {
       const machine = unlocked(input.id)
       machine.power = input.power

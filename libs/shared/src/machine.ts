@@ -128,6 +128,21 @@ export const powerOrder = z.object({
 })
 export type PowerOrder = z.infer<typeof powerOrder>
 
+/** A change of the password that a partition logs in to a BMC with. Never the password. */
+export const credentialRotation = z.object({
+  id: z.number().int(),
+  /** All that log in with the same account of the same BMC: they change together. */
+  machines: z.array(machineId),
+  /** `running`: the BMC may know either password, and both are kept until a login has shown which. `failed`: the old one stays. */
+  state: z.enum(['queued', 'running', 'done', 'failed']),
+  askedBy: z.string(),
+  askedAt: timestamp,
+  startedAt: timestamp.nullable(),
+  endedAt: timestamp.nullable(),
+  fault: fault.nullable(),
+})
+export type CredentialRotation = z.infer<typeof credentialRotation>
+
 /** The answer to "why is it stuck?". */
 export const explanation = z.object({
   id: machineId,
@@ -144,5 +159,7 @@ export const explanation = z.object({
   allowed: z.array(z.enum(moveNames)),
   /** The power orders under way or waiting, oldest first. */
   powerOrders: z.array(powerOrder),
+  /** The last rotation of its BMC's password, while it is under way and after it failed. */
+  credentialRotation: credentialRotation.optional(),
 })
 export type Explanation = z.infer<typeof explanation>

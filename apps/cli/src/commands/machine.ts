@@ -4,11 +4,11 @@ import type { Call, Coverage } from '@muster/shared/contract/call'
 import type { CallRequest } from '@muster/shared/contract/contract'
 import { machines as calls } from '@muster/shared/contract/machines'
 import { Refusal } from '@muster/shared/errors'
-import type { Machine } from '@muster/shared/machine'
+import type { CredentialRotation, Machine } from '@muster/shared/machine'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Cli, examples, type Fill, formatOf, remark, say } from '../cli.ts'
 import { connect } from '../connection.ts'
-import { attempt, CliError } from '../exit-codes.ts'
+import { attempt, CliError, type ExitName, exitTable } from '../exit-codes.ts'
 import { readKeys, readText, readUserData } from '../files.ts'
 import { explanationOf, machineShape, machineText } from '../output/machine-view.ts'
 import { jsonText, ndjsonText, remarkCoverage, showList, showOne } from '../output/show.ts'
@@ -37,6 +37,7 @@ export const fillMachine: Fill = (command, cli) => {
   addDelete(command, cli)
   addDeploy(command, cli)
   addPower(command, cli)
+  addRotateCredentials(command, cli)
   addNetwork(command, cli)
   addDefinition(command, cli)
   for (const [name, call] of plainActions()) addAction(command, cli, name, call)
@@ -46,7 +47,7 @@ export const fillMachine: Fill = (command, cli) => {
 function plainActions(): [name: ActionName, call: Call][] {
   const isAction = ({ rest }: Call) => rest.method === 'POST' && rest.path.startsWith('/machines/{id}/')
   return Object.entries(calls as unknown as Record<string, Call>).filter(
-    ([name, call]) => isAction(call) && name !== 'deploy' && name !== 'power',
+    ([name, call]) => isAction(call) && name !== 'deploy' && name !== 'power' && name !== 'rotateCredentials',
   ) as [ActionName, Call][]
 }
 
@@ -62,6 +63,7 @@ type ActionName = Exclude<
   | 'deploy'
   | 'power'
   | 'powerOrders'
+  | 'rotateCredentials'
   | 'network'
   | 'setNetwork'
   | 'start'
@@ -419,6 +421,63 @@ function addDeploy(parent: Command, cli: Cli): void {
     const act = (id: string) => client.machines.deploy(inputs.get(id) as CallRequest<'machines.deploy'>)
     await actOnMachines({ cli, command, client, verb: 'deploy', ids: [...inputs.keys()], act, wait })
   })
+}
+
+/** How long a rotation of a healthy BMC takes at most: some logins, each of a few seconds on a slow one. */
+const rotationPatience = '2m'
+
+function addRotateCredentials(parent: Command, cli: Cli): void {
+  const call = calls.rotateCredentials
+  const command = parent
+    .command('rotate-credentials')
+    .summary("give the accounts of machines' BMCs new passwords")
+    .argument('[id...]', 'ids of machines')
+  command
+    .description(`${call.summary}. ${call.description}`)
+    .addOption(new Option('--wait [duration]', `until it has ended; ${rotationPatience} where no duration is given`))
+  examples(command, [
+    `machine rotate-credentials ${anId} --wait`,
+    'machine list --rack r7 -o name | xargs muster machine rotate-credentials',
+  ])
+  command.action(async (given: string[], options: { wait?: string | true }) => {
+    const { wait, ids } = splitWait(options.wait, given)
+    const all = distinct(ids).map(id => checked(call, { id }).id)
+    const { client } = await connect(cli, command)
+    const rotations = new Map<string, CredentialRotation>()
+    const act = async (id: string) => {
+      const answer = await client.machines.rotateCredentials({
+        id,
+        ...(wait !== undefined && { wait: wait === true ? rotationPatience : wait }),
+      })
+      const { rotation } = answer
+      const tried = `rotate the credentials of ${id}`
+      if (rotation.state === 'failed')
+        throw new CliError(
+          exitOfFault(rotation.fault?.code),
+          `${tried}: ${rotation.fault?.message ?? 'its power settings were replaced'}`,
+          {
+            hint: `The old password stays. ${rotation.fault?.hint ?? ''}`.trim(),
+          },
+        )
+      if (wait !== undefined && rotation.state !== 'done')
+        throw new CliError('timed-out', `${tried}: still ${rotation.state}${rotation.fault ? `, ${rotation.fault.message}` : ''}`, {
+          hint: `It goes on. See: muster machine explain ${id}`,
+        })
+      rotations.set(id, rotation)
+      return answer
+    }
+    const text = ({ id }: Machine) => {
+      const rotation = rotations.get(id)
+      return `rotation of the password ${rotation?.state}${rotation && rotation.machines.length > 1 ? `, with ${rotation.machines.filter(one => one !== id).join(', ')}` : ''}`
+    }
+    await actOnMachines({ cli, command, client, verb: 'rotate-credentials', ids: all, act, text })
+  })
+}
+
+/** What went wrong at the BMC, as `muster bmc` would end. */
+function exitOfFault(code = ''): ExitName {
+  const name = code.replace(/^power-/, 'bmc-')
+  return name in exitTable && name !== code ? (name as ExitName) : 'refused'
 }
 
 const powerSummaries: Readonly<Record<string, string>> = {

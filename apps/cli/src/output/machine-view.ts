@@ -1,7 +1,7 @@
 // How machines look to people: the columns of a list, one machine in full, and the answer to "why is it stuck?".
 import { createHash } from 'node:crypto'
 import { requestsIn, type State, states } from '@muster/shared/life-cycle'
-import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import type { CredentialRotation, Explanation, Machine, MachineDetail } from '@muster/shared/machine'
 import type { Cli } from '../cli.ts'
 import type { Shape } from './show.ts'
 import { type Column, fieldsText } from './table.ts'
@@ -121,6 +121,10 @@ function fingerprintOf(key: string): string {
   return `${type} SHA256:${digest}`
 }
 
+function rotationText({ state, askedBy, askedAt, fault }: CredentialRotation, now: number): string {
+  return `rotation ${state}, asked by ${askedBy} ${ageText(askedAt, now)} ago${fault ? `: ${fault.message}` : ''}`
+}
+
 /** Why a machine is as it is, and what may be asked of it. */
 export function explanationOf(cli: Cli, explanation: Explanation): string {
   const now = cli.now()
@@ -133,6 +137,7 @@ export function explanationOf(cli: Cli, explanation: Explanation): string {
     ['Deadline', explanation.deadline && timeText(explanation.deadline, now)],
     ['Power', `${explanation.power}${explanation.powerSeenAt ? `, seen ${ageText(explanation.powerSeenAt, now)} ago` : ''}`],
     ['Wanted power', explanation.wantedPower === 'user' ? "its owner's business" : explanation.wantedPower],
+    ['Password', explanation.credentialRotation && rotationText(explanation.credentialRotation, now)],
     ...explanation.powerOrders.map(
       order => ['Power order', `${order.action}, ${order.state}, asked by ${order.askedBy} ${ageText(order.askedAt, now)} ago`] as const,
     ),

@@ -17,6 +17,7 @@ import * as machineRows from '../db/machines.ts'
 import { liveReplicas } from '../db/replicas.ts'
 import { allocationView } from '../domain/allocation.ts'
 import type { Core } from '../domain/core.ts'
+import { rotateCredentials } from '../domain/credentials.ts'
 import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/definition.ts'
 import * as machines from '../domain/machines.ts'
 import { moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
@@ -76,6 +77,7 @@ export function handlers(core: Core, self: Self): Handlers {
     'machines.restore': plain('restore'),
     'machines.lock': ({ id, reason }, { caller }) => machines.setLock(core, caller, { id, lock: 'locked', reason }),
     'machines.unlock': ({ id }, { caller }) => machines.setLock(core, caller, { id, lock: 'unlocked', reason: '' }),
+    'machines.rotateCredentials': (input, { caller, signal }) => rotateCredentials(core, caller, input, signal),
     'machines.confirmPower': (input, { caller }) => machines.confirmPower(core, caller, input),
     'machines.network': ({ id }) => machines.machineNetwork(core, id),
     'machines.setNetwork': (input, { caller }) => machines.setNetwork(core, caller, input),

@@ -155,6 +155,10 @@ export function openOrders(sql: Sql, machine: string): Promise<PowerOrder[]> {
   return sql<PowerOrder[]>`select * from power_orders where machine_id = ${machine} and state in ('queued', 'running') order by id`
 }
 
+/** Not in the middle of a rotation: a login with the wrong one of two passwords may lock the account. For a query of machine_power as `p`. */
+const passwordIsKnown = (sql: Sql) => sql`
+  not exists (select from credential_rotations r where r.state = 'running' and p.machine_id = any(r.machine_ids))`
+
 /** An order to carry out, with the switch it goes to, claimed. */
 export type ClaimedOrder = PowerOrder & { switch: PowerSwitch }
 
@@ -163,7 +167,7 @@ export type ClaimedOrder = PowerOrder & { switch: PowerSwitch }
  * switch, so that no second caller speaks to that BMC. `limit` of BMCs that answered last time, `troubled` of those that did not: as many if absent.
  */
 export async function claimOrders(sql: Sql, options: { limit: number; troubled?: number; claimMs: number }): Promise<ClaimedOrder[]> {
-  const isOpen = sql`p.driver is distinct from ${byHand} and (p.claimed_until is null or p.claimed_until < now())
+  const isOpen = sql`p.driver is distinct from ${byHand} and (p.claimed_until is null or p.claimed_until < now()) and ${passwordIsKnown(sql)}
         and exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
   const rows = await sql<((PowerOrder | { id: null }) & { power: PowerSwitch })[]>`
     with usual as (
@@ -289,6 +293,7 @@ export function claimChecks(
 ): Promise<(PowerSwitch & { is_patient: boolean })[]> {
   // What a person said of a machine that nobody can ask stands until a person says otherwise.
   const isDue = sql`driver is not null and driver <> ${byHand} and check_at <= now() and (claimed_until is null or claimed_until < now())
+        and ${passwordIsKnown(sql)}
         and not exists (select from power_orders o where o.machine_id = p.machine_id and o.state in ('queued', 'running'))`
   const isPatient = sql`(failures > 0 or machine_id = any(${options.slow as string[]}::text[]))`
   return sql<(PowerSwitch & { is_patient: boolean })[]>`

@@ -53,7 +53,7 @@ export interface Core {
   readonly configuration: GlobalCopy
   readonly rules: Rules
   readonly log: Log
-  readonly bells: { readonly engine: Bell; readonly power: Bell; readonly log: Bell }
+  readonly bells: { readonly engine: Bell; readonly power: Bell; readonly rotation: Bell; readonly log: Bell }
 }
 
 /** How long a machine may stay in `state`: the operator's figure, else the table's. */

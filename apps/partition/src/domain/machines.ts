@@ -11,13 +11,15 @@ import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import * as power from '../db/power.ts'
+import { latestRotation } from '../db/rotations.ts'
 import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
+import { replaceCandidates } from './credentials.ts'
 import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
-import { orderViewOf, viewOf } from './view.ts'
+import { orderViewOf, rotationViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
 const idAttempts = 5
@@ -77,7 +79,10 @@ export async function updateMachine(core: Core, caller: Caller, input: CallInput
       isSwitchGiven && storedPowerSettings(core, id, powerDriver === undefined ? found.power_driver : powerDriver, powerSettings ?? {})
     try {
       const changed = await inTransaction(core.sql, async sql => {
-        if (stored) await power.lockSwitch(sql, id)
+        if (stored) {
+          await power.lockSwitch(sql, id)
+          await replaceCandidates(sql, id)
+        }
         const row = await db.changeMachine(sql, {
           id,
           version: found.version,
@@ -137,9 +142,10 @@ export async function machineDetail(core: Core, caller: Caller, id: string): Pro
 
 /** Why a machine is as it is. */
 export async function explainMachine(core: Core, id: string): Promise<Explanation> {
-  const [row, orders, found] = await Promise.all([
+  const [row, orders, rotation, found] = await Promise.all([
     existingMachine(core, id),
     power.openOrders(core.sql, id),
+    latestRotation(core.sql, id),
     power.findSwitch(core.sql, id),
   ])
   const { does, wantedPower } = lifeCycle[row.state]
@@ -159,6 +165,7 @@ export async function explainMachine(core: Core, id: string): Promise<Explanatio
     nextStep: nextStep(row, allowed, orders[0]),
     allowed: row.locked ? [] : allowed,
     powerOrders: orders.map(orderViewOf),
+    ...(rotation && rotation.state !== 'done' && { credentialRotation: rotationViewOf(rotation) }),
   }
 }
 

@@ -1,7 +1,8 @@
 // Rows as the API shows them.
-import type { Machine, PowerOrder } from '@muster/shared/machine'
+import type { CredentialRotation, Machine, PowerOrder } from '@muster/shared/machine'
 import type { MachineRow } from '../db/machines.ts'
 import type { PowerOrder as PowerOrderRow } from '../db/power.ts'
+import type { Rotation } from '../db/rotations.ts'
 
 const text = (date: Date | null) => date?.toISOString() ?? null
 
@@ -49,6 +50,19 @@ export function orderViewOf(row: PowerOrderRow): PowerOrder {
     askedBy: row.asked_by,
     askedAt: row.asked_at.toISOString(),
     reason: row.reason,
+    startedAt: text(row.started_at),
+    endedAt: text(row.ended_at),
+    fault: row.fault,
+  }
+}
+
+export function rotationViewOf(row: Rotation): CredentialRotation {
+  return {
+    id: row.id,
+    machines: row.machine_ids.length === 0 ? [row.machine_id] : row.machine_ids,
+    state: row.state,
+    askedBy: row.asked_by,
+    askedAt: row.asked_at.toISOString(),
     startedAt: text(row.started_at),
     endedAt: text(row.ended_at),
     fault: row.fault,

@@ -17,6 +17,8 @@ export interface BmcOptions {
   address: string
   port: number
   users: readonly BmcUser[]
+  /** A user got another password, which is in its place in `users` already. */
+  passwordSet?: (user: BmcUser) => void
   /** K_g, at most 20 bytes. */
   kg?: Buffer | undefined
   /** 16 bytes; every BMC's own. */
@@ -64,6 +66,7 @@ export async function startBmc(options: BmcOptions): Promise<Bmc> {
   const controller = new Controller({
     serial,
     users: options.users,
+    passwordSet: options.passwordSet,
     kg: options.kg,
     guid: options.guid,
     identity: options.identity ?? virtualIdentity,

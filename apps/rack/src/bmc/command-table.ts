@@ -54,6 +54,8 @@ export interface CommandContext {
   readonly atMs: number
   /** Counts an order that the chassis accepted. */
   readonly controlled: (order: ChassisControl) => void
+  /** Gives a user another password. */
+  readonly passwordSet: (user: BmcUser, password: string) => void
 }
 
 export interface CommandAnswer {
@@ -116,6 +118,9 @@ const rows: readonly CommandRow[] = [
   { ...commands.getDeviceId, needs: 'USER', bytes: { min: 0, max: 0 }, run: getDeviceId },
   { ...commands.setSessionPrivilege, needs: 'session', bytes: { min: 1, max: 1 }, run: setSessionPrivilege },
   { ...commands.closeSession, needs: 'session', bytes: { min: 4, max: 5 }, run: closeSession },
+  { ...commands.getUserAccess, needs: 'OPERATOR', bytes: { min: 2, max: 2 }, run: getUserAccess },
+  { ...commands.getUserName, needs: 'OPERATOR', bytes: { min: 1, max: 1 }, run: getUserName },
+  { ...commands.setUserPassword, needs: 'ADMINISTRATOR', bytes: { min: 18, max: 22 }, run: setUserPassword },
   { ...commands.activatePayload, needs: 'OPERATOR', bytes: { min: 6, max: 6 }, run: activatePayload },
   { ...commands.deactivatePayload, needs: 'OPERATOR', bytes: { min: 6, max: 6 }, run: deactivatePayload },
   { netFn: 0x00, command: 0x00, needs: 'USER', bytes: { min: 0, max: 0 }, run: getChassisCapabilities },
@@ -184,6 +189,39 @@ function closeSession(data: Buffer, { session, sessions }: CommandContext): Comm
   if (!sessions.get(id)) return { code: 0x87 }
   if ((session?.privilege ?? 0) < privileges.ADMINISTRATOR) return { code: completion.privilege }
   sessions.end(id)
+  return ok()
+}
+
+/** Users are numbered from 2: number 1 is the nameless one, as on most boards. */
+const firstUser = 2
+
+function userOf(number: number, { users }: CommandContext): BmcUser | undefined {
+  return users[(number & 0x3f) - firstUser]
+}
+
+function getUserAccess(data: Buffer, context: CommandContext): CommandAnswer {
+  if (!isOurChannel(data.readUInt8(0))) return { code: completion.invalidField }
+  const user = userOf(data.readUInt8(1), context)
+  const last = context.users.length + firstUser - 1
+  return ok(Buffer.of(last, context.users.length, 0, user ? 0x10 | privileges[user.privilege] : 0x0f))
+}
+
+function getUserName(data: Buffer, context: CommandContext): CommandAnswer {
+  const user = userOf(data.readUInt8(0), context)
+  const name = Buffer.alloc(16)
+  if (!user) return { code: completion.invalidField }
+  name.write(user.name)
+  return ok(name)
+}
+
+function setUserPassword(data: Buffer, context: CommandContext): CommandAnswer {
+  const bytes = data.readUInt8(0) & 0x80 ? 20 : 16
+  const user = userOf(data.readUInt8(0), context)
+  if (!user || (data.readUInt8(1) & 0x03) !== 2) return { code: completion.invalidField }
+  if (data.length !== 2 + bytes) return { code: completion.lengthInvalid }
+  const password = data.subarray(2)
+  const end = password.indexOf(0)
+  context.passwordSet(user, password.subarray(0, end < 0 ? bytes : end).toString())
   return ok()
 }
 

@@ -42,6 +42,8 @@ export interface ControllerOptions {
   bootOptions: BootOptions
   limits: SessionLimits
   serial: Serial
+  /** A user got another password. */
+  passwordSet?: ((user: BmcUser) => void) | undefined
 }
 
 /** What happened at this BMC since it started. */
@@ -211,6 +213,10 @@ export class Controller {
       atMs,
       controlled: order => {
         this.#controls[order]++
+      },
+      passwordSet: (user, password) => {
+        user.password = password
+        this.#options.passwordSet?.(user)
       },
     }
     return row.run(request.data, context)

@@ -32,7 +32,7 @@ export interface MachineOptions {
   bootUrl: string
   bootOrder: BootOrder
   bootOptions: BootOptions
-  bmc: FoundBmc
+  bmc: () => FoundBmc
   bootFileMax: number
   pacer: Pacer
   http: HttpClient
@@ -343,7 +343,7 @@ export class Machine implements Chassis {
       inventory: this.inventory,
       behaviour,
       bootUrl,
-      bmc,
+      bmc: bmc(),
       bootFileMax,
       pacer,
       http,

@@ -25,7 +25,14 @@ const bootOptions = z.strictObject({
   keepValid: z.number().int(),
   lapsesAt: z.number().nullable(),
 })
-const savedMachine = z.strictObject({ power, disk, isEnlisted: z.enum(['yes', 'no']), bootOptions })
+const savedMachine = z.strictObject({
+  power,
+  disk,
+  isEnlisted: z.enum(['yes', 'no']),
+  bootOptions,
+  /** Of the first account, where somebody changed it; else it follows from the seed. */
+  bmcPassword: z.string().exactOptional(),
+})
 
 /** Machines by boot MAC, which names them whatever they are called. */
 const savedRack = z.strictObject({

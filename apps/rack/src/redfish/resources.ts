@@ -18,6 +18,8 @@ export const paths = {
   managers: '/redfish/v1/Managers',
   manager: '/redfish/v1/Managers/bmc',
   chassis: '/redfish/v1/Chassis',
+  accountService: '/redfish/v1/AccountService',
+  accounts: '/redfish/v1/AccountService/Accounts',
   sessionService: '/redfish/v1/SessionService',
   sessions: '/redfish/v1/SessionService/Sessions',
   tasks: '/redfish/v1/TaskService/Tasks',
@@ -49,6 +51,7 @@ export function rootResource({ hasSessions }: { hasSessions: boolean }): Json {
     Systems: link(paths.systems),
     Chassis: link(paths.chassis),
     Managers: link(paths.managers),
+    AccountService: link(paths.accountService),
     ...(hasSessions && { SessionService: link(paths.sessionService) }),
     Links: hasSessions ? { Sessions: link(paths.sessions) } : {},
   }
@@ -113,6 +116,36 @@ export function managerResource(): Json {
     ManagerType: 'BMC',
     FirmwareVersion: '1.0',
     Status: { State: 'Enabled', Health: 'OK' },
+  }
+}
+
+/** Who may log in, and what a password must be like. */
+export function accountServiceResource({ min, max }: { min: number; max: number }): Json {
+  return {
+    '@odata.type': '#AccountService.v1_10_0.AccountService',
+    '@odata.id': paths.accountService,
+    Id: 'AccountService',
+    Name: 'Account Service',
+    ServiceEnabled: true,
+    MinPasswordLength: min,
+    MaxPasswordLength: max,
+    Accounts: link(paths.accounts),
+  }
+}
+
+/** One account; nobody ever reads its password. */
+export function accountResource({ path, name, privilege }: { path: string; name: string; privilege: string }): Json {
+  const roles: Readonly<Record<string, string>> = { USER: 'ReadOnly', OPERATOR: 'Operator' }
+  return {
+    '@odata.type': '#ManagerAccount.v1_8_0.ManagerAccount',
+    '@odata.id': path,
+    Id: path.slice(path.lastIndexOf('/') + 1),
+    Name: 'User Account',
+    UserName: name,
+    Password: null,
+    RoleId: roles[privilege] ?? 'Administrator',
+    Enabled: true,
+    Locked: false,
   }
 }
 

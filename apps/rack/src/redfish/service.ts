@@ -7,6 +7,8 @@ import type { Chassis } from '../bmc/command-table.ts'
 import type { BmcUser } from '../bmc/handshake.ts'
 import type { RedfishFaults } from './faults.ts'
 import {
+  accountResource,
+  accountServiceResource,
   bootTargets,
   collection,
   errorResource,
@@ -24,6 +26,8 @@ import { RedfishSessions } from './sessions.ts'
 
 export interface RedfishServiceOptions {
   users: readonly BmcUser[]
+  /** A user got another password, which is in its place in `users` already. */
+  passwordSet?: (user: BmcUser) => void
   uuid: string
   chassis: Chassis
   bootOptions: BootOptions
@@ -134,6 +138,7 @@ export class RedfishService {
     if (user.privilege === 'USER') return refusal(403, 'InsufficientPrivilege', 'The account has too few privileges for this.')
     if (request.method === 'POST' && at === `${this.#systemPath}/Actions/ComputerSystem.Reset`) return this.#reset(request, atMs)
     if (request.method === 'PATCH' && at === this.#systemPath) return this.#change(request, atMs)
+    if (request.method === 'PATCH' && at.startsWith(`${paths.accounts}/`)) return this.#changeAccount(at, user, request)
     if (request.method === 'DELETE' && at.startsWith(`${paths.sessions}/`)) {
       return this.#sessions.end(at.slice(paths.sessions.length + 1)) ? { status: 204 } : notFound(at)
     }
@@ -188,6 +193,14 @@ export class RedfishService {
     }
     if (members.includes(path)) return { '@odata.id': path, Id: path.split('/').pop(), Name: 'Another system', PowerState: 'Off' }
     if (path === paths.chassis) return collection({ path, type: 'Chassis', members: [] })
+    if (path === paths.accountService) return accountServiceResource(passwordLimits)
+    if (path === paths.accounts) {
+      const accounts = this.#options.users.map((_, index) => `${path}/${index + 1}`)
+      const skip = Number(/(?:^|&)\$skip=(\d+)/.exec(decodeURIComponent(query))?.[1] ?? 0)
+      return collection({ path, type: 'ManagerAccount', members: accounts, skip, ...(pageSize !== undefined && { pageSize }) })
+    }
+    const account = this.#accountAt(path)
+    if (account) return accountResource({ path, ...account })
     if (path === paths.managers) return collection({ path, type: 'Manager', members: [paths.manager] })
     if (path === paths.manager) return managerResource()
     if (faults.sessions === 'absent') return undefined
@@ -250,7 +263,7 @@ export class RedfishService {
   }
 
   #change(request: RedfishRequest, atMs: number): RedfishAnswer {
-    const precondition = this.#precondition(request.headers['if-match'], atMs)
+    const precondition = this.#precondition(request.headers['if-match'], this.#system(atMs))
     if (precondition) return precondition
     const body = objectOf(request.body)
     if (!body) return refusal(400, 'MalformedJSON', 'The request body was no JSON object.')
@@ -258,12 +271,33 @@ export class RedfishService {
     return body.Boot === undefined ? { status: 204 } : this.#changeBoot(body.Boot, atMs)
   }
 
-  #precondition(ifMatch: string | undefined, atMs: number): RedfishAnswer | undefined {
+  #accountAt(path: string): BmcUser | undefined {
+    const [parent, number] = [path.slice(0, path.lastIndexOf('/')), path.slice(path.lastIndexOf('/') + 1)]
+    return parent === paths.accounts ? this.#options.users[Number(number) - 1] : undefined
+  }
+
+  #changeAccount(path: string, asked: BmcUser, request: RedfishRequest): RedfishAnswer {
+    const account = this.#accountAt(path)
+    if (!account) return notFound(path)
+    if (asked.privilege !== 'ADMINISTRATOR') return refusal(403, 'InsufficientPrivilege', 'The account has too few privileges for this.')
+    const precondition = this.#precondition(request.headers['if-match'], accountResource({ path, ...account }))
+    if (precondition) return precondition
+    const password = objectOf(request.body)?.Password
+    if (typeof password !== 'string') return refusal(400, 'PropertyMissing', 'The property Password is needed.', 'Password')
+    // Quotes the value, as services do.
+    if (password.length < passwordLimits.min || password.length > passwordLimits.max)
+      return refusal(400, 'PropertyValueFormatError', `The value ${password} for Password does not fit the policy.`, 'Password')
+    account.password = password
+    this.#options.passwordSet?.(account)
+    return { status: 204 }
+  }
+
+  #precondition(ifMatch: string | undefined, now: Json): RedfishAnswer | undefined {
     const { etags } = this.#options.faults
     if (etags === 'ignored') return undefined
     if (etags === 'never match') return ifMatch === undefined ? undefined : refusal(412, 'PreconditionFailed', 'The ETag does not match.')
     if (ifMatch === undefined) return refusal(428, 'PreconditionRequired', 'The request needs an If-Match header.')
-    if (ifMatch === '*' || ifMatch === etagOf(this.#system(atMs))) return undefined
+    if (ifMatch === '*' || ifMatch === etagOf(now)) return undefined
     return refusal(412, 'PreconditionFailed', 'The ETag does not match.')
   }
 
@@ -291,6 +325,9 @@ export class RedfishService {
     return this.#accept()
   }
 }
+
+/** Of iDRAC and iLO, which share it with IPMI. */
+const passwordLimits = { min: 8, max: 20 } as const
 
 function isResetType(type: string): type is (typeof resetTypes)[number] {
   return resetTypes.some(known => known === type)

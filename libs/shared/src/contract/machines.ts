@@ -5,6 +5,7 @@ import { partitionOf } from '../ids.ts'
 import {
   allocationId,
   architecture,
+  credentialRotation,
   disk,
   duration,
   explanation,
@@ -277,6 +278,18 @@ export const machines = {
     answer: definitionAnswer,
     spread: { kind: 'owner', of: input => input.partition },
     errors: definitionErrors,
+  }),
+  rotateCredentials: declareCall({
+    summary: "Give the account of a machine's BMC a new password, which nobody ever sees",
+    description:
+      'Records the request and answers at once. Machines that share the account change together. It is safe to lose power at any moment: old and new password are kept, sealed, until a login has shown which is true.',
+    rest: { method: 'POST', path: '/machines/{id}/rotate-credentials' },
+    status: 202,
+    role: 'operator',
+    input: z.strictObject({ ...id, wait: duration.optional().describe('answer when it has ended, or after this time') }),
+    answer: machine.extend({ rotation: credentialRotation }),
+    spread: ofMachine,
+    errors: ['not-found', 'locked', 'no-power-driver', 'wrong-state'],
   }),
   confirmPower: move('confirm-power', 'Say that somebody has switched a machine that only people can switch', 'user', {
     power: z.enum(['on', 'off']),
