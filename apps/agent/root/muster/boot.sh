@@ -1,0 +1,58 @@
+# From the kernel to the network: drivers by what the buses show, the arguments of the boot script, and an address by DHCP.
+
+# A controller's driver makes the devices behind it appear, some of them a second or two later: passes until two in a row find nothing new.
+load_drivers() {
+    : >/run/aliases
+    quiet=0
+    for pass in 1 2 3 4 5 6 7 8 9 10; do
+        find /sys/devices -name modalias -exec cat {} + 2>/dev/null | sort -u >/run/aliases.now
+        if cmp -s /run/aliases /run/aliases.now; then quiet=$((quiet + 1)); else quiet=0; fi
+        [ $quiet -lt 2 ] || break
+        while read -r alias; do modprobe -q -b "$alias" 2>/dev/null; done </run/aliases.now
+        mv /run/aliases.now /run/aliases
+        sleep 0.5
+    done
+    for module in sd_mod af_packet ext4 vfat nls_ascii nls_iso8859-1 ipmi_devintf ipmi_si; do modprobe -q "$module" 2>/dev/null; done
+}
+
+# muster.url, muster.token and muster.mode become URL, TOKEN and MODE; BOOTIF becomes BOOT_MAC.
+read_arguments() {
+    URL='' TOKEN='' MODE='' BOOT_MAC=''
+    for word in $(cat /proc/cmdline); do
+        case $word in
+            muster.url=*) URL=${word#*=} ;;
+            muster.token=*) TOKEN=${word#*=} ;;
+            muster.mode=*) MODE=${word#*=} ;;
+            BOOTIF=*) BOOT_MAC=$(echo "${word#BOOTIF=??-}" | tr 'A-Z-' 'a-z:') ;;
+        esac
+    done
+    URL=${URL%/}
+    [ -n "$URL" ] || end off 'the kernel was given no muster.url'
+}
+
+# Network ports that are hardware, the one the machine booted from first.
+ports() {
+    for port in /sys/class/net/*; do
+        [ -e "$port/device" ] || continue
+        if [ "$(cat "$port/address")" = "$BOOT_MAC" ]; then echo "0 ${port##*/}"; else echo "1 ${port##*/}"; fi
+    done | sort | cut -d' ' -f2
+}
+
+# A switch needs up to half a minute until it forwards (spanning tree), and a DHCP server may be restarting: some rounds, then up.
+bring_up_network() {
+    ip link set lo up
+    for round in 1 2 3; do
+        for port in $(ports); do
+            ip link set "$port" up
+            [ "$round" = 1 ] && sleep 1
+            say "asking for an address on $port"
+            if udhcpc -i "$port" -s /muster/lease.sh -t 8 -T 2 -n -q -f >/run/udhcpc.log 2>&1; then
+                say "$port has $(ip -4 -o address show dev "$port" | sed 's/.*inet \([^ ]*\).*/\1/')"
+                return
+            fi
+            say "no DHCP server answered on $port: $(tail -n 1 /run/udhcpc.log)"
+        done
+    done
+    [ -n "$(ports)" ] || end off 'no network port was found: its driver is missing'
+    end off 'no DHCP server answered on any port'
+}

@@ -1,0 +1,57 @@
+# Talking to the partition. curl repeats what may pass by itself (no route, 5xx, 429 with Retry-After) with growing pauses and a limit.
+
+# ask METHOD PATH [FILE]: the body of the answer goes to /run/answer. Fails where the partition says no or does not answer within the time.
+ask() {
+    method=$1 path=$2 file=${3:-}
+    set -- --silent --show-error --fail-with-body --request "$method" --output /run/answer --connect-timeout 10 --max-time 60
+    set -- "$@" --retry "${TRIES:-12}" --retry-all-errors --retry-max-time "${PATIENCE:-300}"
+    # In a file: what stands on a command line can be read by every program.
+    [ -z "$TOKEN" ] || set -- "$@" --header @/run/authorization
+    [ -z "$file" ] || set -- "$@" --header 'Content-Type: application/json' --data-binary "@$file"
+    rm -f /run/answer
+    curl "$@" "$URL$path" 2>/run/trouble
+}
+
+prepare_http() {
+    umask 077
+    printf 'Authorization: Bearer %s\n' "$TOKEN" >/run/authorization
+    umask 022
+}
+
+# Why the last `ask` failed, on one line.
+trouble() { { cat /run/trouble; jq -r '.detail // empty' /run/answer 2>/dev/null; } | tr '\n' ' '; }
+
+# signal STATUS STEP MESSAGE PERCENT. A heartbeat that is lost is no failure: the next one tells more.
+signal() {
+    out=/run/signal.$$.$1
+    jq -n --arg status "$1" --arg step "$2" --arg message "$(echo "$3" | cut -c1-3900)" --argjson progress "$4" \
+        '{$status, $step, $message, $progress}' >"$out"
+    if [ "$1" = working ]; then TRIES=1 PATIENCE=5 ask POST /agent/signal "$out"; else ask POST /agent/signal "$out"; fi
+}
+
+# stand STEP MESSAGE PERCENT: where the work stands, for the heartbeat to tell.
+stand() {
+    printf '%s\n%s\n%s\n' "$1" "$2" "$3" >/run/stand.new
+    mv /run/stand.new /run/stand
+}
+
+# Tells where the work stands, every so many seconds, until the file goes.
+heartbeat() {
+    while [ -e /run/stand ]; do
+        { read -r step; read -r message; read -r percent; } </run/stand
+        (signal working "$step" "$message" "$percent")
+        sleep "$1"
+    done
+}
+
+start_heartbeat() {
+    stand "$2" '' 0
+    heartbeat "$1" &
+    HEARTBEAT=$!
+}
+
+stop_heartbeat() {
+    rm -f /run/stand
+    kill "$HEARTBEAT" 2>/dev/null
+    wait "$HEARTBEAT" 2>/dev/null
+}

@@ -1,0 +1,151 @@
+# What the machine is made of, as the JSON of libs/shared/src/agent.ts. Everything comes from /sys and /proc below $ROOT, and from a few tools that
+# are asked only where they are; what is not found is left out.
+ROOT=${ROOT:-}
+
+text_of() { [ -r "$1" ] && tr -d '\0' <"$1" | sed 's/^[[:space:]]*//;s/[[:space:]]*$//' | head -n 1; }
+
+# DMI's placeholders say nothing.
+dmi() {
+    value=$(text_of "$ROOT/sys/class/dmi/id/$1")
+    case $value in '' | 'To Be Filled'* | 'Default string' | 'Not Specified' | 'None' | 'System Serial Number') ;; *) echo "$value" ;; esac
+}
+
+inventory() {
+    interfaces >/run/interfaces
+    disks >/run/disks
+    facts >/run/facts
+    jq -n --arg arch "$(architecture)" --argjson cpus "$(grep -c '^processor' "$ROOT/proc/cpuinfo")" --argjson memoryMib "$(memory_mib)" \
+        --slurpfile interfaces /run/interfaces --slurpfile disks /run/disks --slurpfile facts /run/facts \
+        '{$arch, $cpus, $memoryMib, $interfaces, disks: [$disks[] | {name, serial, model, sizeBytes, kind}], facts: $facts[0]}'
+}
+
+architecture() {
+    case $(uname -m) in x86_64) echo amd64 ;; aarch64) echo arm64 ;; *) uname -m ;; esac
+}
+
+# What the DIMMs hold, because the kernel keeps a part of it for itself; else what the kernel has.
+memory_mib() {
+    sum=0
+    for size in $(dimms | jq -r '.sizeMib'); do sum=$((sum + size)); done
+    [ "$sum" -gt 0 ] || sum=$(awk '/^MemTotal:/ { printf "%d", $2 / 1024 }' "$ROOT/proc/meminfo")
+    echo "$sum"
+}
+
+# One JSON object a line, for each DIMM that is there (SMBIOS type 17, DSP0134 7.18).
+dimms() {
+    for entry in "$ROOT"/sys/firmware/dmi/entries/17-*; do
+        [ -r "$entry/raw" ] || continue
+        # Size at 0x0C: 0 is an empty slot, bit 15 means KiB, 0x7FFF that the size is at 0x1C.
+        size=$(od -An -tu2 -j12 -N2 "$entry/raw" | tr -d ' ')
+        case $size in '' | 0 | 65535) continue ;; 32767) size=$(od -An -tu4 -j28 -N4 "$entry/raw" | tr -d ' ') ;; esac
+        [ "$size" -lt 32768 ] || [ "$size" -gt 65535 ] || size=$(((size - 32768) / 1024))
+        speed=$(od -An -tu2 -j21 -N2 "$entry/raw" | tr -d ' ')
+        jq -nc --argjson sizeMib "$size" --argjson speedMts "${speed:-0}" --arg slot "$(dmi_text "$entry/raw" 16)" \
+            --arg manufacturer "$(dmi_text "$entry/raw" 23)" --arg serial "$(dmi_text "$entry/raw" 24)" --arg partNumber "$(dmi_text "$entry/raw" 26)" \
+            '{$slot, $sizeMib, $speedMts, $manufacturer, $serial, $partNumber}'
+    done
+}
+
+# dmi_text FILE OFFSET: the text whose number stands at that offset; texts follow the formatted part, whose length is the second byte.
+dmi_text() {
+    number=$(od -An -tu1 -j"$2" -N1 "$1" | tr -d ' ')
+    length=$(od -An -tu1 -j1 -N1 "$1" | tr -d ' ')
+    [ "${number:-0}" -gt 0 ] || return 0
+    tail -c +$((length + 1)) "$1" | tr '\0' '\n' | sed -n "${number}p" | sed 's/[[:space:]]*$//'
+}
+
+interfaces() {
+    for port in "$ROOT"/sys/class/net/*; do
+        [ -e "$port/device" ] || continue
+        speed=$(text_of "$port/speed")
+        case $speed in '' | -*) speed=0 ;; esac
+        jq -nc --arg mac "$(text_of "$port/address")" --arg name "${port##*/}" --argjson speedMbps "$speed" '{$mac, $name, $speedMbps}'
+    done
+}
+
+# Whole disks with a medium in them: neither loops, memory, floppies nor CD drives.
+disks() {
+    for block in "$ROOT"/sys/block/*; do
+        name=${block##*/}
+        case $name in loop* | ram* | zram* | sr* | fd* | dm-* | md* | nbd*) continue ;; esac
+        sectors=$(text_of "$block/size")
+        [ "${sectors:-0}" -gt 0 ] || continue
+        [ "$(text_of "$block/removable")" != 1 ] || continue
+        case $name in
+            nvme*) kind=nvme ;;
+            *) if [ "$(text_of "$block/queue/rotational")" = 1 ]; then kind=hdd; else kind=ssd; fi ;;
+        esac
+        jq -nc --arg name "$name" --arg serial "$(serial_of "$block")" --arg model "$(text_of "$block/device/model")" \
+            --argjson sizeBytes $((sectors * 512)) --arg kind "$kind" --arg wwn "$(text_of "$block/wwid")" \
+            --arg firmware "$(text_of "$block/device/firmware_rev")" --argjson wear "$(wear_of "$name")" \
+            '{$name, $serial, $model, $sizeBytes, $kind, $wwn, $firmware} + $wear'
+    done
+}
+
+serial_of() {
+    for place in "$1/device/serial" "$1/serial"; do
+        serial=$(text_of "$place")
+        [ -z "$serial" ] || { echo "$serial"; return; }
+    done
+    # SCSI and SATA: the unit's serial number page, four bytes of head.
+    [ -r "$1/device/vpd_pg80" ] && tail -c +5 "$1/device/vpd_pg80" | tr -d '\0' | sed 's/^[[:space:]]*//;s/[[:space:]]*$//'
+}
+
+# How worn a disk says it is, and whether it calls itself healthy; nothing where there is no tool or no answer.
+wear_of() {
+    [ -z "$ROOT" ] && command -v smartctl >/dev/null || { echo '{}'; return; }
+    timeout 20 smartctl --json --health --attributes "/dev/$1" 2>/dev/null | jq -c '
+        (if .smart_status.passed == null then {} else {healthy: .smart_status.passed} end)
+        + (if .nvme_smart_health_information_log.percentage_used == null then {} else {wearPercent: .nvme_smart_health_information_log.percentage_used} end)' 2>/dev/null || echo '{}'
+}
+
+pci() {
+    for device in "$ROOT"/sys/bus/pci/devices/*; do
+        [ -r "$device/vendor" ] || continue
+        driver=''
+        [ ! -e "$device/driver" ] || driver=$(basename "$(readlink "$device/driver")")
+        jq -nc --arg address "${device##*/}" --arg class "$(text_of "$device/class")" --arg vendor "$(text_of "$device/vendor")" \
+            --arg device "$(text_of "$device/device")" --arg driver "$driver" '{$address, $class, $vendor, $device, $driver}'
+    done
+}
+
+numa() {
+    for node in "$ROOT"/sys/devices/system/node/node[0-9]*; do
+        [ -r "$node/cpulist" ] || continue
+        memory=$(awk '/MemTotal:/ { printf "%d", $4 / 1024 }' "$node/meminfo")
+        jq -nc --argjson node "${node##*node}" --arg cpus "$(text_of "$node/cpulist")" --argjson memoryMib "${memory:-0}" '{$node, $cpus, $memoryMib}'
+    done
+}
+
+# The address of the machine's own BMC. Its password cannot be read, so nothing is made of it here.
+bmc() {
+    [ -z "$ROOT" ] && command -v ipmitool >/dev/null && [ -e /dev/ipmi0 ] || { echo null; return; }
+    address=$(timeout 20 ipmitool lan print 2>/dev/null | sed -n 's/^IP Address  *: //p')
+    case $address in '' | 0.0.0.0) echo null ;; *) jq -nc --arg address "$address" '{$address}' ;; esac
+}
+
+facts() {
+    if [ -d "$ROOT/sys/firmware/efi" ]; then firmware=uefi; else firmware=bios; fi
+    model=$(sed -n 's/^model name[[:space:]]*: //p' "$ROOT/proc/cpuinfo" | head -n 1)
+    sockets=$(sed -n 's/^physical id[[:space:]]*: //p' "$ROOT/proc/cpuinfo" | sort -u | grep -c .)
+    dimms >/run/dimms
+    numa >/run/numa
+    pci >/run/pci
+    bmc >/run/bmc
+    jq -n --arg systemVendor "$(dmi sys_vendor)" --arg product "$(dmi product_name)" --arg serial "$(dmi product_serial)" --arg uuid "$(dmi product_uuid)" \
+        --arg boardVendor "$(dmi board_vendor)" --arg boardProduct "$(dmi board_name)" --arg biosVendor "$(dmi bios_vendor)" \
+        --arg biosVersion "$(dmi bios_version)" --arg biosDate "$(dmi bios_date)" --arg firmware "$firmware" --arg model "$model" \
+        --argjson sockets "$sockets" --arg kernel "$(uname -r)" \
+        --slurpfile dimms /run/dimms --slurpfile numa /run/numa --slurpfile pci /run/pci --slurpfile disks /run/disks --slurpfile bmc /run/bmc '
+        def said: with_entries(select(.value != ""));
+        {
+            dmi: ({$systemVendor, $product, $serial, $uuid, $boardVendor, $boardProduct, $biosVendor, $biosVersion, $biosDate} | said),
+            firmware: {type: $firmware},
+            cpu: {$model, $sockets},
+            $dimms, $numa, $pci,
+            gpus: [$pci[] | select(.class | startswith("0x03"))],
+            disks: [$disks[] | del(.model, .sizeBytes, .kind) | with_entries(select(.value != ""))],
+            bmc: $bmc[0],
+            $kernel
+        }'
+}

@@ -1,0 +1,56 @@
+# What this boot is for. The kernel's argument only says whether there is a job; the job says what it is by now.
+
+work() {
+    prepare_http
+    if [ "$MODE" = enlist ]; then enlist; fi
+    ask GET /agent/job || end off "no job: $(trouble)"
+    cp /run/answer /run/job
+    kind=$(jq -r .kind /run/job)
+    say "job: $kind for $(jq -r .machine /run/job)"
+    start_heartbeat "$(jq -r '(.heartbeatMs / 1000) | floor | if . < 1 then 1 else . end' /run/job)" "$kind"
+    case $kind in
+        commission) commission ;;
+        install) install ;;
+        rescue) rescue ;;
+        *) fail "$kind" "this agent does not know the job $kind: its image is older than the partition" ;;
+    esac
+}
+
+# fail STEP WHY: the job ends here, and the machine is left on for whoever looks at its console; the partition switches it off.
+fail() {
+    stop_heartbeat
+    say "failed in $1: $2"
+    signal failed "$1" "$2" 0
+    end off "failed in $1"
+}
+
+enlist() {
+    say 'reading the inventory'
+    inventory >/run/inventory
+    name=$(name_of_machine)
+    jq --arg name "$name" 'if $name == "" then . else . + {hostname: $name} end' /run/inventory >/run/enlistment
+    ask POST /agent/enlist /run/enlistment || end off "not enlisted: $(trouble)"
+    end off "enlisted as $(jq -r .id /run/answer) ($(jq -r .outcome /run/answer))"
+}
+
+# The serial number, where it makes a host name: two machines of one model differ in nothing else.
+name_of_machine() {
+    tr '[:upper:]' '[:lower:]' </sys/class/dmi/id/product_serial 2>/dev/null | grep -E '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
+}
+
+commission() {
+    stand inventory 'reading the inventory' 10
+    inventory >/run/inventory
+    stand inventory 'sending the inventory' 60
+    ask POST /agent/inventory /run/inventory || fail inventory "the inventory was not taken: $(trouble)"
+    stop_heartbeat
+    signal 'done' commission 'the inventory is sent' 100 || say "the end was not heard: $(trouble)"
+    end off commissioned
+}
+
+rescue() {
+    address=$(ip -4 -o address show scope global | sed 's/.*inet \([^/ ]*\).*/\1/' | head -n 1)
+    stand rescue "waiting for you on the console ($address)" 0
+    say 'this is the rescue system; its disks are not mounted'
+    while :; do setsid cttyhack sh -l; sleep 1; done
+}

@@ -1,0 +1,156 @@
+// Builds the agent's image: a kernel and a memory image, from Debian's packages. The same packages and the same tree give the same bytes.
+import { execFile } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { chmod, copyFile, cp, lstat, mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { collectModules } from './modules.ts'
+import { fetchPackages } from './packages.ts'
+
+const run = promisify(execFile)
+const root = fileURLToPath(new URL('../root', import.meta.url))
+
+/** `cloud`: virtual machines, small and quick to boot. `generic`: real network cards and controllers too. */
+export const kernels = { cloud: 'linux-image-cloud-amd64', generic: 'linux-image-amd64' } as const
+export type Kernel = keyof typeof kernels
+
+/** Programs by the package they come from; the libraries they need are found by asking the loader. */
+const programs: Readonly<Record<string, readonly string[]>> = {
+  curl: ['usr/bin/curl'],
+  jq: ['usr/bin/jq'],
+  zstd: ['usr/bin/zstd'],
+  'xz-utils': ['usr/bin/xz'],
+  smartmontools: ['usr/sbin/smartctl'],
+  ipmitool: ['usr/bin/ipmitool'],
+}
+const busybox = 'busybox-static'
+
+/** The image may have so many bytes in all. */
+export const imageBytesMax = 80 * 2 ** 20
+
+export interface BuildOptions {
+  /** Gets vmlinuz and initrd. */
+  readonly out: string
+  readonly kernel: Kernel
+  /** Packages that were fetched stay there. */
+  readonly cache: string
+  readonly say: (line: string) => void
+}
+
+export interface Built {
+  readonly files: readonly { readonly name: string; readonly bytes: number; readonly sha256: string }[]
+}
+
+/** Builds. Throws where a package cannot be had, a program is missing, or the image becomes too large; `out` is as it was then. */
+export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Promise<Built> {
+  const work = await mkdtemp(path.join(tmpdir(), 'muster-agent-'))
+  try {
+    const [debian, tree] = [path.join(work, 'debian'), path.join(work, 'tree')]
+    say('fetching packages')
+    const packages = await fetchPackages([kernels[kernel], busybox, ...Object.keys(programs)], cache)
+    say(`unpacking ${packages.length} packages`)
+    await mkdir(debian)
+    for (const file of packages) await run('dpkg-deb', ['-x', file, debian])
+
+    const release = await kernelRelease(debian)
+    say(`Linux ${release}`)
+    await makeTree(tree)
+    await addPrograms(debian, tree)
+    const count = await collectModules({ debian, tree, release, kernel })
+    say(`${count} modules`)
+    const initrd = path.join(work, 'initrd')
+    await pack(tree, initrd)
+    return await place({ vmlinuz: path.join(debian, 'boot', `vmlinuz-${release}`), initrd }, out)
+  } finally {
+    await rm(work, { recursive: true, force: true })
+  }
+}
+
+async function kernelRelease(debian: string): Promise<string> {
+  const names = (await readdir(path.join(debian, 'boot'))).filter(name => name.startsWith('vmlinuz-'))
+  if (names.length !== 1) throw new Error(`the packages hold ${names.length} kernels, not one`)
+  return (names[0] as string).slice('vmlinuz-'.length)
+}
+
+/** Folders, the agent's own files, and what they are called by. */
+async function makeTree(tree: string): Promise<void> {
+  for (const folder of ['bin', 'dev', 'etc', 'lib64', 'proc', 'run', 'sys', 'tmp', 'usr/bin', 'usr/sbin', 'usr/lib', 'var'])
+    await mkdir(path.join(tree, folder), { recursive: true })
+  await cp(root, tree, { recursive: true })
+  await chmod(path.join(tree, 'init'), 0o755)
+  await chmod(path.join(tree, 'muster/lease.sh'), 0o755)
+  await symlink('/proc/self/mounts', path.join(tree, 'etc/mtab'))
+}
+
+async function addPrograms(debian: string, tree: string): Promise<void> {
+  await copyFile(path.join(debian, 'bin/busybox'), path.join(tree, 'bin/busybox'))
+  const { stdout } = await run(path.join(debian, 'bin/busybox'), ['--list'])
+  const own = new Set(
+    Object.values(programs)
+      .flat()
+      .map(name => path.basename(name)),
+  )
+  for (const applet of stdout.split('\n').filter(name => name !== '' && name !== 'busybox' && !own.has(name)))
+    await symlink('busybox', path.join(tree, 'bin', applet))
+  await symlink('bin', path.join(tree, 'sbin'))
+  const files = Object.values(programs).flat()
+  for (const file of files) await copyFile(path.join(debian, file), path.join(tree, file))
+  await addLibraries(debian, tree, files)
+}
+
+const loader = 'lib64/ld-linux-x86-64.so.2'
+
+/** The loader of the packages says which of their libraries each program needs. */
+async function addLibraries(debian: string, tree: string, files: readonly string[]): Promise<void> {
+  const folders = ['lib/x86_64-linux-gnu', 'usr/lib/x86_64-linux-gnu'].map(name => path.join(debian, name))
+  const ld = await followed(path.join(debian, loader), debian)
+  await copyFile(ld, path.join(tree, loader))
+  await chmod(path.join(tree, loader), 0o755)
+  const found = new Set<string>()
+  for (const file of files) {
+    const { stdout } = await run(ld, ['--library-path', folders.join(':'), '--list', path.join(debian, file)])
+    const missing = /^\s*(\S+) => not found/m.exec(stdout)?.[1]
+    if (missing) throw new Error(`${file} needs ${missing}, which is in none of the packages`)
+    for (const [, library] of stdout.matchAll(/=> (\/\S+)/g)) if (library?.startsWith(debian)) found.add(library)
+  }
+  const target = path.join(tree, 'usr/lib/x86_64-linux-gnu')
+  await mkdir(target, { recursive: true })
+  await mkdir(path.join(tree, 'lib'), { recursive: true })
+  await symlink('../usr/lib/x86_64-linux-gnu', path.join(tree, 'lib/x86_64-linux-gnu'))
+  for (const library of found) await copyFile(await followed(library, debian), path.join(target, path.basename(library)))
+}
+
+/** The file behind a chain of links, the absolute ones taken to be within the packages. */
+async function followed(file: string, debian: string): Promise<string> {
+  const found = await lstat(file)
+  if (!found.isSymbolicLink()) return file
+  const target = await readlink(file)
+  return followed(path.isAbsolute(target) ? path.join(debian, target) : path.resolve(path.dirname(file), target), debian)
+}
+
+/** A cpio archive in the kernel's form, its names in order and every file of root's and of the same time, compressed by one thread. */
+async function pack(tree: string, target: string): Promise<void> {
+  // Links too, which Node has no call for.
+  await run('find', [tree, '-exec', 'touch', '--no-dereference', '--date=@0', '{}', '+'])
+  const archive = 'find . -mindepth 1 -print0 | LC_ALL=C sort -z | cpio --null --create --format=newc --reproducible --owner=0:0 --quiet'
+  await run('bash', ['-o', 'pipefail', '-c', `cd "$1" && ${archive} | zstd -q -9 -o "$2"`, 'bash', tree, target])
+}
+
+/** Both files under their names at once, or not at all as far as a file system can: the kernel last, because it is what is asked for first. */
+async function place(sources: Readonly<Record<string, string>>, out: string): Promise<Built> {
+  const files = await Promise.all(
+    Object.entries(sources).map(async ([name, source]) => {
+      const content = await readFile(source)
+      return { name, source, bytes: content.length, sha256: createHash('sha256').update(content).digest('hex') }
+    }),
+  )
+  const total = files.reduce((sum, { bytes }) => sum + bytes, 0)
+  if (total > imageBytesMax) throw new Error(`the image has ${total} bytes, more than ${imageBytesMax}`)
+  await mkdir(out, { recursive: true })
+  for (const { name, source } of files) await copyFile(source, path.join(out, `.${name}.new`))
+  for (const { name } of files.toReversed()) await rename(path.join(out, `.${name}.new`), path.join(out, name))
+  await writeFile(path.join(out, 'SHA256SUMS'), files.map(({ name, sha256 }) => `${sha256}  ${name}\n`).join(''))
+  return { files: files.map(({ name, bytes, sha256 }) => ({ name, bytes, sha256 })) }
+}

@@ -1,0 +1,102 @@
+// A computer made of QEMU that boots the agent's kernel at once, its network the user's own: no root, no DHCP server, and the test's own ports at 10.0.2.2.
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { openSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+
+export interface VirtualMachine {
+  /** What was written on its serial line so far. */
+  console(): string
+  /** Resolves when the machine has switched itself off or rebooted; rejects after `limitMs` with the end of its console. */
+  ended(limitMs: number): Promise<void>
+  /** Takes the power away. */
+  kill(): Promise<void>
+}
+
+export interface MachineOptions {
+  readonly folder: string
+  readonly kernel: string
+  readonly initrd: string
+  readonly args: readonly string[]
+  readonly memoryMib?: number
+  /** Raw files, by the way they are attached. */
+  readonly disks?: readonly { readonly file: string; readonly as: 'virtio' | 'nvme' | 'scsi'; readonly serial: string }[]
+}
+
+let count = 0
+
+export function startMachine(options: MachineOptions): VirtualMachine {
+  const { folder, kernel, initrd, args, memoryMib = 768, disks = [] } = options
+  const log = path.join(folder, `console-${++count}`)
+  writeFileSync(log, '')
+  const drives = disks.flatMap(({ file, as, serial }, index) => [
+    '-drive',
+    `file=${file},format=raw,if=none,id=disk${index},cache=unsafe,discard=unmap`,
+    '-device',
+    {
+      virtio: `virtio-blk-pci,drive=disk${index},serial=${serial}`,
+      nvme: `nvme,drive=disk${index},serial=${serial}`,
+      scsi: `scsi-hd,drive=disk${index},serial=${serial}`,
+    }[as],
+  ])
+  const child: ChildProcess = spawn(
+    'qemu-system-x86_64',
+    [
+      ...[
+        '-machine',
+        'q35,graphics=off',
+        '-display',
+        'none',
+        '-vga',
+        'none',
+        '-nodefaults',
+        '-no-reboot',
+        '-m',
+        String(memoryMib),
+        '-smp',
+        '2',
+      ],
+      // Plain emulation: KVM within a virtual machine hangs with some hosts after it has started well.
+      ...['-accel', 'tcg,tb-size=256', '-cpu', 'max'],
+      ...[
+        '-smbios',
+        'type=1,manufacturer=Muster,product=Lab,serial=LAB-0042',
+        '-smbios',
+        'type=17,manufacturer=Maker,loc_pfx=DIMM,serial=D1',
+      ],
+      ...['-netdev', 'user,id=net0,restrict=off', '-device', 'virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01'],
+      ...['-kernel', kernel, '-initrd', initrd, '-append', ['console=ttyS0', 'panic=-1', 'BOOTIF=01-52-54-00-00-00-01', ...args].join(' ')],
+      ...['-device', 'virtio-scsi-pci'],
+      ...['-serial', `file:${log}`],
+      ...drives,
+    ],
+    { stdio: ['ignore', 'ignore', openSync(path.join(folder, 'qemu.log'), 'a')] },
+  )
+  const exited = once(child, 'exit')
+  const text = () => readFileSync(log, 'utf8')
+  return {
+    console: text,
+    ended: async limitMs => {
+      let timer: NodeJS.Timeout | undefined
+      const late = new Promise<never>((_, reject) => {
+        timer = setTimeout(() => reject(new Error(`the machine still runs after ${limitMs / 1000} s:\n${text().slice(-3000)}`)), limitMs)
+      })
+      try {
+        await Promise.race([exited, late])
+      } finally {
+        clearTimeout(timer)
+      }
+    },
+    kill: async () => {
+      if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
+      await exited
+    },
+  }
+}
+
+/** An empty disk that takes no room until it is written. */
+export function emptyDisk(file: string, bytes: number): string {
+  writeFileSync(file, '')
+  truncateSync(file, bytes)
+  return file
+}
