@@ -21,7 +21,7 @@ const bootLimitMs = 240_000
 
 const noShellcheck = missingPrograms(['shellcheck'], 'shellcheck')
 test.skipIf(noShellcheck !== undefined)("the agent's shell is sound", async () => {
-  const files = ['init', ...['boot', 'http', 'install', 'inventory', 'lease', 'say', 'work'].map(name => `muster/${name}.sh`)]
+  const files = ['init', ...['boot', 'fetch', 'http', 'install', 'inventory', 'lease', 'say', 'work'].map(name => `muster/${name}.sh`)]
   // Variables go from file to file, and udhcpc gives some.
   const args = ['--shell=sh', '--severity=warning', '--exclude=SC2034,SC2154', ...files]
   const { stdout } = await run('shellcheck', args, { cwd: root }).catch((error: { stdout: string }) => error)

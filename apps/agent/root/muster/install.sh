@@ -43,18 +43,9 @@ unpack() {
     esac
 }
 
-# A path that breaks now and then is gone on with where it broke off.
-fetch() {
-    curl --silent --show-error --fail --location --retry 20 --retry-all-errors --retry-max-time 900 --connect-timeout 10 --speed-limit 1000 --speed-time 60 \
-        "$@" 2>/run/trouble
-}
-
 fetch_then_write() {
     stand download '' 0
-    follow_download &
-    follower=$!
-    fetch --continue-at - --output /run/image "$image" || fail download "the image was not fetched: $(trouble)"
-    kill $follower 2>/dev/null
+    fetch_image "$image" 60 >/run/image || fail download "the image was not fetched: $(trouble)"
     check_digest "$(wc -c </run/image)" "$(sha256sum </run/image | cut -d' ' -f1)"
     stand write '' 60
     check_room "$(unpacked_size /run/image)"
@@ -80,25 +71,21 @@ check_room() {
 # dd's line of records, and no complaint before it.
 written() { grep -q 'records out' /run/dd && ! grep -qiE 'error|no space|invalid' /run/dd && [ ! -s /run/unpack ]; }
 
-follow_download() {
-    while sleep 1; do
-        have=$(wc -c </run/image 2>/dev/null || echo 0)
-        stand download '' $((have * 60 / size))
-    done
-}
-
 # An image that does not fit into memory: the digest is known only at the end, so a wrong one leaves a disk that does not boot.
 write_while_fetching() {
     stand download '' 0
-    fetch --range 0-5 --output /run/head "$image" || fail download "the image was not fetched: $(trouble)"
+    fetch_head "$image" >/run/head
+    [ -s /run/head ] || fail download "the image was not fetched: $(trouble)"
     mkfifo /run/to-digest
     sha256sum </run/to-digest >/run/digest &
     hasher=$!
-    fetch "$image" | tee /run/to-digest | unpack /run/head 2>/run/unpack | dd of="/dev/$disk" bs=4M conv=fsync 2>/run/dd
+    rm -f /run/broken
+    { fetch_image "$image" 85 || cp /run/trouble /run/broken; } | tee /run/to-digest | unpack /run/head 2>/run/unpack | dd of="/dev/$disk" bs=4M conv=fsync 2>/run/dd
     wait $hasher
     digest=$(cut -d' ' -f1 /run/digest)
     if [ "$digest" != "$wanted" ]; then
         dd if=/dev/zero of="/dev/$disk" bs=1M count=1 conv=fsync 2>/dev/null
+        [ ! -e /run/broken ] || fail download "the image was not fetched: $(tr '\n' ' ' </run/broken)"
         check_digest "$size" "$digest"
     fi
     written || fail write "write to /dev/$disk: $(cat /run/unpack /run/dd /run/trouble | tr '\n' ' ')"

@@ -1,0 +1,116 @@
+// The agent's fetching of images by itself: its shell, run by busybox on this computer, against a server that breaks off in the middle.
+import { spawn } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import { missingPrograms } from './needs.ts'
+
+const missing = missingPrograms(['busybox', 'curl'], 'busybox-static curl')
+const script = fileURLToPath(new URL('../root/muster/fetch.sh', import.meta.url))
+const pieceBytes = 64 * 1024
+const image = randomBytes(10 * pieceBytes + 123)
+const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
+
+let folder: string
+let server: Server
+let url: string
+let asked: (string | undefined)[]
+let answer: (request: IncomingMessage, response: ServerResponse) => void
+
+beforeEach(async () => {
+  folder = mkdtempSync(path.join(tmpdir(), 'muster-fetch-'))
+  asked = []
+  server = createServer((request, response) => {
+    asked.push(request.headers.range)
+    answer(request, response)
+  })
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/image`
+})
+afterEach(async () => {
+  server.closeAllConnections()
+  await new Promise(resolve => server.close(resolve))
+  rmSync(folder, { recursive: true, force: true })
+})
+
+/** What `fetch_image` gave, how it ended, and the percents it told. */
+async function fetchImage(retries = 20): Promise<{ content: Buffer; status: number | null; percents: number[] }> {
+  const told = path.join(folder, 'percents')
+  const text = `. "$1"; stand() { echo "$3" >>"${told}"; }; : >"${told}"; fetch_image "$2" 60`
+  const child = spawn('busybox', ['sh', '-c', text, 'sh', script, url], {
+    env: { PATH: process.env.PATH, RUN: folder, PIECE: String(pieceBytes), RETRIES: String(retries) },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const chunks: Buffer[] = []
+  child.stdout.on('data', (chunk: Buffer) => chunks.push(chunk))
+  const status = await new Promise<number | null>(resolve => child.on('close', resolve))
+  const percents = readFileSync(told, 'utf8').split('\n').filter(Boolean).map(Number)
+  return { content: Buffer.concat(chunks), status, percents }
+}
+
+function part(request: IncomingMessage): { start: number; end: number } {
+  const [, start, end] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '') as RegExpExecArray
+  return { start: Number(start), end: Number(end) }
+}
+
+function serve(response: ServerResponse, { start, end }: { start: number; end: number }): ServerResponse {
+  response.writeHead(206, { 'content-length': end - start + 1, 'content-range': `bytes ${start}-${end}/${image.length}` })
+  return response
+}
+
+test.skipIf(missing !== undefined)(
+  'connections that break and a server that is busy cost time, not bytes',
+  async () => {
+    let count = 0
+    answer = (request, response) => {
+      const { start, end } = part(request)
+      count++
+      if (count % 5 === 0) return void response.writeHead(503, { 'retry-after': '1' }).end()
+      if (count % 4 === 0) {
+        const half = start + Math.floor((end - start) / 2)
+        return void serve(response, { start, end }).write(image.subarray(start, half), () => response.destroy())
+      }
+      serve(response, { start, end }).end(image.subarray(start, end + 1))
+    }
+    const { content, status, percents } = await fetchImage()
+    expect(status).toBe(0)
+    expect(sha256(content)).toBe(sha256(image))
+    expect(asked.length).toBeGreaterThan(12)
+    expect(percents).toEqual(percents.toSorted((a, b) => a - b))
+    expect(percents.at(-1)).toBe(60)
+  },
+  60_000,
+)
+
+test.skipIf(missing !== undefined)(
+  'a server that knows no ranges gives the whole at once',
+  async () => {
+    answer = (_request, response) => void response.writeHead(200, { 'content-length': image.length }).end(image)
+    const { content, status } = await fetchImage()
+    expect(status).toBe(0)
+    expect(sha256(content)).toBe(sha256(image))
+  },
+  60_000,
+)
+
+test.skipIf(missing !== undefined)(
+  'an image that goes away in between ends the fetch with the reason, and nothing that is not the image is passed on',
+  async () => {
+    answer = (request, response) => {
+      const { start, end } = part(request)
+      // As a file that was replaced by another that is larger than what was asked for.
+      if (start >= pieceBytes * 2) return void response.writeHead(200, { 'content-length': image.length }).end(image)
+      serve(response, { start, end }).end(image.subarray(start, end + 1))
+    }
+    const { content, status } = await fetchImage(1)
+    expect(status).not.toBe(0)
+    expect(content.equals(image.subarray(0, pieceBytes * 2))).toBe(true)
+    expect(readFileSync(path.join(folder, 'trouble'), 'utf8')).toContain('Maximum file size exceeded')
+  },
+  60_000,
+)
