@@ -71,6 +71,7 @@ const variables = {
   powerChangeMs: variable('MUSTER_POWER_CHANGE', duration(defaultRules.powerChangeMs)),
   powerSoftMs: variable('MUSTER_POWER_SOFT', duration(defaultRules.powerSoftMs)),
   powerRestartMs: variable('MUSTER_POWER_RESTART', duration(defaultRules.powerRestartMs)),
+  bmcEvents: variable('MUSTER_BMC_EVENTS', z.enum(['subscribe', 'off']).default('subscribe')),
   enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default(defaultRules.enlisted)),
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
@@ -96,6 +97,8 @@ export interface PartitionSettings {
   port: number
   /** How machines and people reach this partition; undefined: where it listens. */
   url: string | undefined
+  /** Whether BMCs that can are asked to post changes to `url`. Default `subscribe`. */
+  bmcEvents?: 'subscribe' | 'off'
   rules: Rules
 }
 
@@ -118,6 +121,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     host: given.host,
     port: given.port,
     url: given.url?.replace(/\/$/, ''),
+    bmcEvents: given.bmcEvents,
     rules: {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,

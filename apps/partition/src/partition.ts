@@ -33,6 +33,7 @@ import { Switchboard } from './domain/power/switchboard.ts'
 import { runPowerWorker } from './domain/power/worker.ts'
 import { Seal } from './domain/seal.ts'
 import { agentDoor } from './doors/agent.ts'
+import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
 import { openConfigurationDoor } from './doors/configuration.ts'
@@ -152,6 +153,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
     mount: [
       { name: 'boot', path: '/boot', app: bootDoor(core, place) },
+      { name: 'bmc events', path: '/bmc-events', app: bmcEventsDoor(core) },
       { name: 'agent', path: '/agent', app: agentDoor(core, place) },
       { name: 'metadata', path: '/metadata', app: metadataDoor(core, metadata) },
       { name: 'maas', path: '/MAAS', app: maasDoor(core, metadata) },
@@ -179,7 +181,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     follower.run(stopping.signal),
     runEngine(core, stopping.signal),
     runPowerWorker(core, board, stopping.signal),
-    runPowerMonitor(core, board, stopping.signal),
+    runPowerMonitor(core, board, stopping.signal, settings.bmcEvents === 'off' ? undefined : () => self.url),
     runRotations(core, board, stopping.signal),
   )
   every('replica', touchEveryMs, async () => {

@@ -77,6 +77,8 @@ export interface RackMachine {
     sessionsOpen(): number
     identify(): 'off' | 'timed' | 'on'
   }
+  /** Undefined where it speaks IPMI only. */
+  readonly redfish: Redfish | undefined
   /** The number of the newest history entry: a mark for `until`. */
   readonly lastNumber: number
   /** Resolves with the first history entry that fits, from now on or numbered above `after`; rejects when the signal fires. */
@@ -272,6 +274,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
   const { address, port } = bmcAddressOf(place, spec.index)
   const bootOptions = new BootOptions({ expiryMs: options.bootFlagsExpiryMs ?? bootFlagsExpiryMs, saved: saved?.bootOptions, changed })
   let bmc: Bmc | undefined
+  let redfish: Redfish | undefined
   const machine = new Machine({
     name,
     facts,
@@ -290,6 +293,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     pacer,
     http: new HttpClient(context.connections, pacer),
     serial: text => bmc?.serialOutput(Buffer.from(text)),
+    powerChanged: () => redfish?.powerChanged(),
     saved,
     now: Date.now,
     changed,
@@ -309,7 +313,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     random,
     log,
   })
-  const redfish =
+  redfish =
     spec.speaks === 'redfish'
       ? await startRedfish({
           address,
@@ -326,10 +330,10 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
         })
       : undefined
   const memory = () => ({ ...(account.password !== firstPassword && { bmcPassword: account.password }) })
-  return { machine, bmc, redfish, bootOptions, memory, view: viewOf(machine, bmc, account) }
+  return { machine, bmc, redfish, bootOptions, memory, view: viewOf(machine, bmc, redfish, account) }
 }
 
-function viewOf(machine: Machine, bmc: Bmc, account: BmcUser): RackMachine {
+function viewOf(machine: Machine, bmc: Bmc, redfish: Redfish | undefined, account: BmcUser): RackMachine {
   return {
     name: machine.name,
     index: machine.facts.index,
@@ -367,6 +371,7 @@ function viewOf(machine: Machine, bmc: Bmc, account: BmcUser): RackMachine {
       sessionsOpen: () => bmc.sessionsOpen(),
       identify: () => bmc.identify(),
     },
+    redfish,
     until: (fits, options) => machine.until(fits, options),
     pressPower: options => machine.pressPower(options),
   }

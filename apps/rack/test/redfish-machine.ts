@@ -24,6 +24,7 @@ export async function startTwoDoors(options: Partial<RedfishOptions> & { powerEf
   const bootOptions = new BootOptions({ expiryMs: 60_000 })
   const connections = openConnections()
   const pacer = new Pacer(options.pace ?? 'instant', { random: Math.random, powerEffectMs: options.powerEffectMs })
+  let redfish: Redfish | undefined
   const machine = new Machine({
     name: 'two-doors',
     facts,
@@ -38,25 +39,27 @@ export async function startTwoDoors(options: Partial<RedfishOptions> & { powerEf
     http: new HttpClient(connections, pacer),
     now: Date.now,
     changed: () => {},
+    powerChanged: () => redfish?.powerChanged(),
     log: () => {},
   })
   const shared = { users: [{ ...account }], chassis: machine, bootOptions }
   const bmc = await startBmc({ ...shared, address: '127.0.0.1', port: 0, guid: Buffer.from(facts.uuid.replaceAll('-', ''), 'hex') })
-  const redfish = await startRedfish({ ...shared, address: '127.0.0.1', port: 0, uuid: facts.uuid, ...options })
+  const started = await startRedfish({ ...shared, address: '127.0.0.1', port: 0, uuid: facts.uuid, ...options })
+  redfish = started
   return {
     machine,
-    redfish,
+    redfish: started,
     bmc,
     bootOptions,
     settings: {
-      address: redfish.url,
+      address: started.url,
       user: account.name,
       password: account.password,
-      ...(redfish.certificate && { certificate: redfish.certificate.fingerprint }),
+      ...(started.certificate && { certificate: started.certificate.fingerprint }),
     },
     [Symbol.asyncDispose]: async () => {
       await machine.close()
-      await redfish.close()
+      await started.close()
       await bmc.close()
       connections.close()
     },

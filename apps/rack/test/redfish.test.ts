@@ -1,4 +1,7 @@
 /** The Redfish driver against the rack's Redfish service over real sockets: two independent ends of one protocol, and trouble between them. */
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DriverError, type PowerContext } from '@muster/drivers/driver'
 import { ipmi } from '@muster/drivers/ipmi'
@@ -148,9 +151,50 @@ test('a BMC that forgot the session costs one login, not an error', async () => 
   const both = await doors()
   const power = openTo(both)
   await power.power()
-  both.redfish.forgetSessions()
+  both.redfish.restart()
   await power.on()
   expect(both.redfish.counters).toMatchObject({ logins: 2, resets: { On: 1 } })
+})
+
+test('a BMC posts when the power changes: asked twice it posts once, and after its restart it is asked anew', async () => {
+  const both = await doors()
+  const power = openTo(both)
+  const heard: unknown[] = []
+  const listener = createServer((request, response) => {
+    let body = ''
+    request.on('data', chunk => (body += chunk))
+    request.on('end', () => {
+      heard.push(JSON.parse(body))
+      response.writeHead(204).end()
+    })
+  })
+  listener.listen(0, '127.0.0.1')
+  await once(listener, 'listening')
+  onTestFinished(() => void listener.close())
+  const url = `http://127.0.0.1:${(listener.address() as AddressInfo).port}/told`
+  const context = 'muster m1'
+
+  // An address that is no longer ours goes with the next one.
+  await power.capabilities.subscribe?.({ url: 'http://127.0.0.1:9/old', context })
+  await power.capabilities.subscribe?.({ url, context })
+  await power.capabilities.subscribe?.({ url, context })
+  both.machine.pressPower({ to: 'on' })
+  await expect.poll(() => both.redfish.told).toBe(1)
+  expect(heard).toEqual([expect.objectContaining({ Context: context, Events: [expect.objectContaining({ EventType: 'StatusChange' })] })])
+  expect(both.redfish.subscriptions.map(({ destination }) => destination)).toEqual([url])
+
+  both.redfish.restart()
+  await power.capabilities.subscribe?.({ url, context })
+  both.machine.pressPower({ to: 'off' })
+  await expect.poll(() => both.redfish.told).toBe(2)
+})
+
+test('a BMC without an event service says so; it is only asked then', async () => {
+  const both = await doors({ faults: { events: 'absent' } })
+  const power = openTo(both)
+  const error = await failure(power.capabilities.subscribe?.({ url: 'http://127.0.0.1:9/told', context: 'muster m1' }))
+  expect(error).toMatchObject({ kind: 'unsupported', hint: expect.stringContaining('schedule') })
+  expect(await power.power()).toBe('off')
 })
 
 test('all sessions taken: Basic serves; where Basic is refused too, the error is "busy" and says what to do', async () => {

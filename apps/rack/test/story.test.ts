@@ -83,11 +83,13 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
   test('enlists, commissions, and is ready, with what is really in it', async () => {
     const machines = await Promise.all(healthy.map(name => comesTo(name, 'ready', isOff)))
     for (const machine of machines) {
-      expect(machine).toMatchObject({ powerDriver: 'ipmi', rack: 'r01', fault: null, owner: null, deadline: null })
+      expect(machine).toMatchObject({ rack: 'r01', fault: null, owner: null, deadline: null })
       expect(machine.cpus).toBeGreaterThan(0)
       expect(machine.disks.length).toBeGreaterThan(0)
       expect(await movesOf(machine.id)).toEqual(['commission', 'commissioned'])
     }
+    // The rack has both kinds of BMC, and each machine told its own.
+    expect(new Set(machines.map(({ powerDriver }) => powerDriver))).toEqual(new Set(['ipmi', 'redfish']))
     // Neighbours stand in different partitions.
     expect(new Set(machines.map(({ partition }) => partition))).toEqual(new Set(['p1', 'p2']))
   })

@@ -82,6 +82,11 @@ export interface Capabilities {
   readonly sensors?: (options?: CallOptions) => Promise<Reading[]>
   /** Who the machine is, as the factory wrote it; empty texts where it wrote nothing. */
   readonly identity?: (options?: CallOptions) => Promise<Identity>
+  /**
+   * From now on the BMC posts to `url` when its machine's power changes, and for other reasons too: a hint to look, never a fact. Harmless when it
+   * does already; BMCs forget it when they restart, so it is asked again from time to time. `context`: whose subscription it is, one for each.
+   */
+  readonly subscribe?: (options: { url: string; context: string } & CallOptions) => Promise<void>
   /** The password of the account that the session logs in with. */
   readonly credentials?: PasswordChange
   /** The machine's serial console. `holder`: what to do where another console has it: leave it, or end that one. */

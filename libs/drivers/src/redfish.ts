@@ -6,6 +6,7 @@ import { passwordRule, setPassword } from './redfish/account.ts'
 import { origin, parseServiceAddress, type ServiceAddress } from './redfish/address.ts'
 import { clearBootNext, readBootNext, setBootNext } from './redfish/boot-next.ts'
 import { plainFingerprint } from './redfish/connection.ts'
+import { subscribe } from './redfish/events.ts'
 import { controller, identify, identity } from './redfish/machine.ts'
 import { type BmcMemory, memoryOf } from './redfish/memory.ts'
 import { powerOff, powerOn, powerState, restart } from './redfish/power.ts'
@@ -132,6 +133,7 @@ function powerSession(
       identify: options => run(`identify light ${options.light}`, turn => identify(turn, options.light), options),
       controller: options => run('ask who the BMC is', controller, options),
       identity: options => run('read inventory', identity, options),
+      subscribe: options => run('subscribe to events', turn => subscribe(turn, options), options),
       credentials: {
         rule: options => run('read the rule for passwords', passwordRule, options),
         set: ({ password, ...options }) => run('set the password', turn => setPassword(turn, user, password), options),

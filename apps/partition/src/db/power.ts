@@ -283,6 +283,14 @@ export async function endClaim(
   return rows.length === 1 ? 'ended' : 'lost'
 }
 
+/** The monitor looks at this machine now, unless it was looked at within the last `quietMs`. */
+export async function hurryCheck(sql: Sql, machine: string, quietMs: number): Promise<'hurried' | 'no such machine'> {
+  const rows = await sql`
+    update machine_power set check_at = least(check_at, greatest(now(), coalesce(seen_at, now()) + ${quietMs} * interval '1 millisecond'))
+    where machine_id = ${machine} and driver is not null returning machine_id`
+  return rows.length === 1 ? 'hurried' : 'no such machine'
+}
+
 /**
  * Switches that the monitor should read now, claimed; those with an order are the worker's. `prompt` of those that answered last time, `patient` of
  * those that did not, or that are known as slow: `slow` are machine ids.

@@ -38,6 +38,8 @@ export interface MachineOptions {
   http: HttpClient
   /** The serial line, towards whoever listens there; nobody where left out. */
   serial?: (text: string) => void
+  /** Called after each change of the power. */
+  powerChanged?: () => void
   saved?: SavedMachine | undefined
   /** Epoch milliseconds. */
   now: () => number
@@ -225,6 +227,7 @@ export class Machine implements Chassis {
     this.#power = 'on'
     this.note('power on', { by })
     this.#options.changed()
+    this.#options.powerChanged?.()
     this.#start()
   }
 
@@ -235,6 +238,7 @@ export class Machine implements Chassis {
     this.#run.abort()
     this.note('power off', { by })
     this.#options.changed()
+    this.#options.powerChanged?.()
   }
 
   #restart(by: string): void {

@@ -19,6 +19,8 @@ export interface RedfishFaults {
   /** `absent`: no SessionService, Basic only. */
   sessions: 'offered' | 'absent'
   basic: 'accepted' | 'refused'
+  /** `absent`: no EventService; events are not told. */
+  events: 'offered' | 'absent'
   /** `transitional`: PowerState shows PoweringOn and PoweringOff between an order and its effect. */
   states: 'plain' | 'transitional'
   /** `silent`: accepts connections and never answers. */
@@ -37,6 +39,7 @@ export const noRedfishFaults: RedfishFaults = {
   taskPolls: 2,
   sessions: 'offered',
   basic: 'accepted',
+  events: 'offered',
   states: 'plain',
   life: 'alive',
 }

@@ -6,6 +6,7 @@ import type { AddressInfo, Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type ServerCertificate, selfSignedCertificate } from './certificate.ts'
 import { noRedfishFaults, type RedfishFaults } from './faults.ts'
+import type { Subscription } from './resources.ts'
 import { type RedfishCounters, RedfishService, type RedfishServiceOptions } from './service.ts'
 
 export interface RedfishOptions extends Omit<RedfishServiceOptions, 'faults'> {
@@ -38,14 +39,22 @@ export interface Redfish extends AsyncDisposable {
   readonly connections: number
   /** Most requests worked on at once. */
   readonly requestsAtOnceMax: number
-  /** Ends all sessions, as a restart of the BMC does. */
-  forgetSessions(): void
+  /** Ends all sessions and forgets who wanted to be told, as a restart of the BMC does. */
+  restart(): void
+  /** Tells who wanted to be told: the machine's power has changed. */
+  powerChanged(): void
+  /** Who wants to be told. */
+  readonly subscriptions: readonly Subscription[]
+  /** Events that were posted and taken. */
+  readonly told: number
   /** Stops listening and hangs up. Again is harmless. */
   close(): Promise<void>
 }
 
 /** Larger bodies are cut off with 413; a client of this service sends less than one KiB. */
 const bodyBytesMax = 65_536
+
+const eventLimitMs = 5_000
 
 /** Starts a service. Rejects with the socket's error (EADDRINUSE, EACCES …). */
 export async function startRedfish(options: RedfishOptions): Promise<Redfish> {
@@ -58,6 +67,7 @@ export async function startRedfish(options: RedfishOptions): Promise<Redfish> {
   const used = new WeakSet<Socket>()
   const load = { now: 0, max: 0 }
   let connections = 0
+  let told = 0
 
   const serve = async (request: IncomingMessage, response: ServerResponse) => {
     const { socket } = request
@@ -135,7 +145,25 @@ export async function startRedfish(options: RedfishOptions): Promise<Redfish> {
     get requestsAtOnceMax() {
       return load.max
     },
-    forgetSessions: () => service.forgetSessions(),
+    restart: () => service.restart(),
+    powerChanged: () => {
+      for (const { to, body } of service.powerEvents()) {
+        const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }
+        // Told once: who did not hear it asks in their own time.
+        fetch(to, { ...post, signal: AbortSignal.any([closing.signal, AbortSignal.timeout(eventLimitMs)]) }).then(
+          response => {
+            if (response.ok) told += 1
+          },
+          () => undefined,
+        )
+      }
+    },
+    get subscriptions() {
+      return service.subscriptions
+    },
+    get told() {
+      return told
+    },
     close,
     [Symbol.asyncDispose]: close,
   }

@@ -20,6 +20,8 @@ export const paths = {
   chassis: '/redfish/v1/Chassis',
   accountService: '/redfish/v1/AccountService',
   accounts: '/redfish/v1/AccountService/Accounts',
+  eventService: '/redfish/v1/EventService',
+  subscriptions: '/redfish/v1/EventService/Subscriptions',
   sessionService: '/redfish/v1/SessionService',
   sessions: '/redfish/v1/SessionService/Sessions',
   tasks: '/redfish/v1/TaskService/Tasks',
@@ -40,7 +42,7 @@ export const bootTargets = {
 } as const
 
 /** The service root, readable by anybody. */
-export function rootResource({ hasSessions }: { hasSessions: boolean }): Json {
+export function rootResource({ hasSessions, hasEvents }: { hasSessions: boolean; hasEvents: boolean }): Json {
   return {
     '@odata.type': '#ServiceRoot.v1_9_0.ServiceRoot',
     '@odata.id': paths.root,
@@ -52,6 +54,7 @@ export function rootResource({ hasSessions }: { hasSessions: boolean }): Json {
     Chassis: link(paths.chassis),
     Managers: link(paths.managers),
     AccountService: link(paths.accountService),
+    ...(hasEvents && { EventService: link(paths.eventService) }),
     ...(hasSessions && { SessionService: link(paths.sessionService) }),
     Links: hasSessions ? { Sessions: link(paths.sessions) } : {},
   }
@@ -146,6 +149,55 @@ export function accountResource({ path, name, privilege }: { path: string; name:
     RoleId: roles[privilege] ?? 'Administrator',
     Enabled: true,
     Locked: false,
+  }
+}
+
+/** Where events are subscribed to. */
+export function eventServiceResource(): Json {
+  return {
+    '@odata.type': '#EventService.v1_7_0.EventService',
+    '@odata.id': paths.eventService,
+    Id: 'EventService',
+    Name: 'Event Service',
+    ServiceEnabled: true,
+    EventTypesForSubscription: ['StatusChange', 'Alert'],
+    Subscriptions: link(paths.subscriptions),
+  }
+}
+
+export interface Subscription {
+  id: string
+  destination: string
+  context: string
+}
+
+export function subscriptionResource({ id, destination, context }: Subscription): Json {
+  return {
+    '@odata.type': '#EventDestination.v1_11_0.EventDestination',
+    '@odata.id': `${paths.subscriptions}/${id}`,
+    Id: id,
+    Name: 'Subscription',
+    Destination: destination,
+    Context: context,
+    Protocol: 'Redfish',
+  }
+}
+
+/** What is posted when the power has changed. */
+export function powerEvent({ context, systemPath, number }: { context: string; systemPath: string; number: number }): Json {
+  return {
+    '@odata.type': '#Event.v1_7_0.Event',
+    Id: String(number),
+    Name: 'Power changed',
+    Context: context,
+    Events: [
+      {
+        EventType: 'StatusChange',
+        EventId: String(number),
+        MessageId: 'ResourceEvent.1.0.ResourceChanged',
+        OriginOfCondition: link(systemPath),
+      },
+    ],
   }
 }
 

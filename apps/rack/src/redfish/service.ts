@@ -12,13 +12,17 @@ import {
   bootTargets,
   collection,
   errorResource,
+  eventServiceResource,
   type Json,
   managerResource,
   paths,
+  powerEvent,
   resetTypes,
   rootResource,
+  type Subscription,
   sessionResource,
   sessionServiceResource,
+  subscriptionResource,
   systemResource,
   taskResource,
 } from './resources.ts'
@@ -89,6 +93,9 @@ export class RedfishService {
   readonly #sessions: RedfishSessions
   readonly #tasks = new Map<string, { looksLeft: number; ending: 'Completed' | 'Exception' }>()
   readonly #resets: Record<string, number> = {}
+  readonly #subscriptions = new Map<string, Subscription>()
+  #lastSubscription = 0
+  #lastEvent = 0
   #light = false
   #transition: { to: 'on' | 'off'; at: number } | undefined
   #counts = { requests: 0, logins: 0 }
@@ -117,9 +124,14 @@ export class RedfishService {
     return this.#sessions.list(atMs).length
   }
 
-  /** Ends all sessions, as a restart of the BMC does. */
-  forgetSessions(): void {
+  get subscriptions(): readonly Subscription[] {
+    return [...this.#subscriptions.values()]
+  }
+
+  /** Ends all sessions and forgets who wanted to be told, as a restart of the BMC does. */
+  restart(): void {
     this.#sessions.forgetAll()
+    this.#subscriptions.clear()
   }
 
   /** The answer to a request at `atMs`. */
@@ -129,7 +141,7 @@ export class RedfishService {
     const [path = '', query = ''] = request.url.split('?')
     const at = path.replace(/\/+$/, '')
     if (at === paths.root && request.method === 'GET')
-      return { status: 200, body: rootResource({ hasSessions: faults.sessions === 'offered' }) }
+      return { status: 200, body: rootResource({ hasSessions: faults.sessions === 'offered', hasEvents: faults.events === 'offered' }) }
     if (at === '/redfish' && request.method === 'GET') return { status: 200, body: { v1: '/redfish/v1/' } }
     if (at === paths.sessions && request.method === 'POST' && faults.sessions === 'offered') return this.#logIn(request, atMs)
     const user = this.#userOf(request, atMs)
@@ -138,6 +150,9 @@ export class RedfishService {
     if (user.privilege === 'USER') return refusal(403, 'InsufficientPrivilege', 'The account has too few privileges for this.')
     if (request.method === 'POST' && at === `${this.#systemPath}/Actions/ComputerSystem.Reset`) return this.#reset(request, atMs)
     if (request.method === 'PATCH' && at === this.#systemPath) return this.#change(request, atMs)
+    if (request.method === 'POST' && at === paths.subscriptions && faults.events === 'offered') return this.#subscribe(request)
+    if (request.method === 'DELETE' && at.startsWith(`${paths.subscriptions}/`))
+      return this.#subscriptions.delete(at.slice(paths.subscriptions.length + 1)) ? { status: 204 } : notFound(at)
     if (request.method === 'PATCH' && at.startsWith(`${paths.accounts}/`)) return this.#changeAccount(at, user, request)
     if (request.method === 'DELETE' && at.startsWith(`${paths.sessions}/`)) {
       return this.#sessions.end(at.slice(paths.sessions.length + 1)) ? { status: 204 } : notFound(at)
@@ -194,6 +209,11 @@ export class RedfishService {
     if (members.includes(path)) return { '@odata.id': path, Id: path.split('/').pop(), Name: 'Another system', PowerState: 'Off' }
     if (path === paths.chassis) return collection({ path, type: 'Chassis', members: [] })
     if (path === paths.accountService) return accountServiceResource(passwordLimits)
+    if (path === paths.eventService && faults.events === 'offered') return eventServiceResource()
+    if (path === paths.subscriptions && faults.events === 'offered')
+      return collection({ path, type: 'EventDestination', members: [...this.#subscriptions.keys()].map(id => `${path}/${id}`) })
+    const subscription = path.startsWith(`${paths.subscriptions}/`) && this.#subscriptions.get(path.slice(paths.subscriptions.length + 1))
+    if (subscription) return subscriptionResource(subscription)
     if (path === paths.accounts) {
       const accounts = this.#options.users.map((_, index) => `${path}/${index + 1}`)
       const skip = Number(/(?:^|&)\$skip=(\d+)/.exec(decodeURIComponent(query))?.[1] ?? 0)
@@ -274,6 +294,25 @@ export class RedfishService {
   #accountAt(path: string): BmcUser | undefined {
     const [parent, number] = [path.slice(0, path.lastIndexOf('/')), path.slice(path.lastIndexOf('/') + 1)]
     return parent === paths.accounts ? this.#options.users[Number(number) - 1] : undefined
+  }
+
+  #subscribe(request: RedfishRequest): RedfishAnswer {
+    const { Destination: destination, Context: context, Protocol: protocol } = objectOf(request.body) ?? {}
+    if (typeof destination !== 'string' || !URL.canParse(destination))
+      return refusal(400, 'PropertyMissing', 'The property Destination is required.', 'Destination')
+    if (protocol !== 'Redfish') return refusal(400, 'PropertyValueNotInList', 'The value for Protocol is not in the list.', 'Protocol')
+    const subscription = { id: String(++this.#lastSubscription), destination, context: typeof context === 'string' ? context : '' }
+    this.#subscriptions.set(subscription.id, subscription)
+    const location = `${paths.subscriptions}/${subscription.id}`
+    return { status: 201, headers: { Location: location }, body: subscriptionResource(subscription) }
+  }
+
+  /** What is to be posted where, now that the power has changed. */
+  powerEvents(): { to: string; body: Json }[] {
+    return this.subscriptions.map(({ destination, context }) => ({
+      to: destination,
+      body: powerEvent({ context, systemPath: this.#systemPath, number: ++this.#lastEvent }),
+    }))
   }
 
   #changeAccount(path: string, asked: BmcUser, request: RedfishRequest): RedfishAnswer {

@@ -4,6 +4,7 @@ import { isDatabaseAway } from '../../db/connect.ts'
 import { claimChecks, dropClaim, endClaim, type PowerSwitch } from '../../db/power.ts'
 import { Bell, runLoop } from '../bell.ts'
 import type { Core } from '../core.ts'
+import { eventsPath } from './events.ts'
 import { faultOf, type Switchboard } from './switchboard.ts'
 
 /**
@@ -20,10 +21,16 @@ const readLimitMs = 35_000
 /** A dead BMC is asked at least so often. */
 const backOffLimitMs = 600_000
 
-/** Runs the monitor until the signal, then waits for the calls in flight. */
-export async function runPowerMonitor(core: Core, board: Switchboard, signal: AbortSignal): Promise<void> {
+/** BMCs forget subscriptions when they restart; one that cannot be subscribed to may be able after an update of its firmware. */
+const subscribeEveryMs = 600_000
+
+/**
+ * Runs the monitor until the signal, then waits for the calls in flight. `baseUrl`: where BMCs that can tell of their own accord are to post;
+ * undefined: they are only asked.
+ */
+export async function runPowerMonitor(core: Core, board: Switchboard, signal: AbortSignal, baseUrl?: () => string): Promise<void> {
   const inFlight = { prompt: new Set<Promise<void>>(), patient: new Set<Promise<void>>() }
-  const monitor = new Monitor(core, board, signal)
+  const monitor = new Monitor(core, board, signal, baseUrl)
   const bell = new Bell()
   const leave = (lane: keyof typeof slots, check: Promise<void>) => {
     const wasThere = inFlight[lane].delete(check)
@@ -64,8 +71,12 @@ class Monitor {
   readonly #signal: AbortSignal
   /** Machines whose BMC answers, but not promptly. In memory only: to learn it anew costs one short read. */
   readonly #slow = new Set<string>()
+  /** When each BMC was last asked to post its events; the schedule stays as it is: what is pushed is seen sooner, what is lost is seen all the same. */
+  readonly #subscribedAt = new Map<string, number>()
+  readonly #baseUrl: (() => string) | undefined
 
-  constructor(core: Core, board: Switchboard, signal: AbortSignal) {
+  constructor(core: Core, board: Switchboard, signal: AbortSignal, baseUrl: (() => string) | undefined) {
+    this.#baseUrl = baseUrl
     this.#core = core
     this.#board = board
     this.#signal = signal
@@ -73,6 +84,21 @@ class Monitor {
 
   get slow(): readonly string[] {
     return [...this.#slow]
+  }
+
+  /** From time to time, and within the claim: a BMC has one caller. Its refusal is no fault: it is asked on schedule. */
+  async #subscribe(power: PowerSwitch, signal: AbortSignal): Promise<void> {
+    const { machine_id: machine } = power
+    const at = this.#subscribedAt.get(machine)
+    if (!this.#baseUrl || (at !== undefined && Date.now() - at < subscribeEveryMs)) return
+    const url = `${this.#baseUrl()}${eventsPath(this.#core.seal, machine)}`
+    this.#subscribedAt.set(machine, Date.now())
+    try {
+      await this.#board.use(power, async session => session.capabilities.subscribe?.({ url, context: `muster ${machine}`, signal }))
+    } catch (error) {
+      if (this.#signal.aborted) throw error
+      this.#core.log.debug({ err: error, machine }, 'this BMC does not tell of its own accord; it is asked on schedule')
+    }
   }
 
   async read(power: PowerSwitch): Promise<void> {
@@ -84,6 +110,7 @@ class Monitor {
       const seen = await this.#board.use(power, session => session.power({ signal }))
       if (performance.now() - startedAt > slowMs) this.#slow.add(power.machine_id)
       else this.#slow.delete(power.machine_id)
+      await this.#subscribe(power, signal)
       const part = jitter()
       await endClaim(sql, {
         ...claim,
