@@ -1,17 +1,19 @@
 // Rotation of BMC passwords, killed at every point where a process can die: afterwards the row and the BMC agree, and nobody has seen the password.
 import type { PowerSession } from '@muster/drivers/driver'
 import { DriverError } from '@muster/drivers/driver'
+import { machines as calls } from '@muster/shared/contract/machines'
 import { expect, test } from 'vitest'
-import type { MachineRow } from '../src/db/machines.ts'
+import { deleteMachine as deleteRow, type MachineRow } from '../src/db/machines.ts'
 import { claimChecks, claimOrders, findSwitch, giveOrder } from '../src/db/power.ts'
 import { latestRotation, type Rotation } from '../src/db/rotations.ts'
 import type { Core } from '../src/domain/core.ts'
 import { rotateCredentials } from '../src/domain/credentials.ts'
-import { updateMachine } from '../src/domain/machines.ts'
+import { startByDefinition } from '../src/domain/definition.ts'
+import { deleteMachine, updateMachine } from '../src/domain/machines.ts'
 import { newPassword, runRotations } from '../src/domain/power/rotation.ts'
 import { Switchboard } from '../src/domain/power/switchboard.ts'
 import { openPowerSettings, storedPowerSettings } from '../src/domain/power-settings.ts'
-import { addMachine, operator, runPartition, startCore, type TestCore, until } from './harness.ts'
+import { addMachine, operator, reread, runPartition, startCore, type TestCore, until } from './harness.ts'
 import { mortalSql } from './mortal-sql.ts'
 import { settingsOf, startBmcs, type VirtualMachine } from './virtual-bmc.ts'
 
@@ -153,10 +155,38 @@ test('between old and new nobody else logs in, and a power order waits its turn'
   expect(await claimChecks(core.sql, { prompt: 5, patient: 5, slow: [], claimMs: 1000 })).toEqual([])
   const change = updateMachine(core, operator, { id: machine.id, powerSettings: settingsOf(bmc) })
   await expect(change).rejects.toMatchObject({ code: 'wrong-state' })
+  // With the machine both passwords would go.
+  const deletion = deleteMachine(core, operator, machine.id)
+  await expect(deletion).rejects.toMatchObject({ code: 'wrong-state', message: expect.stringContaining('being rotated') })
+  expect(await deleteRow(core.sql, await reread(core, machine.id), 'olga')).toBe('stale')
   bmc.bmc.faults.latencyMs = 0
   await live(core, immortal())
   expect(await passwordOf(core, machine.id)).toBe(bmc.bmc.password)
   expect(await claimOrders(core.sql, { limit: 5, claimMs: 1000 })).toHaveLength(1)
+  await deleteMachine(core, operator, machine.id)
+})
+
+test('a definition that still holds the replaced password does not put it back; a true new one is taken', async () => {
+  const core = await startCore()
+  const [bmc] = (await startBmcs(1)) as [VirtualMachine]
+  const definition = { interfaces: [{ mac: '02:00:00:00:78:01' }], powerDriver: 'ipmi', powerSettings: settingsOf(bmc) }
+  const startIt = (powerSettings: object) =>
+    startByDefinition(core, operator, calls.start.input.parse({ definition: { ...definition, powerSettings } }), signal)
+  const { id } = await startIt(definition.powerSettings)
+  await core.sql`delete from power_orders`
+  for (const _ of ['once', 'and again']) {
+    await ask(core, id)
+    await live(core, immortal())
+  }
+  const made = bmc.bmc.password
+  expect(await startIt(definition.powerSettings)).toMatchObject({ id, outcome: 'known' })
+  expect(await passwordOf(core, id)).toBe(made)
+  expect(await startIt({ ...definition.powerSettings, privilege: 'ADMINISTRATOR' })).toMatchObject({ outcome: 'changed' })
+  expect(await passwordOf(core, id)).toBe(made)
+  expect(await startIt({ ...definition.powerSettings, password: 'set by a person' })).toMatchObject({ outcome: 'changed' })
+  expect(await passwordOf(core, id)).toBe('set by a person')
+  const marks = JSON.stringify(await core.sql`select replaced from credential_rotations`)
+  for (const password of [definition.powerSettings.password, made]) expect(marks).not.toContain(password)
 })
 
 test('machines behind one account of one BMC change together, or not at all', async () => {

@@ -315,12 +315,20 @@ export async function changeMachine(sql: Sql, change: MachineChange): Promise<Ma
   return row
 }
 
-/** Deletes the machine at that version, with everything of it but its events. Returns whether it did. */
+/**
+ * Deletes the machine at that version, with everything of it but its events, unless a rotation of its BMC's password runs: both passwords would be
+ * lost. Returns whether it did.
+ */
 export async function deleteMachine(sql: Sql, machine: { id: string; version: number }, actor: string): Promise<'deleted' | 'stale'> {
   const rows = await sql`
-    -- The switch is locked first: see lockSwitch.
+    -- The switch is locked first: see lockSwitch. Then its rotations, so that none begins to run meanwhile.
     with switch as materialized (select machine_id from machine_power where machine_id = ${machine.id} for update),
-    gone as (delete from machines m using switch where m.id = switch.machine_id and m.version = ${machine.version} returning m.id),
+    rotation as materialized (
+      select r.state from credential_rotations r, switch
+      where r.state in ('queued', 'running') and (r.machine_id = switch.machine_id or switch.machine_id = any(r.machine_ids)) for update of r),
+    gone as (
+      delete from machines m using switch where m.id = switch.machine_id and m.version = ${machine.version}
+        and not exists (select from rotation where state = 'running') returning m.id),
     noted as (insert into events (kind, machine_id, actor, data) select 'machine.deleted', id, ${actor}, '{}' from gone)
     select id from gone`
   return rows.length === 1 ? 'deleted' : 'stale'

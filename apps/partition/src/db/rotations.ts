@@ -11,6 +11,7 @@ export interface Rotation {
   state: 'queued' | 'running' | 'done' | 'failed'
   machine_ids: string[]
   candidates: Buffer | null
+  replaced: string | null
   tries: number
   started_at: Date | null
   ended_at: Date | null
@@ -47,6 +48,12 @@ export async function latestRotation(sql: Sql, machine: string): Promise<Rotatio
     select * from credential_rotations where machine_id = ${machine} or state = 'running' and ${machine} = any(machine_ids)
     order by id desc limit 1`
   return row
+}
+
+/** The marks of the passwords that the latest rotations of a machine's BMC have replaced, newest first. */
+export function replacedPasswords(sql: Sql, machine: string, limit: number): Promise<{ id: number; replaced: string }[]> {
+  return sql<{ id: number; replaced: string }[]>`
+    select id, replaced from credential_rotations where ${machine} = any(machine_ids) and replaced is not null order by id desc limit ${limit}`
 }
 
 /** Those that are due, oldest first. One that waits lets power orders go first; one that runs goes before them. */
@@ -122,17 +129,18 @@ export async function dropSwitches(sql: Sql, claim: RotationClaim): Promise<void
 }
 
 /**
- * Ends a rotation and forgets both passwords. `done`: every switch gets its secrets with the new one, in this one statement. The monitor looks at
- * them at once.
+ * Ends a rotation and forgets both passwords. `done`: every switch gets its secrets with the new one, in this one statement; `replaced` is the mark by
+ * which the old one is known again. The monitor looks at the switches at once.
  */
 export async function endRotation(
   sql: Sql,
   claim: RotationClaim,
-  ending: { state: 'done'; secrets: ReadonlyMap<string, Buffer> } | { state: 'failed'; fault: Fault },
+  ending: { state: 'done'; secrets: ReadonlyMap<string, Buffer>; replaced: string } | { state: 'failed'; fault: Fault },
 ): Promise<'ended' | 'lost'> {
   // As text: the database library knows no array of bytea.
   const secrets = ending.state === 'done' ? claim.machines.map(machine => (ending.secrets.get(machine) as Buffer).toString('base64')) : []
   const fault = ending.state === 'failed' ? sql.json(ending.fault) : null
+  const replaced = ending.state === 'done' ? ending.replaced : null
   const rows = await sql`
     with held as materialized (${held(sql, claim)}),
     changed as (
@@ -140,7 +148,7 @@ export async function endRotation(
       from held, unnest(${claim.machines.slice(0, secrets.length)}::text[], ${secrets}::text[]) as given (machine_id, secrets)
       where p.machine_id = given.machine_id returning p.machine_id),
     ended as (
-      update credential_rotations r set state = ${ending.state}, ended_at = now(), candidates = null, fault = ${fault}
+      update credential_rotations r set state = ${ending.state}, ended_at = now(), candidates = null, fault = ${fault}, replaced = ${replaced}
       from held where r.id = held.id and r.state in ('queued', 'running') and (select count(*) from changed) = ${secrets.length} returning r.*),
     noted as (
       insert into events (kind, machine_id, actor, data)

@@ -8,10 +8,11 @@ import { machines as calls } from '@muster/shared/contract/machines'
 import { Refusal } from '@muster/shared/errors'
 import type { Machine, NetworkInterface } from '@muster/shared/machine'
 import * as db from '../db/machines.ts'
-import { findSwitch } from '../db/power.ts'
+import { findSwitch, type PowerSwitch } from '../db/power.ts'
 import type { Core } from './core.ts'
 import { createMachine, orderPower, updateMachine } from './machines.ts'
 import { moveMachine } from './move.ts'
+import { isReplaced } from './power/rotation.ts'
 import { openPowerSettings } from './power-settings.ts'
 import { viewOf } from './view.ts'
 
@@ -88,8 +89,10 @@ async function differencesOf(core: Core, row: db.MachineRow, definition: Definit
     Object.entries(plain).filter(([name, value]) => value !== undefined && !isDeepStrictEqual(value, row[name as keyof typeof plain])),
   ) as Partial<typeof plain>
   const interfaces = joined(row.interfaces, definition.interfaces)
-  const { powerDriver, powerSettings = {} } = definition
-  const isSame = powerDriver === undefined || (await isSwitchedBy(core, row.id, powerDriver, powerSettings))
+  const { powerDriver } = definition
+  const found = await findSwitch(core.sql, row.id)
+  const powerSettings = await settingsMeant(core, found, definition.powerSettings ?? {})
+  const isSame = powerDriver === undefined || isSwitchedBy(core, found, powerDriver, powerSettings)
   return {
     ...changed,
     ...(!isDeepStrictEqual(interfaces, row.interfaces) && { interfaces }),
@@ -104,10 +107,19 @@ function joined(known: readonly NetworkInterface[], said: readonly NetworkInterf
 }
 
 /** Whether the switch is set up like this already: sealed values cannot be compared, so they are opened. */
-async function isSwitchedBy(core: Core, machine: string, driver: string, settings: Record<string, unknown>): Promise<boolean> {
-  const found = await findSwitch(core.sql, machine)
+function isSwitchedBy(core: Core, found: PowerSwitch | undefined, driver: string, settings: Record<string, unknown>): boolean {
   const wanted = driverOf(driver)?.settings.safeParse(settings)
   return found?.driver === driver && wanted?.success === true && isDeepStrictEqual(wanted.data, openPowerSettings(core, found))
+}
+
+/**
+ * The settings that the definition means: who brings a password that a rotation has replaced has not heard of the one in force, and the BMC would not
+ * take the old.
+ */
+async function settingsMeant(core: Core, found: PowerSwitch | undefined, said: Record<string, unknown>): Promise<Record<string, unknown>> {
+  const { password } = said
+  if (!found || typeof password !== 'string' || !(await isReplaced(core, found.machine_id, password))) return said
+  return { ...said, password: openPowerSettings(core, found).password }
 }
 
 /** A machine that is in use already, as it is: deployed, its power its owner's business, its next boot from disk. */

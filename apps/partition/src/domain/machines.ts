@@ -122,6 +122,10 @@ export async function deleteMachine(core: Core, caller: Caller, id: string): Pro
     if (lifeCycle[row.state].deletable === 'no')
       throw new Refusal('wrong-state', `delete ${id}: a machine in state ${row.state} is in use or at work`, { state: row.state })
     if (row.allocation_id !== null) throw new Refusal('machine-owned', `delete ${id}: it belongs to ${row.owner}; release it first`)
+    if ((await latestRotation(core.sql, id))?.state === 'running') {
+      const message = `delete ${id}: the password of its BMC is being rotated; wait for the end, or set the true password in its power settings`
+      throw new Refusal('wrong-state', message)
+    }
     if ((await db.deleteMachine(core.sql, row, caller.name)) === 'stale') continue
     core.memory.remove(id)
     core.bells.log.ring()

@@ -15,6 +15,7 @@ import {
   putOff,
   type Rotation,
   type RotationClaim,
+  replacedPasswords,
   switchesOf,
   writeAhead,
 } from '../../db/rotations.ts'
@@ -93,7 +94,7 @@ function accountOf(core: Core, power: PowerSwitch): string | undefined {
 }
 
 type Outcome =
-  | { kind: 'done'; secrets: ReadonlyMap<string, Buffer> }
+  | { kind: 'done'; secrets: ReadonlyMap<string, Buffer>; replaced: string }
   /** The old password is true, and stays. */
   | { kind: 'failed'; error: unknown }
   /** Neither is known to be true. */
@@ -105,7 +106,7 @@ async function conclude(rotation: Rotation, claim: RotationClaim, outcome: Outco
   const facts = { machine: rotation.machine_id, rotation: rotation.id }
   switch (outcome.kind) {
     case 'done':
-      await endRotation(sql, claim, { state: 'done', secrets: outcome.secrets })
+      await endRotation(sql, claim, { state: 'done', secrets: outcome.secrets, replaced: outcome.replaced })
       return
     case 'failed':
       await endRotation(sql, claim, { state: 'failed', fault: faultOf(outcome.error) })
@@ -125,6 +126,16 @@ interface Candidates {
 }
 
 const candidatesContext = (rotation: number) => `credential rotation ${rotation}`
+
+const replacedText = (rotation: number, password: string) => `password replaced by rotation ${rotation}: ${password}`
+/** How many of a BMC's past passwords are known again. */
+const knownAgain = 20
+
+/** Whether a rotation has replaced this password of the machine's BMC: who brings it back has not heard of the new one. */
+export async function isReplaced(core: Core, machine: string, password: string): Promise<boolean> {
+  const marks = await replacedPasswords(core.sql, machine, knownAgain)
+  return marks.some(({ id, replaced }) => core.seal.isSignature(replaced, replacedText(id, password)))
+}
 
 class Work {
   readonly #rotation: Rotation
@@ -201,9 +212,10 @@ class Work {
     }
   }
 
-  #done({ new: password }: Candidates): Outcome {
+  #done({ old, new: password }: Candidates): Outcome {
     return {
       kind: 'done',
+      replaced: this.#context.core.seal.sign(replacedText(this.#rotation.id, old)),
       secrets: new Map(this.#switches.map(power => [power.machine_id, this.#sealed(power, password)])),
     }
   }
