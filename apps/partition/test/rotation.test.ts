@@ -15,7 +15,7 @@ import { Switchboard } from '../src/domain/power/switchboard.ts'
 import { openPowerSettings, storedPowerSettings } from '../src/domain/power-settings.ts'
 import { addMachine, operator, reread, runPartition, startCore, type TestCore, until } from './harness.ts'
 import { mortalSql } from './mortal-sql.ts'
-import { settingsOf, startBmcs, type VirtualMachine } from './virtual-bmc.ts'
+import { redfishSettingsOf, settingsOf, startBmcs, type VirtualMachine } from './virtual-bmc.ts'
 
 const signal = new AbortController().signal
 
@@ -63,11 +63,12 @@ function mortalBoard(board: Switchboard, life: Life): Switchboard {
   } as never
 }
 
-async function machineWith(core: TestCore, bmc: VirtualMachine, settings = {}): Promise<MachineRow> {
+async function machineWith(core: TestCore, bmc: VirtualMachine, settings = {}, driver = 'ipmi'): Promise<MachineRow> {
   const row = await addMachine(core, { state: 'ready', attention_at: null })
-  const stored = storedPowerSettings(core, row.id, 'ipmi', { ...settingsOf(bmc), ...settings })
+  const known = driver === 'redfish' ? redfishSettingsOf(bmc) : settingsOf(bmc)
+  const stored = storedPowerSettings(core, row.id, driver, { ...known, ...settings })
   await core.sql`
-    update machine_power set driver = 'ipmi', settings = ${core.sql.json(stored.settings as never)}, secrets = ${stored.secrets}
+    update machine_power set driver = ${driver}, settings = ${core.sql.json(stored.settings as never)}, secrets = ${stored.secrets}
     where machine_id = ${row.id}`
   return row
 }
@@ -104,33 +105,37 @@ async function claimsRunOut(core: TestCore): Promise<void> {
   await core.sql`update credential_rotations set again_at = now()`
 }
 
-test('a process that dies at any step leaves a rotation that another brings to its end', { timeout: 240_000 }, async () => {
-  const core = await startCore()
-  const [bmc] = (await startBmcs(1)) as [VirtualMachine]
-  let at = 0
-  for (let isComplete = false; !isComplete; at++) {
-    const before = bmc.bmc.password
-    const machine = await machineWith(core, bmc)
-    await ask(core, machine.id)
-    const life = new Life(at)
-    await live(core, life)
-    isComplete = !life.isDead
-    await claimsRunOut(core)
-    await live(core, immortal())
-    const where = `killed at step ${at}`
-    const rotation = await rotationOf(core, machine.id)
-    expect(rotation, where).toMatchObject({ state: 'done', candidates: null, fault: null })
-    expect(bmc.bmc.password, where).not.toBe(before)
-    expect(await passwordOf(core, machine.id), where).toBe(bmc.bmc.password)
-    expect(await core.sql`select from machine_power where claimed_until > now()`, where).toEqual([])
-    const told = await core.sql`select data, actor from events where kind like 'credentials.%' order by id`
-    expect(told, where).toMatchObject([{ actor: 'olga' }, { data: { outcome: 'done', askedBy: 'olga' } }])
-    expect(JSON.stringify([told, core.lines]), where).not.toContain(bmc.bmc.password)
-    await core.sql`delete from machines`
-    await core.sql`delete from events`
-  }
-  expect(at).toBeGreaterThan(16)
-})
+test.each(['ipmi', 'redfish'] as const)(
+  'a process that dies at any step leaves a rotation that another brings to its end: %s',
+  { timeout: 240_000 },
+  async driver => {
+    const core = await startCore()
+    const [bmc] = (await startBmcs(1, { speaks: driver })) as [VirtualMachine]
+    let at = 0
+    for (let isComplete = false; !isComplete; at++) {
+      const before = bmc.bmc.password
+      const machine = await machineWith(core, bmc, {}, driver)
+      await ask(core, machine.id)
+      const life = new Life(at)
+      await live(core, life)
+      isComplete = !life.isDead
+      await claimsRunOut(core)
+      await live(core, immortal())
+      const where = `killed at step ${at}`
+      const rotation = await rotationOf(core, machine.id)
+      expect(rotation, where).toMatchObject({ state: 'done', candidates: null, fault: null })
+      expect(bmc.bmc.password, where).not.toBe(before)
+      expect(await passwordOf(core, machine.id), where).toBe(bmc.bmc.password)
+      expect(await core.sql`select from machine_power where claimed_until > now()`, where).toEqual([])
+      const told = await core.sql`select data, actor from events where kind like 'credentials.%' order by id`
+      expect(told, where).toMatchObject([{ actor: 'olga' }, { data: { outcome: 'done', askedBy: 'olga' } }])
+      expect(JSON.stringify([told, core.lines]), where).not.toContain(bmc.bmc.password)
+      await core.sql`delete from machines`
+      await core.sql`delete from events`
+    }
+    expect(at).toBeGreaterThan(16)
+  },
+)
 
 test('between old and new nobody else logs in, and a power order waits its turn', async () => {
   const core = await startCore()
