@@ -134,11 +134,10 @@ seed_into() {
     mkdir -p "$config" "$1/cloud"
     seed=$(jq -r .seedUrl /run/job)
     fetch --output /run/network-config "${seed}network-config" || fail seed "the network configuration was not fetched: $(trouble)"
-    # JSON is YAML.
-    jq -n --slurpfile job /run/job '$job[0] | if .dataSource == "maas" then
-            {datasource_list: ["MAAS", "None"], datasource: {MAAS: {metadata_url: .metadata.url, consumer_key: .metadata.consumerKey, consumer_secret: "",
-                token_key: .metadata.tokenKey, token_secret: .metadata.tokenSecret}}}
-        else {datasource_list: ["NoCloud", "None"], datasource: {NoCloud: {seedfrom: .seedUrl}}} end' >"$config/90-muster.cfg"
+    # Its generator (ds-identify, in shell) looks for this one line before anything of cloud-init runs. What follows is JSON, which is YAML.
+    jq -r '"datasource_list: [" + (if .dataSource == "maas" then "MAAS" else "NoCloud" end) + ", None]",
+        "datasource: " + (if .dataSource == "maas" then {MAAS: {metadata_url: .metadata.url, consumer_key: .metadata.consumerKey, consumer_secret: "",
+            token_key: .metadata.tokenKey, token_secret: .metadata.tokenSecret}} else {NoCloud: {seedfrom: .seedUrl}} end | tojson)' /run/job >"$config/90-muster.cfg"
     { echo 'network:'; sed 's/^/  /' /run/network-config; } >"$config/91-muster-network.cfg"
     chmod 600 "$config/90-muster.cfg" "$config/91-muster-network.cfg"
     jq -r .hostname /run/job >"$1/hostname"
