@@ -21,7 +21,10 @@ const bootLimitMs = 240_000
 
 const noShellcheck = missingPrograms(['shellcheck'], 'shellcheck')
 test.skipIf(noShellcheck !== undefined)("the agent's shell is sound", async () => {
-  const files = ['init', ...['boot', 'fetch', 'http', 'install', 'inventory', 'lease', 'say', 'work'].map(name => `muster/${name}.sh`)]
+  const files = [
+    'init',
+    ...['boot', 'erase', 'fetch', 'http', 'install', 'inventory', 'lease', 'say', 'work'].map(name => `muster/${name}.sh`),
+  ]
   // Variables go from file to file, and udhcpc gives some.
   const args = ['--shell=sh', '--severity=warning', '--exclude=SC2034,SC2154', ...files]
   const { stdout } = await run('shellcheck', args, { cwd: root }).catch((error: { stdout: string }) => error)
@@ -212,6 +215,35 @@ describe.skipIf(missing !== undefined)('the agent', () => {
         step: 'write',
         message: `the image has ${64 * 2 ** 20} bytes, /dev/vda only ${8 * 2 ** 20}`,
       })
+    },
+    bootLimitMs * 2,
+  )
+
+  test.concurrent(
+    'erases: a disk that can discard and one that is overwritten hold nothing of their owner, and each is told of',
+    async ({ expect }) => {
+      const partition = await partitionFor()
+      partition.job = { kind: 'erase', ...common, method: 'full' }
+      const [first, second] = [disk('erase-1', 48 * 2 ** 20), disk('erase-2', 40 * 2 ** 20 + 512)]
+      for (const file of [first, second]) writeFileSync(file, Buffer.alloc(statSync(file).size, 'precious '))
+      const disks = [
+        { file: first, as: 'virtio' as const, serial: 'DISK-1' },
+        { file: second, as: 'nvme' as const, serial: 'DISK-2' },
+      ]
+      const machine = boot(partition, 'erase', { disks })
+      await machine.ended(bootLimitMs)
+      expect(partition.complaints, machine.console().slice(-2_000)).toEqual([])
+      expect(partition.signals.at(-1), machine.console().slice(-2_000)).toMatchObject({ status: 'done', step: 'erase' })
+      const told = partition.erasures.map(({ serial, outcome, samples }) => [serial, outcome, samples])
+      expect(told.sort()).toEqual([
+        ['DISK-1', 'overwritten', 64],
+        ['DISK-2', 'overwritten', 64],
+      ])
+      for (const file of [first, second])
+        expect(
+          readFileSync(file).every(byte => byte === 0),
+          file,
+        ).toBe(true)
     },
     bootLimitMs * 2,
   )

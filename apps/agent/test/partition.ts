@@ -2,7 +2,17 @@
 import { createReadStream, statSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { type Enlistment, enlistment, type Inventory, inventory, type Job, type Signal, signal } from '@muster/shared/agent'
+import {
+  type Enlistment,
+  type Erasure,
+  enlistment,
+  erasure,
+  type Inventory,
+  inventory,
+  type Job,
+  type Signal,
+  signal,
+} from '@muster/shared/agent'
 
 export interface TestPartition extends AsyncDisposable {
   /** As the machine sees it, through QEMU's own network. */
@@ -14,6 +24,7 @@ export interface TestPartition extends AsyncDisposable {
   readonly enlisted: Enlistment[]
   readonly inventories: Inventory[]
   readonly signals: Signal[]
+  readonly erasures: Erasure[]
   /** Requests that were no good: a wrong token, a body that the schema refuses. */
   readonly complaints: string[]
   /** So many requests are answered with 503 first. */
@@ -49,6 +60,7 @@ export async function startPartition(): Promise<TestPartition> {
     }
     if (path === '/agent/job' && partition.job) return void response.end(JSON.stringify(partition.job))
     if (path === '/agent/inventory') partition.inventories.push(inventory.parse(JSON.parse(body)))
+    else if (path === '/agent/erasure') partition.erasures.push(erasure.parse(JSON.parse(body)))
     else if (path === '/agent/signal') partition.signals.push(signal.parse(JSON.parse(body)))
     else return void response.writeHead(404).end('{"detail":"nothing is there"}')
     response.writeHead(204).end()
@@ -62,6 +74,7 @@ export async function startPartition(): Promise<TestPartition> {
     enlisted: [],
     inventories: [],
     signals: [],
+    erasures: [],
     complaints: [],
     busy: 0,
     [Symbol.asyncDispose]: async () => {

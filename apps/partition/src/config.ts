@@ -6,6 +6,7 @@ import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
+import { erasePolicies } from '@muster/shared/machine'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
 
@@ -66,6 +67,8 @@ const variables = {
   logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),
   deadlinesMs: variable('MUSTER_DEADLINES', deadlines),
   agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration(defaultRules.agentSilenceMs)),
+  agentStartMs: variable('MUSTER_AGENT_START', duration(defaultRules.agentStartMs)),
+  erase: variable('MUSTER_ERASE', z.enum(erasePolicies).default(defaultRules.erase)),
   powerCheckMs: variable('MUSTER_POWER_CHECK', duration(defaultRules.powerCheckMs)),
   powerTransitionMs: variable('MUSTER_POWER_TRANSITION_CHECK', duration(defaultRules.powerTransitionMs)),
   powerChangeMs: variable('MUSTER_POWER_CHANGE', duration(defaultRules.powerChangeMs)),
@@ -125,6 +128,8 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     rules: {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,
+      agentStartMs: given.agentStartMs,
+      erase: given.erase,
       powerCheckMs: given.powerCheckMs,
       powerTransitionMs: given.powerTransitionMs,
       powerChangeMs: given.powerChangeMs,

@@ -1,9 +1,10 @@
 // A partition, put together: database, memory, workers, doors. Started by main.ts as a process, and by tests in theirs.
+
 import { readFileSync } from 'node:fs'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { connectNats } from '@muster/server/bus/nats-bus'
 import { tokensOfAll } from '@muster/server/global/people'
-import { createVerifier } from '@muster/server/global/signature'
+import { createSigner, createVerifier } from '@muster/server/global/signature'
 import { type RunningDoor, startDoor } from '@muster/server/http/door'
 import { createMetrics } from '@muster/server/http/metrics'
 import type { Log } from '@muster/server/log'
@@ -91,6 +92,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     partition: settings.partition,
     sql,
     seal,
+    certifier: createSigner(seal.certificateSeed(), 'erasure certificate'),
     catalogue,
     memory: new Memory(catalogue),
     configuration,

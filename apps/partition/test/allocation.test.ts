@@ -127,7 +127,15 @@ describe('holds', () => {
     // The engine's look at expired holds came just before; its look at due machines comes just after.
     const [due] = await claimDueMachines(core.sql, { limit: 10, claimMs: 1 })
     expect(due?.id).toBe(machine)
-    const outcome = decide({ machine: due as never, order: undefined, own: undefined, ownCount: 0, now: new Date(), agentSilenceMs: 1000 })
+    const outcome = decide({
+      machine: due as never,
+      order: undefined,
+      own: undefined,
+      ownCount: 0,
+      now: new Date(),
+      agentSilenceMs: 1000,
+      agentStartMs: 1000,
+    })
     expect(outcome.kind).toBe('wait')
     await new Promise(resolve => setTimeout(resolve, 20))
     await lookAtDue(core)

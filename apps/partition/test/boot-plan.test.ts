@@ -21,7 +21,14 @@ function expectText(name: string, text: string): void {
   expect(text, name).toBe(readFileSync(file, 'utf8'))
 }
 
-const machine = (state: State, netboot = true) => ({ id: 'lon1-4y3h7n', state, netboot, run: 'r1', arch: 'arm64' as const })
+const machine = (state: State, netboot = true, erase: 'quick' | null = null) => ({
+  id: 'lon1-4y3h7n',
+  state,
+  netboot,
+  erase,
+  run: 'r1',
+  arch: 'arm64' as const,
+})
 const everything = () => true
 
 describe('the plan', () => {
@@ -44,6 +51,11 @@ describe('the plan', () => {
     expect(bootPlan({ machine: undefined, hasAgent: everything })).toEqual({ kind: 'agent', mode: 'enlist', arch: 'amd64', machine: null })
   })
 
+  test('is the agent while a machine that is given back has disks to erase', () => {
+    const plan = bootPlan({ machine: machine('releasing', true, 'quick'), hasAgent: everything })
+    expect(plan).toMatchObject({ kind: 'agent', mode: 'erase' })
+  })
+
   test('says what is missing, but never to a machine that only wants its disk', () => {
     expect(bootPlan({ machine: machine('commissioning'), hasAgent: arch => arch === 'amd64' })).toEqual({
       kind: 'unavailable',
@@ -59,6 +71,7 @@ describe('the script', () => {
     ['enlist', undefined, null],
     ['commission', machine('commissioning'), 'lon1-4y3h7n.r1.signature'],
     ['install', machine('deploying'), 'lon1-4y3h7n.r1.signature'],
+    ['erase', machine('releasing', true, 'quick'), 'lon1-4y3h7n.r1.signature'],
     ['rescue', machine('rescue'), 'lon1-4y3h7n.r1.signature'],
     ['disk', machine('deployed'), null],
   ] as const)('for %s is this text', (name, facts, token) => {

@@ -1,9 +1,11 @@
 // What the partition's tests share: a database of its own, a core without loops, and a whole partition on a real port.
+
 import { createHash, randomBytes } from 'node:crypto'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { freshDatabase } from '@muster/embedded/test-postgres'
+import { createSigner } from '@muster/server/global/signature'
 import { createLog, type Log } from '@muster/server/log'
 import { hashToken } from '@muster/server/tokens'
 import { type Client, createClient } from '@muster/shared/client'
@@ -27,6 +29,9 @@ export const operator: Caller = { name: 'olga', role: 'operator' }
 export const usualRules: Rules = {
   deadlinesMs: {},
   agentSilenceMs: 90_000,
+  agentStartMs: 600_000,
+  // Those who ask for it have an agent to do it.
+  erase: 'none',
   powerCheckMs: 30_000,
   powerChangeMs: 5_000,
   powerTransitionMs: 5_000,
@@ -61,11 +66,13 @@ export async function startCore(
   const sql = connect(url, { name: 'test', connections: options.connections ?? 6 })
   ending(() => sql.end({ timeout: 5 }))
   const { log, lines } = listeningLog()
+  const seal = new Seal(options.key ?? Buffer.alloc(32, 7))
   const catalogue = new Catalogue({ partition: 'lon1', folder: options.folder ?? virtualFiles(), log })
   return {
     partition: 'lon1',
     sql,
-    seal: new Seal(options.key ?? Buffer.alloc(32, 7)),
+    seal,
+    certifier: createSigner(seal.certificateSeed(), 'erasure certificate'),
     catalogue,
     memory: new Memory(catalogue),
     configuration: new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log }),

@@ -31,6 +31,7 @@ const facts = (row: Partial<MachineRow>, own?: PowerOrder, ownCount = own ? 1 : 
   ownCount,
   now,
   agentSilenceMs: 60_000,
+  agentStartMs: 600_000,
 })
 
 test('a machine nobody uses that is seen on is switched off, and that is drift', () => {
@@ -80,4 +81,13 @@ test('a machine that loses its power again and again fails, and says so', () => 
     move: 'fail',
     fault: { code: 'power-lost' },
   })
+})
+
+test('a machine is given back when its disks are erased, and then seen off', () => {
+  const giveBack = (row: Partial<MachineRow>, own?: PowerOrder) => decide(facts({ state: 'releasing', power_driver: 'ipmi', ...row }, own))
+  expect(giveBack({ erase: 'quick' })).toMatchObject({ kind: 'order', wish: { action: 'cycle', boot: 'network' } })
+  expect(giveBack({ erase: 'quick', power: 'on' }, order({}))).toMatchObject({ kind: 'wait', reason: 'the agent to erase the disks' })
+  // The cycle that brought the agent is not the end.
+  expect(giveBack({ erase: null, power: 'on' }, order({}))).toMatchObject({ kind: 'order', wish: { action: 'off' } })
+  expect(giveBack({ erase: null, power: 'off' }, order({ action: 'off', boot: null }))).toEqual({ kind: 'move', move: 'released' })
 })

@@ -17,6 +17,7 @@ import { confirmHold, holdMachines, moveMachine } from '@muster/partition/domain
 import type { Switchboard } from '@muster/partition/domain/power/switchboard'
 import { runPowerWorker } from '@muster/partition/domain/power/worker'
 import { Seal } from '@muster/partition/domain/seal'
+import { createSigner } from '@muster/server/global/signature'
 import { createLog } from '@muster/server/log'
 import { newAllocationId } from '@muster/shared/ids'
 import { afterAll, beforeAll, expect, it } from 'vitest'
@@ -32,10 +33,12 @@ beforeAll(async () => {
   const sql: Sql = connect(database.url, { name: 'chaos claims' })
   const log = createLog({ level: 'fatal', name: 'test' })
   const catalogue = new Catalogue({ partition: 'p1', folder: path.join('/tmp', 'muster-no-files'), log })
+  const seal = new Seal(Buffer.alloc(32, 7))
   core = {
     partition: 'p1',
     sql,
-    seal: new Seal(Buffer.alloc(32, 7)),
+    seal,
+    certifier: createSigner(seal.certificateSeed(), 'erasure certificate'),
     catalogue,
     memory: new Memory(catalogue),
     configuration: new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log }),

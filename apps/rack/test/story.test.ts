@@ -112,6 +112,7 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
     ['never-phones-home', 'ready', null],
     ['bad-disk', 'ready', null],
     ['first-boot-fails', 'ready', null],
+    ['erase-fails', 'ready', null],
   ] as const)('%s ends %s, and says why', async (name, state, fault) => {
     const machine = await comesTo(name, state)
     if (fault === null) expect(machine.fault).toBeNull()
@@ -161,6 +162,11 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
       expect(await comesTo(name, 'ready', isOff)).toMatchObject({ owner: null, allocation: null, deployment: null, fault: null })
     expect(await client.allocations.get({ id: got.id as string })).toMatchObject({ state: 'released', machines: [] })
     expect((await movesOf(id)).slice(2)).toEqual(['hold', 'confirm', 'deploy', 'deployed', 'release', 'released'])
+    const { items } = await client.machines.erasures({ id })
+    const disks = (await client.machines.get({ id })).disks.map(({ serial }) => serial)
+    expect(items.map(({ serial, outcome, owner }) => [serial, outcome, owner])).toEqual(
+      disks.map(serial => [serial, 'discarded', 'admin']).reverse(),
+    )
   })
 
   test('whose disk is bad fails the deployment with the disk’s own words, and can be given back', async () => {
@@ -175,6 +181,17 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
     await comesTo('bad-disk', 'failed_deployment', isOff)
     await client.allocations.release({ id: allocation })
     await comesTo('bad-disk', 'ready')
+  })
+
+  test('whose disk cannot be erased is kept back and named, until somebody decides', async () => {
+    const { allocation, id } = await allocated('erase-fails')
+    await client.machines.deploy({ id, os: 'debian/12' })
+    await comesTo('erase-fails', 'deployed')
+    await client.allocations.release({ id: allocation })
+    const machine = await comesTo('erase-fails', 'failed_releasing')
+    expect(machine).toMatchObject({ owner: 'admin', fault: failed('erase-failed', /write to \/dev\/\S+: Input\/output error/) })
+    await client.machines.release({ id, erase: 'none' })
+    await comesTo('erase-fails', 'ready')
   })
 
   test('whose first boot fails in a step is deployed, and its fault names the step', async () => {

@@ -343,6 +343,10 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       machine.power = input.power
       return shown(machine)
     },
+    'machines.erasures': ({ id }) => {
+      found(id)
+      return { items: [] }
+    },
     'machines.powerOrders': input => ({ items: orders.filter(({ machine }) => machine === found(input.id).id).slice(0, input.limit) }),
     'allocations.create': (input, context) => ({ ...allocate(input, context), coverage }),
     'allocations.list': input => {

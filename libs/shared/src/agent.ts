@@ -5,6 +5,7 @@
 //   POST /agent/enlist               anonymous; {@link enlistment} → {@link enlisted}
 //   GET  /agent/job                  Bearer agent token; {@link job}
 //   POST /agent/inventory            Bearer agent token; {@link inventory} → 204
+//   POST /agent/erasure              Bearer agent token; {@link erasure} → 204, for each disk before the job is done
 //   POST /agent/signal               Bearer agent token; {@link signal} → 204; repeats are harmless
 //   GET  /metadata/<token>/meta-data | user-data | vendor-data | network-config      cloud-init's NoCloud seed
 //   POST /metadata/<token>/phone-home | report | secrets/<name>                      cloud-init's phone_home form and webhook; see docs/metadata.md
@@ -12,11 +13,11 @@
 // Tokens are per machine and per run (one commissioning, one deployment); they die with the run. A GET changes nothing.
 import { z } from 'zod'
 import { dataSources, metadataCredentials } from './cloud-init.ts'
-import { architecture, disk, hostname, machineId, networkInterface, osName } from './machine.ts'
+import { architecture, disk, eraseMethods, erasureOutcomes, hostname, machineId, networkInterface, osName } from './machine.ts'
 
 /** Kernel arguments of the scripts that start the agent. `muster.token` is absent when enlisting. */
 export const kernelArguments = { url: 'muster.url', token: 'muster.token', mode: 'muster.mode' } as const
-export const agentModes = ['enlist', 'commission', 'install', 'rescue'] as const
+export const agentModes = ['enlist', 'commission', 'install', 'erase', 'rescue'] as const
 export type AgentMode = (typeof agentModes)[number]
 
 /** Facts the agent reads off the machine. */
@@ -53,13 +54,30 @@ export const job = z.discriminatedUnion('kind', [
     /** For the data source `maas`: what to configure it with. */
     metadata: metadataCredentials.optional(),
   }),
+  z.object({ kind: z.literal('erase'), machine: machineId, heartbeatMs: z.number().int(), method: z.enum(eraseMethods) }),
   z.object({ kind: z.literal('rescue'), machine: machineId, heartbeatMs: z.number().int() }),
 ])
 export type Job = z.output<typeof job>
 
 /**
+ * What was done to one disk. `discarded`: the disk was told that it holds nothing, and reads as zero since; `overwritten`: every byte; `tables`: only what
+ * makes a disk readable, its first and last 16 MiB.
+ */
+export const erasure = z.strictObject({
+  disk: z.string().max(64),
+  serial: z.string().max(128),
+  model: z.string().max(128),
+  sizeBytes: z.number().int().min(0),
+  outcome: z.enum(erasureOutcomes),
+  /** Places over the whole disk that were read afterwards and hold zeros only. */
+  samples: z.number().int().min(0),
+  seconds: z.number().int().min(0),
+})
+export type Erasure = z.output<typeof erasure>
+
+/**
  * What the agent says on its way. `working` is a heartbeat with step and percent; `done` and `failed` end the job:
- * commission done → ready; install done → the next boot is from disk; failed → failed_*, with `message` as the fault.
+ * commission done → ready; install done → the next boot is from disk; erase done → off, then ready; failed → failed_*, with `message` as the fault.
  */
 export const signal = z.strictObject({
   status: z.enum(['working', 'done', 'failed']),

@@ -152,7 +152,7 @@ export const lifeCycle: { readonly [state in State]: StateRow } = {
   },
   releasing: {
     wantedPower: 'off',
-    does: 'power off, then forget the deployment and its secrets',
+    does: 'the agent erases the disks that were used; power off, then forget the deployment and its secrets',
     deadline: '30m',
     deletable: 'no',
     moves: { released: report('ready'), fail: report('failed_releasing'), expire: deadline('failed_releasing') },

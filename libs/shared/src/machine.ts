@@ -109,6 +109,36 @@ export const machineDetail = machine.extend({
 })
 export type MachineDetail = z.infer<typeof machineDetail>
 
+/** `quick`: disks that can are told that they hold nothing, of others the tables go. `full`: every byte is overwritten. */
+export const eraseMethods = ['quick', 'full'] as const
+export type EraseMethod = (typeof eraseMethods)[number]
+export const erasePolicies = ['none', ...eraseMethods] as const
+export type ErasePolicy = (typeof erasePolicies)[number]
+export const erasureOutcomes = ['discarded', 'overwritten', 'tables'] as const
+
+/** A certificate: what a partition heard from its agent about one disk, signed. */
+export const erasureCertificate = z.object({
+  id: z.number().int(),
+  at: timestamp,
+  machine: machineId,
+  disk: z.string(),
+  serial: z.string(),
+  model: z.string(),
+  sizeBytes: z.number().int(),
+  outcome: z.enum(erasureOutcomes),
+  samples: z.number().int(),
+  seconds: z.number().int(),
+  /** Whose data it was. */
+  owner: z.string().nullable(),
+  /** All of this as JSON, as it was signed: Ed25519 over "muster erasure certificate", a line feed, and this text. */
+  payload: z.string(),
+  /** Base64. */
+  signature: z.string(),
+  /** The partition's public key, hex. */
+  key: z.string(),
+})
+export type ErasureCertificate = z.infer<typeof erasureCertificate>
+
 /** An order to a machine's switch: what was asked, by whom, and what came of it. */
 export const powerOrder = z.object({
   id: z.number().int(),

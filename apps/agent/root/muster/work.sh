@@ -11,6 +11,7 @@ work() {
     case $kind in
         commission) commission ;;
         install) install ;;
+        erase) erase ;;
         rescue) rescue ;;
         *) fail "$kind" "this agent does not know the job $kind: its image is older than the partition" ;;
     esac

@@ -1,7 +1,9 @@
 // `muster allocation …`: what one has, and giving it back.
 import { type Allocation, allocations as calls } from '@muster/shared/contract/allocations'
 import type { Coverage } from '@muster/shared/contract/call'
-import type { Command } from 'commander'
+import { releaseErase } from '@muster/shared/contract/machines'
+import { type ErasePolicy, erasePolicies } from '@muster/shared/machine'
+import { type Command, Option } from 'commander'
 import { type Cli, examples, type Fill, formatOf, globalsOf, remark } from '../cli.ts'
 import { connect } from '../connection.ts'
 import { attempt, Exit, type ExitName, worstOf } from '../exit-codes.ts'
@@ -98,8 +100,9 @@ function addRelease(parent: Command, cli: Cli): void {
   const command = parent.command('release').summary('give all machines of allocations back').argument('<id...>', 'ids of allocations')
   command.description(`${calls.release.summary}. To give single machines back: muster machine release ID.`)
   examples(command, [`allocation release ${anId}`, 'allocation list --owner ci -o name | xargs muster allocation release'])
-  command.action(async (given: string[]) => {
-    const inputs = distinct(given).map(id => checked(calls.release, { id }))
+  command.addOption(new Option('--erase <how>', releaseErase.description).choices([...erasePolicies]))
+  command.action(async (given: string[], options: { erase?: ErasePolicy }) => {
+    const inputs = distinct(given).map(id => checked(calls.release, { id, ...options }))
     const { client } = await connect(cli, command)
     const format = formatOf(command)
     const endings = await eachAtMost(inputs, async (input): Promise<ExitName> => {

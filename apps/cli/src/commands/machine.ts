@@ -18,6 +18,7 @@ import { readInput } from '../secrets.ts'
 import { judgePower, splitWait } from '../wait.ts'
 import { actOnMachines, distinct, eachAtMost } from './actions.ts'
 import { addDefinition } from './definition.ts'
+import { addErasures } from './erasures.ts'
 import { addNetwork, readDocument } from './network.ts'
 import { joinCoverage, pagesOf } from './pages.ts'
 import { isLive, watchMachines } from './watch.ts'
@@ -39,6 +40,7 @@ export const fillMachine: Fill = (command, cli) => {
   addPower(command, cli)
   addRotateCredentials(command, cli)
   addNetwork(command, cli)
+  addErasures(command, cli)
   addDefinition(command, cli)
   for (const [name, call] of plainActions()) addAction(command, cli, name, call)
 }
@@ -47,7 +49,7 @@ export const fillMachine: Fill = (command, cli) => {
 function plainActions(): [name: ActionName, call: Call][] {
   const isAction = ({ rest }: Call) => rest.method === 'POST' && rest.path.startsWith('/machines/{id}/')
   return Object.entries(calls as unknown as Record<string, Call>).filter(
-    ([name, call]) => isAction(call) && name !== 'deploy' && name !== 'power' && name !== 'rotateCredentials',
+    ([name, call]) => isAction(call) && !['deploy', 'power', 'rotateCredentials'].includes(name),
   ) as [ActionName, Call][]
 }
 
@@ -63,6 +65,7 @@ type ActionName = Exclude<
   | 'deploy'
   | 'power'
   | 'powerOrders'
+  | 'erasures'
   | 'rotateCredentials'
   | 'network'
   | 'setNetwork'
@@ -353,6 +356,9 @@ function addDelete(parent: Command, cli: Cli): void {
 }
 
 /** An action whose flags all come from the contract. */
+/** What stands in the examples of flags that take one of a few words. */
+const exampleValues: Readonly<Record<string, string>> = { power: 'on', erase: 'full' }
+
 function addAction(parent: Command, cli: Cli, name: ActionName, call: Call): void {
   const verb = call.rest.path.slice(call.rest.path.lastIndexOf('/') + 1)
   const canWait = verb !== 'lock' && verb !== 'unlock'
@@ -366,7 +372,7 @@ function addAction(parent: Command, cli: Cli, name: ActionName, call: Call): voi
   if (canWait) command.addOption(waitOption())
   const texts = Object.keys(fieldsOf(call)).filter(field => field !== 'id')
   examples(command, [
-    `machine ${verb} ${anId}${texts.map(field => ` --${kebab(field)} "fan 3 is loud"`).join('')}`,
+    `machine ${verb} ${anId}${texts.map(field => ` --${kebab(field)} ${exampleValues[field] ?? '"fan 3 is loud"'}`).join('')}`,
     `machine ${verb} ${anId} par2-9k2c5d${canWait ? ' --wait 40m' : ' -o json'}`,
   ])
   command.action(async (given: string[], options: { wait?: string | true }) => {

@@ -10,6 +10,7 @@ import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@must
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { Refusal } from '@muster/shared/errors'
 import { documentsOf } from '@muster/shared/global/copy'
+import type { ErasePolicy } from '@muster/shared/machine'
 import * as allocationRows from '../db/allocations.ts'
 import { lastSequenceNumber, listEvents } from '../db/events.ts'
 import * as labelRows from '../db/labels.ts'
@@ -19,8 +20,9 @@ import { allocationView } from '../domain/allocation.ts'
 import type { Core } from '../domain/core.ts'
 import { rotateCredentials } from '../domain/credentials.ts'
 import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/definition.ts'
+import { erasePolicyFor, erasureCertificates } from '../domain/erase.ts'
 import * as machines from '../domain/machines.ts'
-import { moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
+import { existingMachine, moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
 import { viewOf } from '../domain/view.ts'
 import { allocateHere } from './allocate.ts'
 
@@ -41,7 +43,7 @@ const replicaShownSeconds = 30
 export function handlers(core: Core, self: Self): Handlers {
   const plain =
     (verb: machines.PlainRequest) =>
-    (input: { id: string; reason?: string }, { caller }: CallContext) =>
+    (input: { id: string; reason?: string; erase?: ErasePolicy | undefined }, { caller }: CallContext) =>
       machines.requestMove(core, caller, verb, input)
   return {
     'machines.list': input => listMachines(core, input),
@@ -81,12 +83,13 @@ export function handlers(core: Core, self: Self): Handlers {
     'machines.confirmPower': (input, { caller }) => machines.confirmPower(core, caller, input),
     'machines.network': ({ id }) => machines.machineNetwork(core, id),
     'machines.setNetwork': (input, { caller }) => machines.setNetwork(core, caller, input),
+    'machines.erasures': async ({ id, limit }) => erasureCertificates(core, (await existingMachine(core, id)).id, limit),
     'machines.powerOrders': input => machines.powerOrders(core, input),
     'machines.power': (input, { caller, signal }) => machines.orderPower(core, caller, input, signal),
     'allocations.create': (input, context) => allocateHere(core, self.replica, input, context),
     'allocations.list': (input, context) => listAllocations(core, input, context),
     'allocations.get': ({ id }, context) => getAllocation(core, id, context),
-    'allocations.release': ({ id }, context) => releaseAllocation(core, id, context),
+    'allocations.release': (input, context) => releaseAllocation(core, input, context),
     ...labelHandlers(core, 'tag'),
     ...labelHandlers(core, 'pool'),
     ...labelHandlers(core, 'zone'),
@@ -209,13 +212,19 @@ async function getAllocation(core: Core, id: string, context: CallContext): Prom
   return allocationView(core, row, await allocationRows.machinesOfAllocations(core.sql, [id]))
 }
 
-async function releaseAllocation(core: Core, id: string, context: CallContext): Promise<CallAnswer<'allocations.release'>> {
+async function releaseAllocation(
+  core: Core,
+  { id, erase: asked }: CallInput<'allocations.release'>,
+  context: CallContext,
+): Promise<CallAnswer<'allocations.release'>> {
+  const erase = erasePolicyFor(core, context.caller, asked)
   await existingAllocation(core, id, context)
   const owned = await allocationRows.machinesOfAllocations(core.sql, [id])
   const toGo = owned.filter(machine => machine.state !== 'releasing')
   // All or none as far as that can be known: a machine that cannot go stops the release before the first one moves.
   for (const machine of toGo) refuseUnmovable(machine, 'release')
-  for (const machine of toGo) await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name, allocation: id })
+  for (const machine of toGo)
+    await moveMachine(core, { id: machine.id, move: 'release', actor: context.caller.name, allocation: id, erase })
   return getAllocation(core, id, context)
 }
 

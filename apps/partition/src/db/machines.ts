@@ -2,7 +2,7 @@
 import type { MachineSort, MachinesListInput } from '@muster/shared/contract/machines'
 import type { Direction, Key } from '@muster/shared/contract/page'
 import type { State } from '@muster/shared/life-cycle'
-import type { Deployment, Disk, Fault, NetworkInterface } from '@muster/shared/machine'
+import type { Deployment, Disk, EraseMethod, Fault, NetworkInterface } from '@muster/shared/machine'
 import type { NetworkDocument } from '@muster/shared/network'
 import type { Sql } from './connect.ts'
 
@@ -32,6 +32,8 @@ export interface MachineRow {
   note: string
   run: string | null
   netboot: boolean
+  disks_used: boolean
+  erase: EraseMethod | null
   deployment: Deployment | null
   network: NetworkDocument | null
   deployment_network: NetworkDocument | null
@@ -75,6 +77,8 @@ const columns = [
   'note',
   'run',
   'netboot',
+  'disks_used',
+  'erase',
   'deployment',
   'network',
   'deployment_network',
@@ -257,6 +261,8 @@ export type MachinePatch = { deployment_secrets?: Buffer | null } & Partial<
     | 'note'
     | 'run'
     | 'netboot'
+    | 'disks_used'
+    | 'erase'
     | 'deployment'
     | 'network'
     | 'deployment_network'

@@ -7,6 +7,7 @@ import type { NetworkInterface } from '@muster/shared/machine'
 import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
+import { disksLeft } from './erase.ts'
 import { machineToken, readMachineToken, type TokenPurpose } from './machine-token.ts'
 import { dataSourceOf, metadataCredentials } from './metadata.ts'
 import { moveMachine, noteChange } from './move.ts'
@@ -103,6 +104,7 @@ async function freeHostname(core: Core, wanted: string | undefined, id: string):
 export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl: string): Job {
   const common = { machine: row.id, heartbeatMs }
   if (row.state === 'commissioning') return { kind: 'commission', ...common }
+  if (row.state === 'releasing' && row.erase !== null) return { kind: 'erase', ...common, method: row.erase }
   if (row.state === 'rescue') return { kind: 'rescue', ...common }
   if (row.state === 'deploying' && row.netboot && row.deployment) {
     const image = core.catalogue.imageFor(row.deployment.os, row.arch)
@@ -153,26 +155,26 @@ export async function saveInventory(core: Core, machine: db.MachineRow, report: 
 }
 
 /** States in which an agent is at work on the machine. */
-const agentStates: ReadonlySet<State> = new Set(['commissioning', 'deploying', 'rescue'])
+const agentStates: ReadonlySet<State> = new Set(['commissioning', 'deploying', 'releasing', 'rescue'])
 
 /** A heartbeat, or the end of the agent's job. Once that has ended the machine, a late or repeated signal changes nothing. */
 export async function receiveSignal(core: Core, machine: db.MachineRow, signal: Signal): Promise<void> {
   const { state } = machine
-  if (!agentStates.has(state) || (state === 'deploying' && !machine.netboot)) return
+  if (!agentStates.has(state) || (state === 'deploying' && !machine.netboot) || (state === 'releasing' && machine.erase === null)) return
   if (signal.status === 'failed') {
     const fault = {
       code: `${signal.step}-failed`,
       message: signal.message || `the agent failed in step ${signal.step}`,
       hint: 'the agent said why; mend that and try again',
     }
-    if (state === 'commissioning' || state === 'deploying')
-      await moveMachine(core, { id: machine.id, move: 'fail', actor: 'agent', from: state, fault })
+    if (state !== 'rescue') await moveMachine(core, { id: machine.id, move: 'fail', actor: 'agent', from: state, fault })
     return
   }
   if (signal.status === 'done' && state === 'commissioning') {
     await moveMachine(core, { id: machine.id, move: 'commissioned', actor: 'agent', from: 'commissioning' })
     return
   }
+  if (signal.status === 'done' && state === 'releasing') return endErasure(core, machine)
   const isInstalled = signal.status === 'done' && state === 'deploying'
   await storeReport(core, machine, row => ({
     patch: {
@@ -186,6 +188,24 @@ export async function receiveSignal(core: Core, machine: db.MachineRow, signal: 
       : row.waiting_for === describe(signal)
         ? []
         : [{ kind: 'machine.step', data: { step: signal.step, message: signal.message } }],
+  }))
+}
+
+/** The agent says that it is done; the partition believes certificates, one for each disk that commissioning had found. */
+async function endErasure(core: Core, machine: db.MachineRow): Promise<void> {
+  const left = await disksLeft(core, machine)
+  if (left.length > 0) {
+    const fault = {
+      code: 'erase-failed',
+      message: `the agent ended and did not say that it erased ${left.join(', ')}`,
+      hint: 'a disk was taken out, or is dead: commission the machine again, or release it without erasing',
+    }
+    await moveMachine(core, { id: machine.id, move: 'fail', actor: 'agent', from: 'releasing', fault })
+    return
+  }
+  await storeReport(core, machine, row => ({
+    patch: { erase: null, disks_used: false, progress: 100, waiting_for: 'the power off' },
+    events: [{ kind: 'machine.erased', data: { disks: row.disks.length, owner: row.owner } }],
   }))
 }
 

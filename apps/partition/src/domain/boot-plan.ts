@@ -5,7 +5,7 @@ import type { MachineRow } from '../db/machines.ts'
 
 export interface BootFacts {
   /** undefined: no machine has this address. */
-  machine: Pick<MachineRow, 'id' | 'state' | 'netboot' | 'run' | 'arch'> | undefined
+  machine: Pick<MachineRow, 'id' | 'state' | 'netboot' | 'erase' | 'run' | 'arch'> | undefined
   hasAgent: (arch: string) => boolean
 }
 
@@ -28,13 +28,15 @@ export function bootPlan({ machine, hasAgent }: BootFacts): BootPlan {
   return { kind: 'agent', mode, arch, machine: { id: machine.id, run: machine.run } }
 }
 
-function modeOf(machine: Pick<MachineRow, 'state' | 'netboot'>): AgentMode | undefined {
+function modeOf(machine: Pick<MachineRow, 'state' | 'netboot' | 'erase'>): AgentMode | undefined {
   switch (machine.state) {
     case 'commissioning':
       return 'commission'
     case 'deploying':
       // Installed once means installed: the next boot is from disk.
       return machine.netboot ? 'install' : undefined
+    case 'releasing':
+      return machine.erase === null ? undefined : 'erase'
     case 'rescue':
       return 'rescue'
     case 'new':
@@ -44,7 +46,6 @@ function modeOf(machine: Pick<MachineRow, 'state' | 'netboot'>): AgentMode | und
     case 'allocated':
     case 'failed_deployment':
     case 'deployed':
-    case 'releasing':
     case 'failed_releasing':
     case 'broken':
     case 'retired':
@@ -56,7 +57,9 @@ function modeOf(machine: Pick<MachineRow, 'state' | 'netboot'>): AgentMode | und
 export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: string | null }): string {
   switch (plan.kind) {
     case 'disk':
-      return `#!ipxe\necho Muster: boot from disk (${plan.because})\nexit\n`
+      // UEFI takes an exit without an error for the end of all booting, and shows its menu; with one it tries the next entry, the disk.
+      // biome-ignore lint/suspicious/noTemplateCurlyInString: iPXE's own variable, filled in by the loader
+      return `#!ipxe\necho Muster: boot from disk (${plan.because})\n${'iseq ${platform} efi && exit 1 || exit'}\n`
     case 'unavailable':
       return `#!ipxe\necho Muster: cannot boot over the network: ${plan.because}\nsleep 10\nexit 1\n`
     case 'agent': {

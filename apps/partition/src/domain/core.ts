@@ -1,6 +1,9 @@
 // What every part of the domain is given: the database, the key, the memory, and the bells that wake its loops.
+
+import type { Signer } from '@muster/server/global/signature'
 import type { Log } from '@muster/server/log'
 import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
+import type { ErasePolicy } from '@muster/shared/machine'
 import type { Sql } from '../db/connect.ts'
 import type { Bell } from './bell.ts'
 import type { Catalogue } from './catalogue.ts'
@@ -14,6 +17,10 @@ export interface Rules {
   readonly deadlinesMs: Partial<Record<State, number>>
   /** An agent that says nothing for so long is held dead. */
   readonly agentSilenceMs: number
+  /** How long a machine may take from its power-on to the first word of its agent: firmware of large servers needs ten minutes. */
+  readonly agentStartMs: number
+  /** How disks are erased when a machine is given back, where the release does not say more. */
+  readonly erase: ErasePolicy
   /** How often a BMC is read when nothing happens. */
   readonly powerCheckMs: number
   /** The same for machines on their way somewhere. */
@@ -34,6 +41,8 @@ export interface Rules {
 export const defaultRules: Rules = {
   deadlinesMs: {},
   agentSilenceMs: 90_000,
+  agentStartMs: 1_200_000,
+  erase: 'quick',
   powerCheckMs: 30_000,
   powerTransitionMs: 5_000,
   powerChangeMs: 60_000,
@@ -47,6 +56,8 @@ export interface Core {
   readonly partition: string
   readonly sql: Sql
   readonly seal: Seal
+  /** Signs erasure certificates. */
+  readonly certifier: Signer
   readonly catalogue: Catalogue
   readonly memory: Memory
   /** The partition's copy of what belongs to the whole federation. */

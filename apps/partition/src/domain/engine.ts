@@ -43,6 +43,7 @@ async function lookAt(core: Core, machine: MachineRow): Promise<void> {
     ownCount: own?.count ?? 0,
     now: new Date(),
     agentSilenceMs: core.rules.agentSilenceMs,
+    agentStartMs: core.rules.agentStartMs,
   })
   await store(core, machine, outcome)
 }

@@ -1,4 +1,5 @@
 // What people do with one machine: create, change, look, lock, switch, and ask for moves.
+
 import type { Caller } from '@muster/shared/contract/call'
 import { mayAct } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
@@ -6,7 +7,7 @@ import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, requestsIn } from '@muster/shared/life-cycle'
-import type { Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import type { ErasePolicy, Explanation, Machine, MachineDetail } from '@muster/shared/machine'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
@@ -15,6 +16,7 @@ import { latestRotation } from '../db/rotations.ts'
 import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
 import { replaceCandidates } from './credentials.ts'
+import { erasePolicyFor } from './erase.ts'
 import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
@@ -205,7 +207,7 @@ export async function requestMove(
   core: Core,
   caller: Caller,
   verb: PlainRequest,
-  input: { id: string; reason?: string },
+  input: { id: string; reason?: string; erase?: ErasePolicy | undefined },
 ): Promise<Machine> {
   const request: { move: MoveName; needs?: 'power' } = requests[verb]
   // An operator may leave rescue or abort for anybody; a user only on machines of their own.
@@ -213,6 +215,7 @@ export async function requestMove(
     id: input.id,
     move: request.move,
     actor: caller.name,
+    ...(verb === 'release' && { erase: erasePolicyFor(core, caller, input.erase) }),
     check: found => {
       refuseForeign(caller, found)
       if (request.needs === 'power') refuseWithoutPower(found)

@@ -4,7 +4,7 @@ import type { Place } from '@muster/shared/allocation/matcher'
 import type { MachineRow } from '../db/machines.ts'
 import { Candidates } from './candidates.ts'
 
-export type BootMemory = Pick<MachineRow, 'id' | 'state' | 'netboot' | 'run' | 'arch'>
+export type BootMemory = Pick<MachineRow, 'id' | 'state' | 'netboot' | 'erase' | 'run' | 'arch'>
 
 export class Memory {
   readonly candidates: Candidates
@@ -22,7 +22,15 @@ export class Memory {
     const known = this.#byMac.get(macs[0] ?? '')
     if (known?.id === row.id && known.version > row.version) return
     for (const mac of this.#macsOf.get(row.id) ?? []) this.#byMac.delete(mac)
-    const facts = { id: row.id, state: row.state, netboot: row.netboot, run: row.run, arch: row.arch, version: row.version }
+    const facts = {
+      id: row.id,
+      state: row.state,
+      netboot: row.netboot,
+      erase: row.erase,
+      run: row.run,
+      arch: row.arch,
+      version: row.version,
+    }
     for (const mac of macs) this.#byMac.set(mac, facts)
     this.#macsOf.set(row.id, macs)
   }

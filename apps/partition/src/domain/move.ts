@@ -5,10 +5,11 @@ import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
 import { randomText } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, type State } from '@muster/shared/life-cycle'
-import type { Deployment, Fault } from '@muster/shared/machine'
+import type { Deployment, ErasePolicy, Fault } from '@muster/shared/machine'
 import * as allocations from '../db/allocations.ts'
 import { changeMachine, findMachine, type MachinePatch, type MachineRow } from '../db/machines.ts'
 import { type Core, deadlineFor } from './core.ts'
+import { eraseMs, eraseOf } from './erase.ts'
 import { leavingRescue } from './steps.ts'
 import { Together } from './together.ts'
 
@@ -28,6 +29,8 @@ export interface MoveRequest {
   check?: (row: MachineRow) => void
   /** Kept with the move; a function is given the row that is moved. */
   patch?: MachinePatch | ((row: MachineRow) => MachinePatch)
+  /** For a release; the partition's rule where left out. */
+  erase?: ErasePolicy
   fault?: Omit<Fault, 'since'>
   data?: Record<string, unknown>
 }
@@ -52,7 +55,9 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
     }
     request.check?.(row)
     if (isRequest) refuseLocked(row)
-    const deadlineMs = deadlineFor(core, next.to)
+    const erase = next.to === 'releasing' ? eraseOf(row, request.erase ?? core.rules.erase) : null
+    const tableMs = deadlineFor(core, next.to)
+    const deadlineMs = tableMs === undefined ? undefined : tableMs + eraseMs(row, erase)
     const changed = await changeMachine(core.sql, {
       id: row.id,
       version: row.version,
@@ -63,7 +68,8 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
         step: 'start',
         waiting_for: null,
         progress: null,
-        ...entering(next.to, request.move, row),
+        erase,
+        ...entering(next.to, request.move, row, erase),
         ...(typeof request.patch === 'function' ? request.patch(row) : request.patch),
       },
       deadlineMs: deadlineMs ?? null,
@@ -88,16 +94,20 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
 }
 
 /** What a machine forgets and gets on its way into a state, beside what every move resets. */
-function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
+function entering(to: State, move: MoveName, row: MachineRow, erase: MachineRow['erase']): MachinePatch {
   const forgotten: MachinePatch = { run: null, netboot: true, deployment: null, deployment_secrets: null, deployment_network: null }
   switch (to) {
     case 'commissioning':
       return { run: newRun(), netboot: true }
     case 'deploying':
-      return { run: newRun(), netboot: true }
+      return { run: newRun(), netboot: true, disks_used: true }
     case 'rescue':
       // A deployed machine keeps its run, so that what it was told stays readable when it is back.
-      return { origin_state: row.state, run: row.state === 'deployed' ? row.run : newRun() }
+      return {
+        origin_state: row.state,
+        run: row.state === 'deployed' ? row.run : newRun(),
+        disks_used: row.disks_used || row.owner !== null,
+      }
     case 'allocated':
       return move === 'exitRescue' ? { origin_state: null, run: null } : forgotten
     case 'ready':
@@ -106,10 +116,10 @@ function entering(to: State, move: MoveName, row: MachineRow): MachinePatch {
       return { origin_state: null }
     case 'deployed':
       // Its disk is to be booted again.
-      return move === 'exitRescue' ? { origin_state: null, step: leavingRescue } : {}
+      return { disks_used: true, ...(move === 'exitRescue' && { origin_state: null, step: leavingRescue }) }
     case 'releasing':
       // Its metadata is nobody's from now on, whatever becomes of the machine.
-      return { run: null }
+      return { run: erase === null ? null : newRun(), netboot: true }
     case 'new':
     case 'reserved':
     case 'failed_commissioning':

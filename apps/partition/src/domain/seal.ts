@@ -9,12 +9,19 @@ const tagBytes = 16
 export class Seal {
   readonly #key: Buffer
   readonly #signingKey: Buffer
+  readonly #certificateSeed: Buffer
 
   /** `key`: 32 bytes. Throws RangeError for any other length. */
   constructor(key: Buffer) {
     if (key.length !== 32) throw new RangeError(`a sealing key has 32 bytes, this one ${key.length}`)
     this.#key = Buffer.from(hkdfSync('sha256', key, '', 'muster seal', 32))
     this.#signingKey = Buffer.from(hkdfSync('sha256', key, '', 'muster machine token', 32))
+    this.#certificateSeed = Buffer.from(hkdfSync('sha256', key, '', 'muster erasure certificate', 32))
+  }
+
+  /** A private key for signatures that others can check: 32 bytes, hex. The same for ever. */
+  certificateSeed(): string {
+    return this.#certificateSeed.toString('hex')
   }
 
   /** Seals a JSON value for `context`, e.g. `power lon1-4y3h7n`. */

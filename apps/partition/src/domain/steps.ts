@@ -16,6 +16,7 @@ export interface Facts {
   ownCount: number
   now: Date
   agentSilenceMs: number
+  agentStartMs: number
 }
 
 export interface PowerWish {
@@ -97,7 +98,7 @@ export function firstBootFault(firstBoot: FirstBoot | undefined): Omit<Fault, 's
 const intoNetwork: PowerWish = { action: 'cycle', boot: 'network' }
 
 /** Power-cycle into the network, then wait for what the agent says. */
-function viaAgent({ machine, own, ownCount, now, agentSilenceMs }: Facts, waitsFor: string): Outcome {
+function viaAgent({ machine, own, ownCount, now, agentSilenceMs, agentStartMs }: Facts, waitsFor: string): Outcome {
   const reason = 'the power cycle into network boot'
   if (own === undefined || own.state === 'superseded') return { kind: 'order', wish: intoNetwork, reason }
   if (own.state === 'failed' && machine.state !== 'rescue') return failedOrder(own)
@@ -120,7 +121,19 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs }: Facts, waitsF
   if (machine.state === 'rescue') return { kind: 'rest' }
   const silentMs = machine.last_signal_at === null ? 0 : now.getTime() - machine.last_signal_at.getTime()
   // After the installation the agent is gone, and the new system says one thing only, at its end.
-  const isAgentExpected = machine.last_signal_at !== null && (machine.state === 'commissioning' || machine.netboot)
+  const isAgentWanted = machine.state === 'commissioning' || machine.netboot
+  const isAgentExpected = machine.last_signal_at !== null && isAgentWanted
+  const startingMs = isAgentWanted && !isAgentExpected && own.ended_at !== null ? now.getTime() - own.ended_at.getTime() : 0
+  if (startingMs > agentStartMs)
+    return {
+      kind: 'fail',
+      move: 'fail',
+      fault: {
+        code: 'agent-missing',
+        message: `no sign of the agent in ${Math.round(startingMs / 1000)} s since the machine was powered on into the network`,
+        hint: 'look at its console: an address by DHCP, a loader by TFTP, then the script, kernel and image by HTTP from this partition',
+      },
+    }
   if (isAgentExpected && silentMs > agentSilenceMs)
     return {
       kind: 'fail',
@@ -133,7 +146,7 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs }: Facts, waitsF
     }
   // What the agent last said tells more than "the agent".
   const said = machine.last_signal_at === null ? null : machine.waiting_for
-  return { kind: 'wait', reason: said ?? waitsFor, againMs: isAgentExpected ? Math.min(lookAgainMs, agentSilenceMs) : lookAgainMs }
+  return { kind: 'wait', reason: said ?? waitsFor, againMs: Math.min(lookAgainMs, isAgentExpected ? agentSilenceMs : agentStartMs) }
 }
 
 /** The power went away after our order had been carried out. */
@@ -150,9 +163,16 @@ function failedOrder(order: PowerOrder): Outcome {
   }
 }
 
-/** A machine is given back when it is seen off: a machine that still runs could still write its disks and answer in its owner's name. */
-function releasing({ machine, own }: Facts): Outcome {
+/**
+ * A machine is given back when its disks are erased and it is seen off: a machine that still runs could still write its disks and answer in its owner's
+ * name.
+ */
+function releasing(facts: Facts): Outcome {
+  const { machine } = facts
   if (machine.power_driver === null) return { kind: 'move', move: 'released' }
+  if (machine.erase !== null) return viaAgent(facts, 'the agent to erase the disks')
+  // The cycle into the agent says nothing of the end.
+  const own = facts.own?.action === 'off' ? facts.own : undefined
   if (own === undefined || own.state === 'superseded')
     return { kind: 'order', wish: { action: 'off', boot: null }, reason: 'the power off', drift: 'seen on, wanted off' }
   if (own.state === 'done') return { kind: 'move', move: 'released' }

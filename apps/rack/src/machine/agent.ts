@@ -1,8 +1,17 @@
 // The agent's part: what the small Linux in memory does once a kernel with muster's arguments has booted. Enlists, or fetches its job
-// and does it: commission, install or rescue (libs/shared/src/agent.ts is the protocol).
+// and does it: commission, install, erase or rescue (libs/shared/src/agent.ts is the protocol).
 import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type AgentMode, agentModes, enlisted, type Job, job as jobSchema, kernelArguments, type Signal } from '@muster/shared/agent'
+import {
+  type AgentMode,
+  agentModes,
+  type Erasure,
+  enlisted,
+  type Job,
+  job as jobSchema,
+  kernelArguments,
+  type Signal,
+} from '@muster/shared/agent'
 import type { Boot, Ending } from './boot.ts'
 import { HttpFailure, patientAttempts } from './http.ts'
 import { durations } from './pace.ts'
@@ -34,6 +43,7 @@ const agentModeTable: Readonly<Record<AgentMode, (agent: Agent) => Promise<Endin
   enlist,
   commission: doJob,
   install: doJob,
+  erase: doJob,
   rescue: doJob,
 }
 
@@ -83,6 +93,7 @@ async function doJob(agent: Agent): Promise<Ending> {
   try {
     if (job.kind === 'commission') return await commission(agent, job)
     if (job.kind === 'install') return await install(agent, job)
+    if (job.kind === 'erase') return await erase(agent, job)
     return await rescue(agent, job)
   } catch (error) {
     // Stays on for somebody to look; the server switches it off when the state wants that.
@@ -183,6 +194,26 @@ async function fetchImage(agent: Agent, job: Job & { kind: 'install' }, progress
 
 const imageAttempts = 5
 
+/** Tells of each disk as it is erased. */
+async function erase(agent: Agent, job: Job & { kind: 'erase' }): Promise<Ending> {
+  const { boot } = agent
+  const { disks } = boot.inventory
+  for (const [at, { name, serial, model, sizeBytes }] of disks.entries()) {
+    const share = (part: number) => Math.round((100 * (at + part)) / disks.length)
+    await work(agent, { step: 'erase', realMs: job.method === 'full' ? 600_000 : 10_000, heartbeatMs: job.heartbeatMs, progress: share })
+    if (boot.behaviour.erase === 'a disk refuses') {
+      await signal(agent, { status: 'failed', step: 'erase', message: `write to /dev/${name}: Input/output error`, progress: share(0) })
+      return 'stay'
+    }
+    if (at === 0) boot.writeDisk({ kind: 'empty' })
+    const outcome = job.method === 'full' ? 'overwritten' : 'discarded'
+    await post(agent, 'erasure', { disk: name, serial, model, sizeBytes, outcome, samples: 64, seconds: 1 } satisfies Erasure)
+  }
+  boot.note('erased', { disks: disks.length })
+  await signal(agent, { status: 'done', step: 'erase', message: `${disks.length} disks erased`, progress: 100 })
+  return 'power-off'
+}
+
 async function rescue(agent: Agent, job: Job): Promise<Ending> {
   // Until the power goes, or the server says that the rescue is over.
   for (;;) {
@@ -255,7 +286,7 @@ function isRefusal({ status }: HttpFailure): boolean {
   return status !== undefined && status >= 400 && status < 500 && status !== 429
 }
 
-async function post(agent: Agent, door: 'inventory' | 'signal', body: unknown, attempts = patientAttempts): Promise<void> {
+async function post(agent: Agent, door: 'inventory' | 'signal' | 'erasure', body: unknown, attempts = patientAttempts): Promise<void> {
   await agent.boot.http.ask({
     method: 'POST',
     url: `${agent.base}/agent/${door}`,

@@ -46,6 +46,7 @@ export const happenings = [
   'signal',
   'fell silent',
   'image written',
+  'erased',
   'reboot',
   'os booted',
   'seed read',

@@ -11,6 +11,7 @@ export interface Behaviour {
   readonly reportedPassword?: 'wrong'
   readonly commissioning?: 'falls silent' | 'signals failed'
   readonly install?: 'disk errors'
+  readonly erase?: 'a disk refuses'
   readonly phoneHome?: 'never'
   readonly firstBoot?: 'a step fails'
 }
@@ -26,6 +27,7 @@ export const sadMachines = {
   'dead-bmc': { bmc: { life: 'silent' } },
   'first-boot-fails': { firstBoot: 'a step fails' },
   'bad-disk': { install: 'disk errors' },
+  'erase-fails': { erase: 'a disk refuses' },
 } as const satisfies Record<string, Behaviour>
 
 export type SadName = keyof typeof sadMachines

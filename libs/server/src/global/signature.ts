@@ -1,4 +1,4 @@
-// The fronts' signature under the global configuration: Ed25519 (RFC 8032). A partition takes no configuration that does not bear it.
+// Signatures: Ed25519 (RFC 8032). A partition takes no global configuration that does not bear a front's; erasure certificates bear the partition's.
 import { createPrivateKey, createPublicKey, type KeyObject, sign, verify } from 'node:crypto'
 import type { SignedCopy } from '@muster/shared/global/copy'
 
@@ -6,8 +6,10 @@ import type { SignedCopy } from '@muster/shared/global/copy'
 const privatePrefix = Buffer.from('302e020100300506032b657004220420', 'hex')
 const publicPrefix = Buffer.from('302a300506032b6570032100', 'hex')
 
+export type Purpose = 'global configuration' | 'erasure certificate'
+
 /** So that a signature made for something else is none here. */
-const signed = (payload: string) => Buffer.from(`muster global configuration\n${payload}`)
+const signed = (purpose: Purpose, payload: string) => Buffer.from(`muster ${purpose}\n${payload}`)
 
 export interface Signer {
   /** The public key, hex: what partitions are told to trust. */
@@ -16,12 +18,12 @@ export interface Signer {
 }
 
 /** `seed`: the private key, 32 bytes in hex. */
-export function createSigner(seed: string): Signer {
+export function createSigner(seed: string, purpose: Purpose = 'global configuration'): Signer {
   const key = createPrivateKey({ key: Buffer.concat([privatePrefix, Buffer.from(seed, 'hex')]), format: 'der', type: 'pkcs8' })
   const publicKey = createPublicKey(key).export({ format: 'der', type: 'spki' }).subarray(publicPrefix.length).toString('hex')
   return {
     publicKey,
-    sign: payload => ({ payload, signature: sign(null, signed(payload), key).toString('base64'), key: publicKey }),
+    sign: payload => ({ payload, signature: sign(null, signed(purpose, payload), key).toString('base64'), key: publicKey }),
   }
 }
 
@@ -31,7 +33,7 @@ export interface Verifier {
 }
 
 /** `publicKeys`: those trusted, 32 bytes in hex each; several while a key is changed for another. */
-export function createVerifier(publicKeys: readonly string[]): Verifier {
+export function createVerifier(publicKeys: readonly string[], purpose: Purpose = 'global configuration'): Verifier {
   const trusted = new Map<string, KeyObject>(
     publicKeys.map(hex => [
       hex,
@@ -41,9 +43,9 @@ export function createVerifier(publicKeys: readonly string[]): Verifier {
   return {
     check: ({ payload, signature, key }) => {
       const known = trusted.get(key)
-      if (!known) throw new Error(`the configuration is signed with the key ${key}, which is not trusted here`)
-      if (!verify(null, signed(payload), known, Buffer.from(signature, 'base64')))
-        throw new Error('the signature of the configuration is not right: it was changed on its way, or forged')
+      if (!known) throw new Error(`the ${purpose} is signed with the key ${key}, which is not trusted here`)
+      if (!verify(null, signed(purpose, payload), known, Buffer.from(signature, 'base64')))
+        throw new Error(`the signature of the ${purpose} is not right: it was changed on its way, or forged`)
     },
   }
 }

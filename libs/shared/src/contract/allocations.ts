@@ -4,6 +4,7 @@ import { type ConstraintName, constraints, strategies } from '../allocation/cons
 import { constraintNames } from '../allocation/matcher.ts'
 import { allocationId, duration, machine, machineId, partitionName, timestamp } from '../machine.ts'
 import { declareCall } from './call.ts'
+import { releaseErase } from './machines.ts'
 import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
 /**
@@ -123,7 +124,7 @@ export const allocations = {
     rest: { method: 'POST', path: '/allocations/{id}/release' },
     status: 202,
     role: 'user',
-    input: z.strictObject({ id: allocationId }),
+    input: z.strictObject({ id: allocationId, erase: releaseErase }),
     answer: allocation,
     spread: find,
     errors: ['not-found', 'wrong-state', 'locked'],

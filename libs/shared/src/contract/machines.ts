@@ -8,6 +8,8 @@ import {
   credentialRotation,
   disk,
   duration,
+  erasePolicies,
+  erasureCertificate,
   explanation,
   hostname,
   label,
@@ -49,6 +51,12 @@ const machineFilter = {
   hostname: z.string().max(63).optional().describe('contains this text'),
   mac: mac.optional(),
 }
+
+/** Only operators may ask for less than the partition's rule. */
+export const releaseErase = z
+  .enum(erasePolicies)
+  .optional()
+  .describe("how the disks are erased; the partition's rule where left out, and a weaker one for operators only")
 
 const machinesList = z.strictObject({
   ...machineFilter,
@@ -219,7 +227,7 @@ export const machines = {
     },
     ['not-installable', 'no-power-driver'],
   ),
-  release: move('release', 'Give a machine back', 'user', {}),
+  release: move('release', 'Give a machine back', 'user', { erase: releaseErase }),
   markBroken: move('mark-broken', 'Take a machine out of service', 'operator', { reason: z.string().max(1000).default('') }),
   fix: move('fix', 'Return a broken machine to service', 'operator', {}, ['machine-owned']),
   rescue: move('rescue', 'Boot the rescue system', 'user', {}, ['no-power-driver']),
@@ -313,6 +321,16 @@ export const machines = {
     answer: machineNetwork,
     spread: ofMachine,
     errors: ['not-found', 'locked'],
+  }),
+  erasures: declareCall({
+    summary: 'The erasure certificates of a machine, latest first: which disk, how, and signed by the partition',
+    rest: { method: 'GET', path: '/machines/{id}/erasures' },
+    status: 200,
+    role: 'operator',
+    input: z.strictObject({ ...id, limit: z.number().int().min(1).max(1000).default(100) }),
+    answer: z.object({ items: z.array(erasureCertificate) }),
+    spread: ofMachine,
+    errors: ['not-found'],
   }),
   powerOrders: declareCall({
     summary: 'The power orders of a machine, latest first: what was asked, by whom, and what came of it',

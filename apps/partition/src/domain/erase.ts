@@ -1,0 +1,57 @@
+// Erasing: what a release owes its next owner, and the certificates of what was done. The agent does the work (apps/agent/root/muster/erase.sh).
+import type { Erasure } from '@muster/shared/agent'
+import { type Caller, mayAct } from '@muster/shared/contract/call'
+import { Refusal } from '@muster/shared/errors'
+import { type ErasePolicy, type ErasureCertificate, erasePolicies } from '@muster/shared/machine'
+import { erasedDisks, insertErasure, listErasures } from '../db/erasures.ts'
+import type { MachineRow } from '../db/machines.ts'
+import type { Core } from './core.ts'
+
+/** What a disk writes per second at least, in a full overwrite: a slow hard disk, and half of that. */
+const bytesPerMs = 50_000
+
+/** The policy asked for, or the partition's rule. Throws forbidden where somebody who is no operator asks for less. */
+export function erasePolicyFor(core: Core, caller: Caller, asked: ErasePolicy | undefined): ErasePolicy {
+  const rule = core.rules.erase
+  if (asked === undefined) return rule
+  if (erasePolicies.indexOf(asked) < erasePolicies.indexOf(rule) && !mayAct(caller.role, 'operator'))
+    throw new Refusal('forbidden', `this partition erases disks (${rule}); only an operator may ask for ${asked}`)
+  return asked
+}
+
+/** What is to be done before the machine is given on: nothing where nobody's data can be on it, or nothing here can start its agent. */
+export function eraseOf(row: MachineRow, policy: ErasePolicy): MachineRow['erase'] {
+  return policy === 'none' || !row.disks_used || row.power_driver === null ? null : policy
+}
+
+/** How much longer a release may take where all disks are overwritten, one after the other. */
+export function eraseMs(row: MachineRow, erase: MachineRow['erase']): number {
+  if (erase !== 'full') return 0
+  return row.disks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0) / bytesPerMs
+}
+
+/** Signs and keeps what the agent says of a disk. A repeat adds nothing. Throws wrong-state where nothing is to be erased. */
+export async function receiveErasure(core: Core, machine: MachineRow & { run: string }, erasure: Erasure): Promise<void> {
+  if (machine.erase === null) throw new Refusal('wrong-state', `nothing of ${machine.id} is to be erased`, { state: machine.state })
+  const at = new Date()
+  const { id, hostname, owner, run } = machine
+  const payload = JSON.stringify({ format: 1, partition: core.partition, machine: id, hostname, owner, at: at.toISOString(), ...erasure })
+  const { signature, key } = core.certifier.sign(payload)
+  await insertErasure(core.sql, { machine_id: id, run, disk: erasure.disk, at, payload, signature, key })
+}
+
+/** The disks of the machine that have no certificate of this run, by name. */
+export async function disksLeft(core: Core, machine: MachineRow): Promise<string[]> {
+  const done = new Set(machine.run === null ? [] : await erasedDisks(core.sql, machine.id, machine.run))
+  return machine.disks.map(({ name }) => name).filter(name => !done.has(name))
+}
+
+export async function erasureCertificates(core: Core, machine: string, limit: number): Promise<{ items: ErasureCertificate[] }> {
+  const rows = await listErasures(core.sql, machine, limit)
+  const items = rows.map(({ id, at, payload, signature, key }) => {
+    const { disk, serial, model, sizeBytes, outcome, samples, seconds, owner } = JSON.parse(payload) as Erasure & { owner: string | null }
+    const told = { disk, serial, model, sizeBytes, outcome, samples, seconds }
+    return { id, at: at.toISOString(), machine, ...told, owner, payload, signature, key }
+  })
+  return { items }
+}
