@@ -54,6 +54,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'not-ready': 'unreachable',
   'database-away': 'unreachable',
   'bus-away': 'unreachable',
+  overloaded: 'unreachable',
   'partition-silent': 'unreachable',
   'nothing-allocated': 'unreachable',
   'deadline-passed': 'timed-out',

@@ -35,7 +35,7 @@ describe('the plan', () => {
   test('is made for every state', () => {
     const plans = Object.fromEntries(states.map(state => [state, bootPlan({ machine: machine(state), hasAgent: everything })]))
     const agent = (mode: AgentMode): BootPlan => ({ kind: 'agent', mode, arch: 'arm64', machine: { id: 'lon1-4y3h7n', run: 'r1' } })
-    const disk = (state: State): BootPlan => ({ kind: 'disk', because: `state ${state}` })
+    const disk = (state: State): BootPlan => ({ kind: 'disk', because: `state ${state}`, arch: 'arm64' })
     expect(plans).toEqual({
       ...Object.fromEntries(states.map(state => [state, disk(state)])),
       commissioning: agent('commission'),
@@ -47,7 +47,11 @@ describe('the plan', () => {
   })
 
   test('is the disk once the system is installed, and enlistment for a stranger', () => {
-    expect(bootPlan({ machine: machine('deploying', false), hasAgent: everything })).toEqual({ kind: 'disk', because: 'state deploying' })
+    expect(bootPlan({ machine: machine('deploying', false), hasAgent: everything })).toEqual({
+      kind: 'disk',
+      because: 'state deploying',
+      arch: 'arm64',
+    })
     expect(bootPlan({ machine: undefined, hasAgent: everything })).toEqual({ kind: 'agent', mode: 'enlist', arch: 'amd64', machine: null })
   })
 
@@ -61,7 +65,11 @@ describe('the plan', () => {
       kind: 'unavailable',
       because: 'this partition has no agent image for arm64',
     })
-    expect(bootPlan({ machine: machine('deployed'), hasAgent: () => false })).toEqual({ kind: 'disk', because: 'state deployed' })
+    expect(bootPlan({ machine: machine('deployed'), hasAgent: () => false })).toEqual({
+      kind: 'disk',
+      because: 'state deployed',
+      arch: 'arm64',
+    })
   })
 })
 

@@ -28,6 +28,7 @@ export const errorTable = {
   'not-ready': { status: 503, retryable: 'yes', title: 'The server is not ready' },
   'database-away': { status: 503, retryable: 'yes', title: 'The database does not answer' },
   'bus-away': { status: 503, retryable: 'yes', title: 'The message bus is not connected' },
+  overloaded: { status: 503, retryable: 'yes', title: 'The server has too much to do just now' },
   'partition-silent': { status: 503, retryable: 'yes', title: 'The partition does not answer' },
   'nothing-allocated': { status: 503, retryable: 'yes', title: 'Nothing was allocated' },
   'deadline-passed': { status: 504, retryable: 'yes', title: 'The time for this request ran out' },

@@ -10,7 +10,7 @@ export interface BootFacts {
 }
 
 export type BootPlan =
-  | { kind: 'disk'; because: string }
+  | { kind: 'disk'; because: string; arch: string }
   | { kind: 'agent'; mode: AgentMode; arch: string; machine: { id: string; run: string } | null }
   /** The machine has work to do, but the files for it are missing here. */
   | { kind: 'unavailable'; because: string }
@@ -20,8 +20,8 @@ const unknownArch = 'amd64'
 
 export function bootPlan({ machine, hasAgent }: BootFacts): BootPlan {
   const mode = machine === undefined ? 'enlist' : modeOf(machine)
-  if (mode === undefined) return { kind: 'disk', because: `state ${machine?.state}` }
   const arch = machine?.arch ?? unknownArch
+  if (mode === undefined) return { kind: 'disk', because: `state ${machine?.state}`, arch }
   if (!hasAgent(arch)) return { kind: 'unavailable', because: `this partition has no agent image for ${arch}` }
   if (machine === undefined) return { kind: 'agent', mode, arch, machine: null }
   if (machine.run === null) return { kind: 'unavailable', because: 'the machine has no run' }
@@ -57,9 +57,7 @@ function modeOf(machine: Pick<MachineRow, 'state' | 'netboot' | 'erase'>): Agent
 export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: string | null }): string {
   switch (plan.kind) {
     case 'disk':
-      // UEFI takes an exit without an error for the end of all booting, and shows its menu; with one it tries the next entry, the disk.
-      // biome-ignore lint/suspicious/noTemplateCurlyInString: iPXE's own variable, filled in by the loader
-      return `#!ipxe\necho Muster: boot from disk (${plan.because})\n${'iseq ${platform} efi && exit 1 || exit'}\n`
+      return diskScript(plan, options.baseUrl)
     case 'unavailable':
       return `#!ipxe\necho Muster: cannot boot over the network: ${plan.because}\nsleep 10\nexit 1\n`
     case 'agent': {
@@ -72,7 +70,31 @@ export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: st
         // biome-ignore lint/suspicious/noTemplateCurlyInString: iPXE's own variable, filled in by the loader
         'BOOTIF=01-${net0/mac:hexhyp}',
       ]
-      return `#!ipxe\necho Muster: ${plan.mode}\nkernel ${files}/vmlinuz ${words.join(' ')}\ninitrd --name initrd ${files}/initrd\nboot\n`
+      // One file that does not come must not leave the machine at a prompt: it asks anew, and the plan may be another by then.
+      return `#!ipxe
+echo Muster: ${plan.mode}
+kernel ${files}/vmlinuz ${words.join(' ')} || goto again
+initrd --name initrd ${files}/initrd || goto again
+boot
+:again
+echo Muster: a file did not come; asking again
+imgfree
+sleep 5
+chain --replace ${options.baseUrl}/boot/ipxe/\${net0/mac}
+`
     }
   }
+}
+
+/**
+ * BIOS goes on to the next device by itself. UEFI would first try every other way of booting over the network, for minutes, so a loader of ours finds the
+ * disk's; without it an exit with an error is the next entry's turn, and one without is the firmware's menu.
+ */
+function diskScript({ because, arch }: BootPlan & { kind: 'disk' }, baseUrl: string): string {
+  return `#!ipxe
+echo Muster: boot from disk (${because})
+iseq \${platform} efi || exit
+chain ${baseUrl}/boot/files/agent/${arch}/disk.efi || exit 1
+exit 1
+`
 }

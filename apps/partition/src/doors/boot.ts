@@ -1,5 +1,4 @@
 // The boot door, in the order a machine meets it: its script, then the files the script names. Anonymous: a machine that boots has no secret yet.
-import { serveStatic } from '@hono/node-server/serve-static'
 import type { DoorEnv } from '@muster/server/http/incoming'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
@@ -10,6 +9,7 @@ import { bootPlan, ipxeScript } from '../domain/boot-plan.ts'
 import type { Core } from '../domain/core.ts'
 import { machineToken } from '../domain/machine-token.ts'
 import type { BootMemory } from '../domain/memory.ts'
+import { filesDoor } from './files.ts'
 import { machineDoor } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
@@ -27,7 +27,7 @@ export function bootDoor(core: Core, options: { baseUrl: string }): Hono<DoorEnv
   }
   app.get('/ipxe', async c => c.text(await script(c.req.query('mac') ?? '')))
   app.get('/ipxe/:mac', async c => c.text(await script(c.req.param('mac'))))
-  app.get('/files/*', serveStatic({ root: core.catalogue.folder, rewriteRequestPath: path => path.replace(/^\/boot\/files/, '') }))
+  app.route('/files', filesDoor(core))
   return app
 }
 
