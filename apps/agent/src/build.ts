@@ -11,6 +11,7 @@ import { fetchPackages } from './packages.ts'
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../root', import.meta.url))
+const diskLoaderScript = fileURLToPath(new URL('../disk-loader/grub.cfg', import.meta.url))
 
 /** `cloud`: virtual machines, small and quick to boot. `generic`: real network cards and controllers too. */
 export const kernels = { cloud: 'linux-image-cloud-amd64', generic: 'linux-image-amd64' } as const
@@ -26,6 +27,7 @@ const programs: Readonly<Record<string, readonly string[]>> = {
   ipmitool: ['usr/bin/ipmitool'],
 }
 const busybox = 'busybox-static'
+const grub = 'grub-efi-amd64-bin'
 
 /** The image may have so many bytes in all. */
 export const imageBytesMax = 80 * 2 ** 20
@@ -49,7 +51,7 @@ export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Pro
   try {
     const [debian, tree] = [path.join(work, 'debian'), path.join(work, 'tree')]
     say('fetching packages')
-    const packages = await fetchPackages([kernels[kernel], busybox, ...Object.keys(programs)], cache)
+    const packages = await fetchPackages([kernels[kernel], busybox, grub, ...Object.keys(programs)], cache)
     say(`unpacking ${packages.length} packages`)
     await mkdir(debian)
     for (const file of packages) await run('dpkg-deb', ['-x', file, debian])
@@ -62,10 +64,20 @@ export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Pro
     say(`${count} modules`)
     const initrd = path.join(work, 'initrd')
     await pack(tree, initrd)
-    return await place({ vmlinuz: path.join(debian, 'boot', `vmlinuz-${release}`), initrd }, out)
+    const disk = path.join(work, 'disk.efi')
+    await makeDiskLoader(debian, disk)
+    return await place({ vmlinuz: path.join(debian, 'boot', `vmlinuz-${release}`), initrd, 'disk.efi': disk }, out)
   } finally {
     await rm(work, { recursive: true, force: true })
   }
+}
+
+/** GRUB with a script within: what UEFI machines that boot over the network are given to boot their disk with. */
+async function makeDiskLoader(debian: string, out: string): Promise<void> {
+  const modules = ['part_gpt', 'part_msdos', 'fat', 'search', 'search_fs_file', 'chain', 'echo', 'test', 'normal', 'sleep']
+  const folder = path.join(debian, 'usr/lib/grub/x86_64-efi')
+  const words = ['-O', 'x86_64-efi', '-d', folder, '-o', out, '-c', diskLoaderScript, '-p', '/', ...modules]
+  await run('grub-mkimage', words, { env: { ...process.env, SOURCE_DATE_EPOCH: '0' } })
 }
 
 async function kernelRelease(debian: string): Promise<string> {

@@ -4,8 +4,12 @@ import { Command, Option } from 'commander'
 import { buildAgent, type Kernel, kernels } from './build.ts'
 
 const program = new Command('npm run agent:build --')
-  .description("Builds the agent's kernel and memory image from Debian's packages. Needs Debian with cpio, zstd and kmod.")
-  .option('--out <folder>', "where vmlinuz and initrd go: a partition's MUSTER_FILES, below agent/amd64", '.muster/files/agent/amd64')
+  .description("Builds the agent's kernel and memory image from Debian's packages. Needs Debian with cpio, zstd, kmod and grub-common.")
+  .option(
+    '--out <folder>',
+    "where vmlinuz, initrd and disk.efi go: a partition's MUSTER_FILES, below agent/amd64",
+    '.muster/files/agent/amd64',
+  )
   .addOption(
     new Option('--kernel <kind>', 'cloud: virtual machines; generic: real hardware too').choices(Object.keys(kernels)).default('generic'),
   )

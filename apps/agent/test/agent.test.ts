@@ -14,8 +14,8 @@ import { emptyDisk, startMachine, type VirtualMachine } from './virtual-machine.
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../root/', import.meta.url))
-const tools = ['qemu-system-x86_64', 'cpio', 'zstd', 'depmod', 'apt-get', 'mkfs.ext4', 'sfdisk', 'debugfs']
-const missing = missingPrograms(tools, 'qemu-system-x86 cpio zstd kmod e2fsprogs fdisk')
+const tools = ['qemu-system-x86_64', 'cpio', 'zstd', 'depmod', 'apt-get', 'mkfs.ext4', 'sfdisk', 'debugfs', 'grub-mkimage']
+const missing = missingPrograms(tools, 'qemu-system-x86 cpio zstd kmod e2fsprogs fdisk grub-common')
 /** Under emulation, on a computer that others use too. */
 const bootLimitMs = 240_000
 
