@@ -11,7 +11,7 @@ import { fetchPackages } from './packages.ts'
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../root', import.meta.url))
-const diskLoaderScript = fileURLToPath(new URL('../disk-loader/grub.cfg', import.meta.url))
+const diskLoader = fileURLToPath(new URL('../disk-loader', import.meta.url))
 
 /** `cloud`: virtual machines, small and quick to boot. `generic`: real network cards and controllers too. */
 export const kernels = { cloud: 'linux-image-cloud-amd64', generic: 'linux-image-amd64' } as const
@@ -74,9 +74,38 @@ export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Pro
 
 /** GRUB with a script within: what UEFI machines that boot over the network are given to boot their disk with. */
 async function makeDiskLoader(debian: string, out: string): Promise<void> {
-  const modules = ['part_gpt', 'part_msdos', 'fat', 'search', 'search_fs_file', 'chain', 'echo', 'test', 'normal', 'sleep']
-  const folder = path.join(debian, 'usr/lib/grub/x86_64-efi')
-  const words = ['-O', 'x86_64-efi', '-d', folder, '-o', out, '-c', diskLoaderScript, '-p', '/', ...modules]
+  const modules = [
+    'memdisk',
+    'tar',
+    'normal',
+    'part_gpt',
+    'part_msdos',
+    'fat',
+    'search',
+    'search_fs_file',
+    'chain',
+    'boot',
+    'echo',
+    'test',
+    'sleep',
+    'minicmd',
+  ]
+  // A small disk within the program: what is merely embedded is read by a parser that knows no "for".
+  const [folder, memdisk] = [path.join(debian, 'usr/lib/grub/x86_64-efi'), `${out}.tar`]
+  await run('tar', [
+    '--create',
+    '--file',
+    memdisk,
+    '--mtime=@0',
+    '--owner=0',
+    '--group=0',
+    '--numeric-owner',
+    '--mode=0644',
+    '-C',
+    diskLoader,
+    'grub.cfg',
+  ])
+  const words = ['-O', 'x86_64-efi', '-d', folder, '-o', out, '-m', memdisk, '-p', '(memdisk)/', ...modules]
   await run('grub-mkimage', words, { env: { ...process.env, SOURCE_DATE_EPOCH: '0' } })
 }
 
