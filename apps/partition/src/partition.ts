@@ -38,6 +38,7 @@ import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
 import { openConfigurationDoor } from './doors/configuration.ts'
+import { filesDoor, filesPath } from './doors/files.ts'
 import { maasDoor } from './doors/maas.ts'
 import { metadataDoor } from './doors/metadata.ts'
 
@@ -153,6 +154,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     port: settings.port,
     check: options.check ?? 'nothing',
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
+    beneath: [{ path: `${filesPath}/`, serve: filesDoor(core) }],
     mount: [
       { name: 'boot', path: '/boot', app: bootDoor(core, place) },
       { name: 'bmc events', path: '/bmc-events', app: bmcEventsDoor(core) },

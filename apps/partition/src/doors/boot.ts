@@ -1,4 +1,4 @@
-// The boot door, in the order a machine meets it: its script, then the files the script names. Anonymous: a machine that boots has no secret yet.
+// The boot door, the script a machine asks for; the files that it names are files.ts. Anonymous: a machine that boots has no secret yet.
 import type { DoorEnv } from '@muster/server/http/incoming'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
@@ -9,7 +9,6 @@ import { bootPlan, ipxeScript } from '../domain/boot-plan.ts'
 import type { Core } from '../domain/core.ts'
 import { machineToken } from '../domain/machine-token.ts'
 import type { BootMemory } from '../domain/memory.ts'
-import { filesDoor } from './files.ts'
 import { machineDoor } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
@@ -27,7 +26,6 @@ export function bootDoor(core: Core, options: { baseUrl: string }): Hono<DoorEnv
   }
   app.get('/ipxe', async c => c.text(await script(c.req.query('mac') ?? '')))
   app.get('/ipxe/:mac', async c => c.text(await script(c.req.param('mac'))))
-  app.route('/files', filesDoor(core))
   return app
 }
 

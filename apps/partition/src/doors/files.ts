@@ -1,82 +1,80 @@
-// Kernels and images, as the scripts name them. The library streams them, whole or by ranges; here is what it does not do: tags by digest, so that the
-// pieces of a file are of one file, and a bound on how many are on their way at once, so that a herd of machines does not hold up the scripts.
-import { stat } from 'node:fs/promises'
-import path from 'node:path'
-import { serveStatic } from '@hono/node-server/serve-static'
-import type { DoorEnv } from '@muster/server/http/incoming'
-import { Refusal } from '@muster/shared/errors'
-import { Hono, type MiddlewareHandler } from 'hono'
+// Kernels and images, as the scripts name them. The library answers ranges and conditions (RFC 9110); here is a bound on how many files are on their way
+// at once, so that a herd of machines does not hold up the scripts, and tags by digest, so that the pieces of an image are of one image.
+import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http'
+import type { Log } from '@muster/server/log'
+import { problemOf, Refusal } from '@muster/shared/errors'
+import send from 'send'
 import type { Core } from '../domain/core.ts'
 
-/** Files on their way at once: a network of 10 Gbit/s is full long before. Each costs a descriptor and a buffer of 64 KiB. */
+export const filesPath = '/boot/files'
+/** Files on their way at once: a network of 10 Gbit/s is full long before. Each costs a descriptor and a buffer. */
 const transfersMax = 128
+/** Read and written at once: few turns of the event loop for each MiB, and little held for who does not read. */
+const chunkBytes = 2 ** 18
 /** Loaders that wait cost a connection each: more than a partition has machines. */
 const waitingMax = 4_000
 /** iPXE waits for longer; who has waited for so long is told to come again. */
 const waitMs = 60_000
 const againSeconds = 5
 
-export function filesDoor(core: Core): Hono<DoorEnv> {
-  const app = new Hono<DoorEnv>()
-  app.use(tagged(core))
-  app.use(admitted(new Gate(transfersMax, waitingMax)))
-  app.get('*', serveStatic({ root: core.catalogue.folder, rewriteRequestPath: name => name.replace(/^\/boot\/files/, '') }))
-  return app
-}
-
-/** ETag, If-None-Match and If-Range (RFC 9110, 8.8.3 and 13.1): by digest for images, by time and size for what has none. */
-function tagged(core: Core): MiddlewareHandler<DoorEnv> {
-  return async (c, next) => {
-    const name = c.req.path.replace(/^\/boot\/files\//, '')
-    const tag = await tagOf(core, name)
-    if (tag === undefined) return next()
-    c.header('ETag', tag)
-    c.header('Accept-Ranges', 'bytes')
-    if (
-      c.req
-        .header('if-none-match')
-        ?.split(/\s*,\s*/)
-        .includes(tag)
-    )
-      return c.body(null, 304)
-    const wanted = c.req.header('if-range')
-    // The file is another by now: all of it, not the rest of the old one.
-    if (wanted !== undefined && wanted !== tag) {
-      const headers = new Headers(c.req.raw.headers)
-      headers.delete('range')
-      c.req.raw = new Request(c.req.raw, { headers })
-    }
-    return next()
+/** Serves the folder of the catalogue: GET and HEAD. */
+export function filesDoor(core: Core): RequestListener {
+  const gate = new Gate(transfersMax, waitingMax)
+  return (incoming, outgoing) => {
+    serve(core, gate, incoming, outgoing).catch((error: unknown) => {
+      core.log.error({ err: error, path: incoming.url }, 'a file could not be sent')
+      outgoing.destroy()
+    })
   }
 }
 
-async function tagOf({ catalogue }: Core, name: string): Promise<string | undefined> {
-  const image = catalogue.images.find(({ path: known }) => known === name)
-  if (image) return `"${image.sha256}"`
-  if (name.split('/').some(part => part === '..' || part === '')) return undefined
-  const found = await stat(path.join(catalogue.folder, name)).catch(() => undefined)
-  return found?.isFile() ? `"${Math.trunc(found.mtimeMs).toString(36)}-${found.size.toString(36)}"` : undefined
+async function serve(core: Core, gate: Gate, incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+  const { method } = incoming
+  if (method !== 'GET' && method !== 'HEAD')
+    return refuse(outgoing, new Refusal('method-not-allowed', `files are read, not ${method}`), { allow: 'GET, HEAD' })
+  const left = new AbortController()
+  outgoing.once('close', () => left.abort())
+  const place = await gate.enter(AbortSignal.any([left.signal, AbortSignal.timeout(waitMs)]))
+  if (place === 'full') {
+    const refusal = new Refusal('overloaded', `${transfersMax} files are on their way to machines, and no place became free`)
+    return refuse(outgoing, refusal, { 'retry-after': String(againSeconds) })
+  }
+  left.signal.addEventListener('abort', () => place.leave())
+  if (left.signal.aborted) return place.leave()
+  sendFile(core, incoming, outgoing)
 }
 
-/** A place in the gate from here to the last byte, or to the end of the connection. */
-function admitted(gate: Gate): MiddlewareHandler<DoorEnv> {
-  return async (c, next) => {
-    if (c.req.method !== 'GET') return next()
-    const { outgoing } = c.env
-    const left = new AbortController()
-    const leave = () => left.abort()
-    outgoing.once('close', leave)
-    const place = await gate.enter(AbortSignal.any([left.signal, AbortSignal.timeout(waitMs)]))
-    if (place === 'full') {
-      outgoing.removeListener('close', leave)
-      c.header('Retry-After', String(againSeconds))
-      throw new Refusal('overloaded', `${transfersMax} files are on their way to machines, and no place became free`)
-    }
-    outgoing.removeListener('close', leave)
-    if (outgoing.destroyed) place.leave()
-    else outgoing.once('close', () => place.leave())
-    return next()
+function sendFile({ catalogue, log }: Core, incoming: IncomingMessage, outgoing: ServerResponse): void {
+  const name = incoming.url?.replace(/\?.*$/, '').slice(filesPath.length) ?? ''
+  const image = catalogue.images.find(({ path: known }) => `/${known}` === name)
+  // Others get one by time and size.
+  if (image) outgoing.setHeader('ETag', `"${image.sha256}"`)
+  const options = { root: catalogue.folder, dotfiles: 'deny', index: false, cacheControl: false, highWaterMark: chunkBytes } as const
+  const absent = () => refuse(outgoing, new Refusal('not-found', `there is no file ${name}`))
+  send(incoming, name, options)
+    .on('directory', absent)
+    .on('error', (error: Error & { status?: number }) => fail(error, { absent, log, name, outgoing }))
+    .pipe(outgoing)
+}
+
+function fail(
+  error: Error & { status?: number },
+  { absent, log, name, outgoing }: { absent: () => void; log: Log; name: string; outgoing: ServerResponse },
+): void {
+  const { status = 500 } = error
+  if (outgoing.headersSent) outgoing.destroy()
+  else if (status === 416) outgoing.writeHead(416).end()
+  else if (status < 500) absent()
+  else {
+    log.error({ err: error, file: name }, 'a file could not be read')
+    refuse(outgoing, new Refusal('internal', `the file ${name} could not be read`))
   }
+}
+
+function refuse(outgoing: ServerResponse, refusal: Refusal, headers: Record<string, string> = {}): void {
+  outgoing.removeHeader('ETag')
+  const problem = problemOf(refusal)
+  outgoing.writeHead(problem.status, { ...headers, 'content-type': 'application/problem+json' }).end(JSON.stringify(problem))
 }
 
 interface Place {

@@ -1,5 +1,5 @@
 // The front door of a server: REST, tRPC, docs, health and metrics on one port, and whatever else the server mounts beside them.
-import { createServer, type Server } from 'node:http'
+import { createServer, type RequestListener, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { getRequestListener } from '@hono/node-server'
@@ -33,6 +33,8 @@ export interface DoorOptions {
   readonly failureLimit?: FailureLimit
   /** Further doors, each with the name /metrics counts it under. They set their own headers and answer their own errors. */
   readonly mount?: readonly { readonly name: string; readonly path: string; readonly app: Hono<DoorEnv> }[]
+  /** Paths served beneath the framework, whose bodies cost several times as much for each MiB: for large files. */
+  readonly beneath?: readonly { readonly path: string; readonly serve: RequestListener }[]
   readonly keepAliveMs?: number
 }
 
@@ -152,7 +154,11 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
       keepAliveTimeout: 65_000,
       noDelay: true,
     },
-    (incoming, outgoing) => void listener(incoming, outgoing),
+    (incoming, outgoing) => {
+      const beneath = options.beneath?.find(({ path }) => incoming.url?.startsWith(path))
+      if (beneath) beneath.serve(incoming, outgoing)
+      else void listener(incoming, outgoing)
+    },
   )
   const actual = await listen(server, port, host)
   const shownHost = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host
