@@ -3,6 +3,7 @@
 import { writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { Command, InvalidArgumentError } from 'commander'
+import { measureBoot } from './boot.ts'
 import { measureP1 } from './p1.ts'
 import { measureP2 } from './p2.ts'
 import { measureP3 } from './p3.ts'
@@ -12,7 +13,7 @@ import { type Rig, startRig } from './rig.ts'
 
 /** Those that need servers, and those that bring what they need. */
 const withRig = { p1: measureP1, p2: measureP2, p3: measureP3 } as const
-const alone = { power: measurePower } as const
+const alone = { power: measurePower, boot: measureBoot } as const
 type Name = keyof typeof withRig | keyof typeof alone
 const names = [...Object.keys(withRig), ...Object.keys(alone)] as Name[]
 const isAlone = (name: Name): name is keyof typeof alone => name in alone
@@ -28,7 +29,7 @@ interface Arguments {
 
 const program = new Command('bench')
   .description(
-    'Measures allocations: through a front (p1), on a partition (p2), as the fleet grows (p3); and reading the power of many BMCs (power). About six minutes.',
+    'Measures allocations: through a front (p1), on a partition (p2), as the fleet grows (p3); reading the power of many BMCs (power), and booting (boot). About seven minutes.',
   )
   .argument('[names]', `some of ${names.join(',')}`, chosen)
   .option('--only <names>', 'the same', chosen, names)
