@@ -13,7 +13,7 @@ const shared = {
 } as const
 
 /** Tests that start whole federations and load all cores: one after the other, when the rest is done. */
-const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,bench}.test.ts']
+const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,bench,lab}.test.ts']
 
 export default defineConfig({
   test: {

@@ -8,7 +8,7 @@ import { findProgram } from './find-program.ts'
  * A command prefix that makes the kernel send `signal` to a child when its parent dies, however it dies; empty where the system
  * has none (then a killed starter leaves an orphan, which the next start adopts).
  */
-export function deathTie(signal: 'INT' | 'TERM'): string[] {
+export function deathTie(signal: 'INT' | 'TERM' | 'KILL'): string[] {
   if (process.platform !== 'linux') return []
   const setpriv = findProgram('setpriv')
   if (!setpriv) return []

@@ -1,0 +1,225 @@
+// A Debian to deploy, built from its packages: boots under BIOS and UEFI, reads its metadata by cloud-init, its console is the serial line. No loop
+// device and no mount outlives it, so it can be built wherever root can unpack packages.
+import { execFile } from 'node:child_process'
+import { createHash, randomUUID } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { mkdir, mkdtemp, open, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { pipeline } from 'node:stream/promises'
+import { promisify } from 'node:util'
+import { takeImage } from '@muster/partition/domain/image-store'
+
+const run = promisify(execFile)
+
+export interface DebianImageOptions {
+  /** A partition's files; the image comes below `images/debian/<release>/amd64`. */
+  readonly files: string
+  readonly say: (line: string) => void
+}
+
+/** What debootstrap cannot resolve by itself is installed by apt, in the new system. */
+const packages = ['cloud-init', 'cloud-guest-utils', 'openssh-server', 'linux-image-cloud-amd64', 'e2fsprogs', 'python3-oauthlib']
+const base = ['systemd-sysv', 'udev', 'ca-certificates', 'iproute2', 'netbase']
+/** A slow mirror and a few hundred megabytes. */
+const limitMs = 1_200_000
+
+const sector = 512
+const mib = 2 ** 20
+/** Where the parts of the disk begin, in sectors: GRUB's core for BIOS, the EFI system partition, the system. */
+const layout = { core: { start: 2048, count: 2048 }, efi: { start: 4096, count: 32_768 }, system: { start: 36_864 } } as const
+/** Room beside what is in the tree, until growpart takes the whole disk. */
+const slackBytes = 200 * mib
+
+/** Builds the image, unless it is there. Answers how machines ask for it: `debian/12`. Throws saying which program failed, and with what. */
+export async function buildDebianImage({ files, say }: DebianImageOptions): Promise<string> {
+  const { release, suite, mirror } = await ownRelease()
+  const os = `debian/${release}`
+  const place = path.join(files, 'images', os, 'amd64')
+  if (await isThere(path.join(place, 'image.json'))) return os
+  const work = await mkdtemp(path.join(tmpdir(), 'muster-debian-'))
+  try {
+    const [tree, disk] = [path.join(work, 'tree'), path.join(work, 'disk.img')]
+    const uuid = randomUUID()
+    say(`unpacking Debian ${release}`)
+    await program('debootstrap', ['--variant=minbase', `--include=${base.join(',')}`, suite, tree, mirror])
+    say('installing kernel, cloud-init and ssh')
+    await configure(tree, uuid)
+    await install(tree)
+    say('making the disk')
+    await makeDisk({ tree, disk, work, uuid })
+    say('packing it')
+    const packed = path.join(work, 'disk.img.zst')
+    await program('zstd', ['-q', '-T0', '-3', disk, '-o', packed])
+    await takeImage({ files, os, arch: 'amd64', title: `Debian ${release} (${suite})`, source: packed, sha256: await digestOf(packed) })
+    return os
+  } finally {
+    await rm(work, { recursive: true, force: true })
+  }
+}
+
+/** The Debian we run on, and where it gets its packages. */
+async function ownRelease(): Promise<{ release: string; suite: string; mirror: string }> {
+  const about = await readFile('/etc/os-release', 'utf8')
+  const word = (name: string) => new RegExp(`^${name}="?([^"\n]*)"?$`, 'm').exec(about)?.[1]
+  const [id, release, suite] = [word('ID'), word('VERSION_ID'), word('VERSION_CODENAME')]
+  if (id !== 'debian' || !release || !suite) throw new Error('the image is built on Debian, from the packages of the same release')
+  const { stdout } = await run('apt-get', ['indextargets', '--format', '$(SITE) $(RELEASE)', 'Created-By: Packages'])
+  const mirror = stdout
+    .split('\n')
+    .map(line => line.split(' '))
+    .find(([, name]) => name === suite)?.[0]
+  if (!mirror) throw new Error(`apt knows no source of ${suite}`)
+  return { release, suite, mirror }
+}
+
+/** What must be so before the kernel is installed, and what makes it a machine that cloud-init sets up. */
+async function configure(tree: string, uuid: string): Promise<void> {
+  const put = async (name: string, text: string) => {
+    await mkdir(path.dirname(path.join(tree, name)), { recursive: true })
+    await writeFile(path.join(tree, name), text)
+  }
+  // Only the drivers of virtual machines: a general memory image takes long to unpack where the processor is emulated.
+  await put('etc/initramfs-tools/initramfs.conf', 'MODULES=list\nBUSYBOX=n\nCOMPRESS=zstd\n')
+  await put('etc/initramfs-tools/modules', 'virtio_pci\nvirtio_blk\nvirtio_net\nvirtio_scsi\nnvme\nahci\nsd_mod\next4\n')
+  await put('etc/fstab', `UUID=${uuid} / ext4 errors=remount-ro 0 1\n`)
+  await put('etc/apt/apt.conf.d/90-small', 'APT::Install-Recommends "false";\n')
+  // What takes a minute under emulation and nobody needs: a locale, an RSA key.
+  await put('etc/cloud/cloud.cfg.d/80-quick.cfg', 'locale: false\napt: {preserve_sources_list: true}\nssh_genkeytypes: [ed25519, ecdsa]\n')
+  await put(
+    'boot/grub/grub.cfg',
+    `serial --unit=0 --speed=115200
+terminal_input serial
+terminal_output serial
+set timeout=0
+menuentry Debian {
+  linux /vmlinuz root=UUID=${uuid} ro console=ttyS0
+  initrd /initrd.img
+}
+`,
+  )
+}
+
+/** In name spaces of its own: what it mounts is gone with it, whatever happens. */
+async function install(tree: string): Promise<void> {
+  const script = `
+set -eu
+mount --bind /dev "$1/dev"
+mount -t proc proc "$1/proc"
+mount -t sysfs sysfs "$1/sys"
+# No service is started within.
+printf '#!/bin/sh\\nexit 101\\n' >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"
+in_tree() { chroot "$1" env DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -c "$2"; }
+in_tree "$1" 'apt-get update -q && apt-get install -y -q ${packages.join(' ')} -o Dpkg::Options::=--force-confold'
+# cloud-init sets the network up through it.
+in_tree "$1" 'systemctl enable systemd-networkd serial-getty@ttyS0'
+# Keys, identity and logs are each machine's own.
+in_tree "$1" 'apt-get clean && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* /usr/share/doc/* /usr/share/man/* /var/cache/debconf/*-old'
+: >"$1/etc/machine-id"
+rm "$1/usr/sbin/policy-rc.d" "$1/etc/resolv.conf" "$1/etc/hostname"
+`
+  await program('unshare', ['--mount', '--fork', '--kill-child', 'sh', '-c', script, 'sh', tree])
+}
+
+async function makeDisk({ tree, disk, work, uuid }: { tree: string; disk: string; work: string; uuid: string }): Promise<void> {
+  const { stdout: used } = await run('du', ['-sB1', '--apparent-size', tree])
+  const systemBytes = Math.ceil((Number.parseInt(used, 10) * 1.15 + slackBytes) / mib) * mib
+  const [system, efi] = [path.join(work, 'system.ext4'), path.join(work, 'efi.vfat')]
+  await emptyFile(system, systemBytes)
+  await program('mkfs.ext4', ['-q', '-F', '-L', 'system', '-U', uuid, '-d', tree, system])
+  const grub = await makeGrub(work, uuid)
+  await emptyFile(efi, layout.efi.count * sector)
+  await program('mkfs.vfat', ['-n', 'EFI', efi])
+  await program('mmd', ['-i', efi, '::/EFI', '::/EFI/BOOT'])
+  await program('mcopy', ['-i', efi, grub.efi, '::/EFI/BOOT/BOOTX64.EFI'])
+
+  const systemCount = systemBytes / sector
+  await emptyFile(disk, (layout.system.start + systemCount + 2048) * sector)
+  const table = path.join(work, 'table')
+  await writeFile(
+    table,
+    `label: gpt
+start=${layout.core.start}, size=${layout.core.count}, type=21686148-6449-6E6F-744E-656564454649, name=grub
+start=${layout.efi.start}, size=${layout.efi.count}, type=U, name=efi
+start=${layout.system.start}, size=${systemCount}, type=L, name=system
+`,
+  )
+  await program('sh', ['-c', 'sfdisk --quiet "$1" <"$2"', 'sh', disk, table])
+  await writeAt(disk, layout.efi.start * sector, efi)
+  await writeAt(disk, layout.system.start * sector, system)
+  await installBiosGrub(disk, grub)
+}
+
+interface Grub {
+  readonly efi: string
+  readonly boot: string
+  readonly core: string
+}
+
+async function makeGrub(work: string, uuid: string): Promise<Grub> {
+  const config = path.join(work, 'embedded.cfg')
+  await writeFile(config, `search --fs-uuid --set=root ${uuid}\nset prefix=($root)/boot/grub\nconfigfile /boot/grub/grub.cfg\n`)
+  const modules = ['part_gpt', 'ext2', 'search', 'search_fs_uuid', 'configfile', 'normal', 'linux', 'serial', 'terminal', 'echo', 'test']
+  const make = async (format: string, more: readonly string[]) => {
+    const out = path.join(work, `grub-${format}`)
+    await program('grub-mkimage', ['-O', format, '-o', out, '-c', config, '-p', '/boot/grub', ...modules, ...more])
+    return out
+  }
+  return {
+    efi: await make('x86_64-efi', ['fat']),
+    core: await make('i386-pc', ['biosdisk']),
+    boot: '/usr/lib/grub/i386-pc/boot.img',
+  }
+}
+
+/** What grub-bios-setup does, on a file: boot.img finds the first sector of the core, that one the rest (grub: boot.S, diskboot.S). */
+async function installBiosGrub(disk: string, { boot, core }: Grub): Promise<void> {
+  const image = await readFile(core)
+  const sectors = Math.ceil(image.length / sector)
+  if (sectors > layout.core.count) throw new Error(`GRUB has ${sectors} sectors, more than its partition`)
+  // The last block list of the first sector: where the rest is, how much of it, and the segment it is loaded to.
+  image.writeBigUInt64LE(BigInt(layout.core.start + 1), 0x1f4)
+  image.writeUInt16LE(sectors - 1, 0x1fc)
+  image.writeUInt16LE(0x820, 0x1fe)
+  const first = Buffer.from((await readFile(boot)).subarray(0, 440))
+  first.writeBigUInt64LE(BigInt(layout.core.start), 0x5c)
+  // Which drive: the one that the firmware says.
+  first.writeUInt8(0xff, 0x64)
+  const target = await open(disk, 'r+')
+  try {
+    await target.write(first, 0, first.length, 0)
+    await target.write(image, 0, image.length, layout.core.start * sector)
+  } finally {
+    await target.close()
+  }
+}
+
+async function emptyFile(file: string, bytes: number): Promise<void> {
+  await writeFile(file, '')
+  await truncate(file, bytes)
+}
+
+const writeAt = (disk: string, offset: number, file: string) =>
+  program('dd', [`if=${file}`, `of=${disk}`, 'bs=1M', `seek=${offset}`, 'oflag=seek_bytes', 'conv=notrunc,sparse', 'status=none'])
+
+async function digestOf(file: string): Promise<string> {
+  const hash = createHash('sha256')
+  await pipeline(createReadStream(file), hash)
+  return hash.digest('hex')
+}
+
+const isThere = (file: string) =>
+  stat(file).then(
+    () => true,
+    () => false,
+  )
+
+async function program(name: string, args: readonly string[]): Promise<void> {
+  try {
+    await run(name, args, { timeout: limitMs, maxBuffer: 64 * mib, env: { ...process.env, LC_ALL: 'C' } })
+  } catch (cause) {
+    const { code, stderr = '', stdout = '' } = cause as { code?: unknown; stderr?: string; stdout?: string }
+    if (code === 'ENOENT') throw new Error(`${name} is not installed`, { cause })
+    throw new Error(`${name}: ${(stderr.trim() || stdout.trim() || (cause as Error).message).slice(-1500)}`, { cause })
+  }
+}

@@ -1,0 +1,186 @@
+// `npm run lab`: computers with real firmware, in name spaces of their own, live through everything Muster does with a machine.
+import { execFileSync } from 'node:child_process'
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { buildAgent } from '@muster/agent/build'
+import { createClient } from '@muster/shared/client'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { table } from '../bench/table.ts'
+import { type Federation, startFederation } from '../federation/federation.ts'
+import { type Acceleration, Computer, type Firmware } from './computer.ts'
+import { buildDebianImage } from './debian-image.ts'
+import { startDnsmasq } from './dnsmasq.ts'
+import { whyNoLab } from './needs.ts'
+import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
+import { type Stage, type StepTime, stages, tellStory } from './story.ts'
+
+interface Arguments {
+  machines: number
+  firmware: Firmware[]
+  accel: Acceleration
+  data: string
+  killIn: Stage[]
+  limit: number
+  json: boolean
+}
+
+const program = new Command('npm run lab --')
+  .description(
+    'Boots computers made of QEMU, with real firmware, from an empty disk to a Debian one can log in to, and back. Needs root on Debian; leaves nothing behind but --data.',
+  )
+  .option('--machines <n>', 'how many, the kinds of firmware in turn', wholeNumber(1, 16), 2)
+  .addOption(new Option('--firmware <kind...>', 'which kinds').choices(['bios', 'uefi']).default(['bios', 'uefi']))
+  .addOption(new Option('--accel <kind>', 'kvm needs /dev/kvm').choices(['kvm', 'tcg']).default('tcg', 'tcg, which works everywhere'))
+  .option('--data <dir>', 'images stay there for the next time; consoles and logs are in its run/', '.muster/lab')
+  .addOption(new Option('--kill-in <stage...>', 'kill -9 of the partition in the middle of these stages').choices([...stages]).default([]))
+  .option('--limit <minutes>', 'for one step of one machine', wholeNumber(1, 120), 15)
+  .option('--json', 'one line of JSON on standard output at the end', false)
+  .addHelpText('after', '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying')
+
+const args = program.parse().opts<Arguments>()
+const dataDir = path.resolve(args.data)
+const files = path.join(dataDir, 'files')
+const runDir = path.join(dataDir, 'run')
+const insideMark = 'MUSTER_LAB_INSIDE'
+const startedAt = Date.now()
+const say = (line: string) => process.stderr.write(`${String(Math.round((Date.now() - startedAt) / 1000)).padStart(4)} s  ${line}\n`)
+
+try {
+  process.exitCode = process.env[insideMark] === undefined ? await outside() : await inside(process.env[insideMark])
+} catch (error) {
+  say(`the lab failed: ${(error as Error).message}`)
+  process.exitCode = 1
+}
+
+/** Checks what is needed, builds images, and goes inside. */
+async function outside(): Promise<number> {
+  const why = whyNoLab()
+  if (why !== undefined) throw new Error(why)
+  if (args.accel === 'kvm') closeSync(openSync('/dev/kvm', 'r+'))
+  mkdirSync(dataDir, { recursive: true })
+  say('building the agent')
+  const agent = path.join(files, 'agent/amd64')
+  await buildAgent({ out: agent, kernel: 'cloud', cache: path.join(dataDir, 'packages'), say: line => say(`  ${line}`) })
+  say('building a Debian to deploy, unless it is there')
+  const os = await buildDebianImage({ files, say: line => say(`  ${line}`) })
+  rmSync(runDir, { recursive: true, force: true })
+  mkdirSync(runDir, { recursive: true })
+  // Ctrl-C is for everybody in the terminal; what is inside stops, and this process with it.
+  process.on('SIGINT', () => undefined)
+  return runInside(fileURLToPath(import.meta.url), process.argv.slice(2), { ...process.env, [insideMark]: os })
+}
+
+/** The lab itself. Whatever is left when this process ends is killed with its name space. */
+async function inside(os: string): Promise<number> {
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130))
+  await using stack = new AsyncDisposableStack()
+  const taps = await layNetwork(args.machines)
+  const federation = await startLab()
+  stack.defer(() => federation.stop())
+  const [partition] = federation.partitions as [Federation['partitions'][number]]
+  const bootUrl = `http://${lan.address}:${new URL(partition.url).port}`
+  stack.defer(await startDnsmasq({ folder: runDir, bootUrl }))
+  const key = makeKey()
+  const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
+  const computers = await Promise.all(
+    taps.map(async (tap, index) => {
+      const firmware = args.firmware[index % args.firmware.length] as Firmware
+      const computer = await Computer.install({
+        name: `${firmware}${index + 1}`,
+        firmware,
+        mac: `52:54:00:99:00:${(index + 1).toString(16).padStart(2, '0')}`,
+        tap,
+        bmcAddress: bmcAddress(index),
+        memoryMib: 1024,
+        diskBytes: 3 * 2 ** 30,
+        acceleration: args.accel,
+        folder: runDir,
+        log: (message, facts) => say(`${message} ${JSON.stringify(facts)}`),
+      })
+      stack.use(computer)
+      return computer
+    }),
+  )
+  const ends = await Promise.allSettled(
+    computers.map((computer, index) =>
+      tellStory({
+        client,
+        computer,
+        os,
+        ...key,
+        killIn: index === 0 ? args.killIn : [],
+        partition: partition.child,
+        stepLimitMs: args.limit * 60_000,
+        say,
+      }),
+    ),
+  )
+  return report(computers, ends)
+}
+
+function report(computers: readonly Computer[], ends: readonly PromiseSettledResult<StepTime[]>[]): number {
+  const rows = computers.map((computer, index) => {
+    const end = ends[index] as PromiseSettledResult<StepTime[]>
+    return end.status === 'fulfilled'
+      ? { machine: computer.name, outcome: 'done' as const, steps: end.value }
+      : { machine: computer.name, outcome: 'failed' as const, error: (end.reason as Error).message, console: computer.consoleFile }
+  })
+  for (const row of rows.filter(({ outcome }) => outcome === 'failed')) {
+    say(`${row.machine} failed: ${row.error}`)
+    say(
+      `its console (${row.console}) ends:\n${computers
+        .find(({ name }) => name === row.machine)
+        ?.console()
+        .slice(-1500)}`,
+    )
+  }
+  const done = rows.filter(({ outcome }) => outcome === 'done')
+  const steps = done[0]?.steps?.map(({ step }) => step) ?? []
+  const seconds = (ms = 0) => `${(ms / 1000).toFixed(0)} s`
+  if (done.length > 0)
+    process.stderr.write(
+      `${table(
+        ['machine', ...steps],
+        done.map(({ machine, steps: times }) => [machine, ...(times ?? []).map(({ ms }) => seconds(ms))]),
+      )}\n`,
+    )
+  if (args.json) process.stdout.write(`${JSON.stringify({ lab: rows })}\n`)
+  return done.length === rows.length ? 0 : 1
+}
+
+/** A front, a partition, its PostgreSQL and a broker; machines reach the partition over the lab's switch. */
+async function startLab(): Promise<Federation> {
+  const port = 5240
+  return startFederation({
+    dataDir: path.join(runDir, 'federation'),
+    partitions: 1,
+    machines: 0,
+    port,
+    sync: 'off',
+    broker: 'always the embedded',
+    say: line => say(line),
+    partitionEnv: {
+      HOST: '0.0.0.0',
+      MUSTER_URL: `http://${lan.address}:${port + 10}`,
+      MUSTER_FILES: files,
+      MUSTER_ENLISTED: 'keep as new',
+      // Emulated processors, and several of them on two real ones.
+      MUSTER_AGENT_SILENCE: '5m',
+    },
+  })
+}
+
+function makeKey(): { keyFile: string; publicKey: string } {
+  const keyFile = path.join(runDir, 'key')
+  execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-C', 'lab', '-f', keyFile])
+  return { keyFile, publicKey: readFileSync(`${keyFile}.pub`, 'utf8').trim() }
+}
+
+function wholeNumber(min: number, max: number): (text: string) => number {
+  return text => {
+    const value = Number(text)
+    if (!/^\d+$/.test(text) || value < min || value > max) throw new InvalidArgumentError(`must be a whole number from ${min} to ${max}`)
+    return value
+  }
+}

@@ -1,0 +1,61 @@
+// The place where the lab stands: name spaces of its own, so that nothing of it is seen outside and nothing is left when it ends, however it ends.
+import { execFile, spawn } from 'node:child_process'
+import { promisify } from 'node:util'
+import { deathTie } from '@muster/embedded/death-tie'
+
+const run = promisify(execFile)
+
+/** The one switch all machines are plugged into, and the partition's address on it. */
+export const lan = { bridge: 'lab0', address: '10.99.0.1', prefix: 24, dynamic: { from: '10.99.0.100', to: '10.99.0.199' } } as const
+
+/** BMCs have a network of their own. */
+export const bmcAddress = (index: number) => `127.99.0.${index + 1}`
+
+const ip = (words: string) => run('ip', words.split(' '))
+
+/**
+ * Runs a program of ours in new network, process and mount name spaces: when its first process ends, all others are killed, and its network with them.
+ * Resolves with its exit code.
+ */
+export function runInside(program: string, args: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
+  // It ignores what could end it gently, and takes everything inside with it when it is killed.
+  const [command, ...words] = [
+    ...deathTie('KILL'),
+    'unshare',
+    '--net',
+    '--pid',
+    '--mount',
+    '--fork',
+    '--kill-child',
+    '--mount-proc',
+    process.execPath,
+    program,
+    ...args,
+  ]
+  const child = spawn(command as string, words, { stdio: 'inherit', env })
+  return new Promise((resolve, reject) => {
+    child.once('error', reject)
+    child.once('exit', code => resolve(code ?? 1))
+  })
+}
+
+/** Lays the cables: call it inside. Answers the name of each machine's port. */
+export async function layNetwork(machines: number): Promise<string[]> {
+  await ip('link set lo up')
+  await ip(`link add ${lan.bridge} type bridge stp_state 0 forward_delay 0`)
+  await ip(`address add ${lan.address}/${lan.prefix} dev ${lan.bridge}`)
+  const taps = Array.from({ length: machines }, (_, index) => `port${index}`)
+  for (const tap of taps) {
+    await ip(`tuntap add ${tap} mode tap`)
+    await ip(`link set ${tap} master ${lan.bridge} up`)
+  }
+  await ip(`link set ${lan.bridge} up`)
+  return taps
+}
+
+/** Where a machine was last heard on the network. */
+export async function addressOf(mac: string): Promise<string | undefined> {
+  const { stdout } = await run('ip', ['-4', 'neigh', 'show', 'dev', lan.bridge])
+  const lines = stdout.split('\n').filter(line => line.includes(mac) && !line.includes('FAILED'))
+  return lines.map(line => line.split(' ')[0]).at(-1)
+}
