@@ -54,7 +54,6 @@ export class Computer implements AsyncDisposable {
   /** Orders one after the other: an on behind an off finds it off. */
   #orders: Promise<void> = Promise.resolve()
   #isClosed = false
-  bootCount = 0
 
   /** Puts the machine into the rack, off, its disk empty. */
   static async install(options: ComputerOptions): Promise<Computer> {
@@ -144,7 +143,6 @@ export class Computer implements AsyncDisposable {
     const { log, folder } = this.#options
     const override = this.#bootOptions.takeForBoot(Date.now())
     const first = override?.device === 'disk' ? 'disk' : 'network'
-    this.bootCount += 1
     this.#ending = 'other'
     const [program, ...args] = [...deathTie('TERM'), 'qemu-system-x86_64', ...this.#words(first)]
     const child = spawn(program as string, args, { stdio: ['ignore', 'ignore', openSync(path.join(folder, `${this.name}.qemu`), 'a')] })

@@ -19,19 +19,8 @@ const ip = (words: string) => run('ip', words.split(' '))
  */
 export function runInside(program: string, args: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
   // It ignores what could end it gently, and takes everything inside with it when it is killed.
-  const [command, ...words] = [
-    ...deathTie('KILL'),
-    'unshare',
-    '--net',
-    '--pid',
-    '--mount',
-    '--fork',
-    '--kill-child',
-    '--mount-proc',
-    process.execPath,
-    program,
-    ...args,
-  ]
+  const spaces = '--net --pid --mount --fork --kill-child --mount-proc'.split(' ')
+  const [command, ...words] = [...deathTie('KILL'), 'unshare', ...spaces, process.execPath, program, ...args]
   const child = spawn(command as string, words, { stdio: 'inherit', env })
   return new Promise((resolve, reject) => {
     child.once('error', reject)
