@@ -115,6 +115,15 @@ test.skipIf(missing !== undefined)(
   60_000,
 )
 
+test.skipIf(missing !== undefined)('a server that says no is believed at once', async () => {
+  answer = (_request, response) => void response.writeHead(404).end()
+  const { content, status } = await fetchImage()
+  expect([status, content.length]).toEqual([22, 0])
+  // Once for its size, and once for all of it.
+  expect(asked).toHaveLength(2)
+  expect(readFileSync(path.join(folder, 'trouble'), 'utf8')).toContain('404')
+})
+
 /** `write_while_fetching` of install.sh, with memory of its own below /run, where the disk is a file. */
 async function stream(digest: string): Promise<string> {
   const text = `mount -t tmpfs tmpfs /run && cd "$1" && . ./http.sh && . ./fetch.sh && . ./install.sh
