@@ -89,12 +89,16 @@ test('a network that cannot be is refused by field, before it is sent and after'
   expect(after).toMatchObject({ code: 2, stderr: expect.stringContaining('no interface has it') })
 })
 
-test('a machine shows how its first boot went and its SSH host keys as ssh would', async () => {
+test('a machine shows how long each step took, how its first boot went and its SSH host keys as ssh would', async () => {
   const deployment = {
     os: 'debian/12',
-    startedAt: '2026-01-02T03:04:05Z',
+    startedAt: '2026-01-02T03:03:00Z',
+    steps: [
+      { step: 'download', at: '2026-01-02T03:03:20Z' },
+      { step: 'write', at: '2026-01-02T03:03:35Z' },
+    ],
     installedAt: '2026-01-02T03:04:05Z',
-    deployedAt: '2026-01-02T03:04:05Z',
+    deployedAt: '2026-01-02T03:05:05Z',
     firstBoot: {
       step: 'modules-final',
       description: '',
@@ -106,6 +110,7 @@ test('a machine shows how its first boot went and its SSH host keys as ssh would
   }
   server.answers['machines.get'] = () => ({ ...aMachine({ state: 'deployed', deployment }), powerSettings: null, inventory: null })
   const { stdout } = await home.muster(['machine', 'get', id])
+  expect(stdout).toMatch(/Took +125 s: power 20 s, download 15 s, write 30 s, first boot 60 s\n/)
   expect(stdout).toMatch(/First boot +over; failed: modules-final\/config-x\n/)
   expect(stdout).toMatch(/SSH host key +ssh-ed25519 SHA256:[A-Za-z0-9+/]{43}\n/)
 })

@@ -313,6 +313,9 @@ describe('signals', () => {
       run: 'r1',
       deployment: { os: 'debian/12', startedAt: new Date().toISOString(), installedAt: null, deployedAt: null },
     })
+    for (const step of ['download', 'download', 'write']) await say(machine, 'working', { step })
+    const { deployment } = await reread(partition.core, machine.id)
+    expect(deployment?.steps?.map(({ step }) => step)).toEqual(['download', 'write'])
     expect(await say(machine, 'done')).toBe(204)
     const installed = await reread(partition.core, machine.id)
     expect(installed).toMatchObject({ state: 'deploying', netboot: false, deployment: { installedAt: expect.any(String) } })

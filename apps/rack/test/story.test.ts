@@ -153,6 +153,13 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
     for (const { hostname } of machines) {
       const machine = await comesTo(hostname, 'deployed', ({ power }) => power === 'on')
       expect(machine.deployment).toMatchObject({ os: 'debian/12', installedAt: expect.any(String), deployedAt: expect.any(String) })
+      const times = [
+        machine.deployment?.startedAt,
+        ...(machine.deployment?.steps ?? []).map(({ at }) => at),
+        machine.deployment?.installedAt,
+      ]
+      expect(times.length).toBeGreaterThan(3)
+      expect(times).toEqual(times.toSorted())
     }
     const { id } = machines[0] as Machine
     expect(await client.machines.power({ id, action: 'cycle', wait: '20s' })).toMatchObject({ power: 'on', state: 'deployed' })

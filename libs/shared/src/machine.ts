@@ -56,6 +56,8 @@ export const osName = z.string().regex(/^[a-z0-9-]{1,32}\/[a-z0-9.-]{1,32}$/, 'i
 export const deployment = z.object({
   os: osName,
   startedAt: timestamp,
+  /** When the agent began with each step, in order. */
+  steps: z.array(z.object({ step: z.string(), at: timestamp })).optional(),
   installedAt: timestamp.nullable(),
   deployedAt: timestamp.nullable(),
   dataSource: z.enum(dataSources).optional(),

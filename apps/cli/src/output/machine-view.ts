@@ -81,6 +81,7 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Allocation', machine.allocation],
     ['Operating system', machine.deployment?.os],
     ['Deployed', time(machine.deployment?.deployedAt)],
+    ['Took', timingText(machine)],
     ['First boot', firstBootText(machine)],
     ...(machine.deployment?.hostKeys ?? []).map(key => ['SSH host key', fingerprintOf(key)] as const),
     ['Architecture', machine.arch],
@@ -105,6 +106,20 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Created', time(machine.createdAt)],
     ['Changed', time(machine.updatedAt)],
   ])
+}
+
+/** How long each step of the deployment took, as far as it has come. */
+function timingText({ deployment }: Machine): string | undefined {
+  if (!deployment) return undefined
+  const { startedAt, steps = [], installedAt, deployedAt } = deployment
+  const begun = [{ step: 'power', at: startedAt }, ...steps, ...(installedAt ? [{ step: 'first boot', at: installedAt }] : [])]
+  const seconds = (from: string, to: string) => `${Math.round((Date.parse(to) - Date.parse(from)) / 1000)} s`
+  const parts = begun.flatMap(({ step, at }, index) => {
+    const end = begun[index + 1]?.at ?? deployedAt
+    return end ? [`${step} ${seconds(at, end)}`] : []
+  })
+  if (parts.length === 0) return undefined
+  return `${deployedAt ? `${seconds(startedAt, deployedAt)}: ` : ''}${parts.join(', ')}`
 }
 
 function firstBootText({ deployment }: Machine): string | undefined {

@@ -3,7 +3,7 @@ import type { Enlistment, Inventory, Job, Signal } from '@muster/shared/agent'
 import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import type { State } from '@muster/shared/life-cycle'
-import type { NetworkInterface } from '@muster/shared/machine'
+import type { Deployment, NetworkInterface } from '@muster/shared/machine'
 import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
@@ -180,6 +180,7 @@ export async function receiveSignal(core: Core, machine: db.MachineRow, signal: 
     patch: {
       progress: signal.progress ?? row.progress,
       waiting_for: isInstalled ? 'the first boot of the installed system to phone home' : describe(signal),
+      ...(state === 'deploying' && row.deployment && { deployment: withStep(row.deployment, signal.step) }),
       ...(isInstalled && { netboot: false, deployment: row.deployment && { ...row.deployment, installedAt: new Date().toISOString() } }),
     },
     // A heartbeat is not worth an event; a step is.
@@ -207,6 +208,16 @@ async function endErasure(core: Core, machine: db.MachineRow): Promise<void> {
     patch: { erase: null, disks_used: false, progress: 100, waiting_for: 'the power off' },
     events: [{ kind: 'machine.erased', data: { disks: row.disks.length, owner: row.owner } }],
   }))
+}
+
+/** So many different steps at most: an agent cannot make the row grow. */
+const stepsMax = 20
+
+/** Notes when a step began; a heartbeat within it changes nothing. */
+function withStep(deployment: Deployment, step: string): Deployment {
+  const { steps = [] } = deployment
+  if (steps.length >= stepsMax || steps.some(known => known.step === step)) return deployment
+  return { ...deployment, steps: [...steps, { step, at: new Date().toISOString() }] }
 }
 
 const describe = (signal: Signal) => `the agent: ${signal.step}${signal.message ? ` (${signal.message})` : ''}`
