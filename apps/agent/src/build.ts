@@ -25,6 +25,7 @@ const programs: Readonly<Record<string, readonly string[]>> = {
   'xz-utils': ['usr/bin/xz'],
   smartmontools: ['usr/sbin/smartctl'],
   ipmitool: ['usr/bin/ipmitool'],
+  'dropbear-bin': ['usr/sbin/dropbear', 'usr/bin/dropbearkey'],
 }
 const busybox = 'busybox-static'
 const grub = 'grub-efi-amd64-bin'
@@ -117,7 +118,7 @@ async function kernelRelease(debian: string): Promise<string> {
 
 /** Folders, the agent's own files, and what they are called by. */
 async function makeTree(tree: string): Promise<void> {
-  for (const folder of ['bin', 'dev', 'etc', 'lib64', 'proc', 'run', 'sys', 'tmp', 'usr/bin', 'usr/sbin', 'usr/lib', 'var'])
+  for (const folder of ['bin', 'dev', 'etc', 'lib64', 'proc', 'root', 'run', 'sys', 'tmp', 'usr/bin', 'usr/sbin', 'usr/lib', 'var'])
     await mkdir(path.join(tree, folder), { recursive: true })
   await cp(root, tree, { recursive: true })
   await chmod(path.join(tree, 'init'), 0o755)

@@ -2,6 +2,7 @@
 import { execFile, execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -14,8 +15,20 @@ import { emptyDisk, startMachine, type VirtualMachine } from './virtual-machine.
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../root/', import.meta.url))
-const tools = ['qemu-system-x86_64', 'cpio', 'zstd', 'depmod', 'apt-get', 'mkfs.ext4', 'sfdisk', 'debugfs', 'grub-mkimage']
-const missing = missingPrograms(tools, 'qemu-system-x86 cpio zstd kmod e2fsprogs fdisk grub-common')
+const tools = [
+  'qemu-system-x86_64',
+  'cpio',
+  'zstd',
+  'depmod',
+  'apt-get',
+  'mkfs.ext4',
+  'sfdisk',
+  'debugfs',
+  'grub-mkimage',
+  'ssh',
+  'ssh-keygen',
+]
+const missing = missingPrograms(tools, 'qemu-system-x86 cpio zstd kmod e2fsprogs fdisk grub-common openssh-client')
 /** Under emulation, on a computer that others use too. */
 const bootLimitMs = 240_000
 
@@ -30,6 +43,14 @@ test.skipIf(noShellcheck !== undefined)("the agent's shell is sound", async () =
   const { stdout } = await run('shellcheck', args, { cwd: root }).catch((error: { stdout: string }) => error)
   expect(stdout).toBe('')
 })
+
+async function freePort(): Promise<number> {
+  const server = createServer()
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  const { port } = server.address() as AddressInfo
+  await new Promise(resolve => server.close(resolve))
+  return port
+}
 
 describe.skipIf(missing !== undefined)('the agent', () => {
   let folder: string
@@ -244,6 +265,47 @@ describe.skipIf(missing !== undefined)('the agent', () => {
           readFileSync(file).every(byte => byte === 0),
           file,
         ).toBe(true)
+    },
+    bootLimitMs * 2,
+  )
+
+  test.concurrent(
+    'is a rescue system: whose key was named logs in as root, and nobody else',
+    async ({ expect }) => {
+      const partition = await partitionFor()
+      const keys = ['mine', 'other'].map(name => path.join(folder, `rescue-${name}`))
+      for (const key of keys) await run('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', key])
+      partition.job = { kind: 'rescue', ...common, sshKeys: [readFileSync(`${keys[0]}.pub`, 'utf8').trim()] }
+      const sshPort = await freePort()
+      const machine = boot(partition, 'rescue', { disks: virtio(disk('rescue')), sshPort })
+      const told = () => partition.signals.find(({ message }) => message.includes('ssh root@'))?.message
+      for (const end = Date.now() + bootLimitMs; told() === undefined; ) {
+        if (Date.now() > end) throw new Error(machine.console().slice(-2_000))
+        await new Promise(resolve => setTimeout(resolve, 500))
+      }
+      expect(told()).toMatch(/^waiting for you: ssh root@10\.0\.2\.15, host key SHA256:\S{43}$/)
+      const known = path.join(folder, 'rescue-known')
+      const login = (key: string) =>
+        run('ssh', [
+          ...[
+            '-i',
+            key,
+            '-p',
+            String(sshPort),
+            '-o',
+            'BatchMode=yes',
+            '-o',
+            'IdentitiesOnly=yes',
+            '-o',
+            'StrictHostKeyChecking=accept-new',
+          ],
+          ...['-o', `UserKnownHostsFile=${known}`, 'root@127.0.0.1', 'id -u; cat /sys/block/vda/serial'],
+        ])
+      expect((await login(keys[0] as string)).stdout).toBe('0\nDISK-1')
+      await expect(login(keys[1] as string)).rejects.toThrow('Permission denied')
+      const { stdout } = await run('ssh-keygen', ['-lf', known])
+      expect(stdout).toContain(/SHA256:\S+/.exec(told() as string)?.[0])
+      await machine.kill()
     },
     bootLimitMs * 2,
   )

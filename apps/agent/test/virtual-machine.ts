@@ -19,6 +19,8 @@ export interface MachineOptions {
   readonly initrd: string
   readonly args: readonly string[]
   readonly memoryMib?: number
+  /** A port of this host's loopback that leads to the machine's SSH. */
+  readonly sshPort?: number
   /** Raw files, by the way they are attached. */
   readonly disks?: readonly { readonly file: string; readonly as: 'virtio' | 'nvme' | 'scsi'; readonly serial: string }[]
 }
@@ -26,7 +28,7 @@ export interface MachineOptions {
 let count = 0
 
 export function startMachine(options: MachineOptions): VirtualMachine {
-  const { folder, kernel, initrd, args, memoryMib = 768, disks = [] } = options
+  const { folder, kernel, initrd, args, memoryMib = 768, disks = [], sshPort } = options
   const log = path.join(folder, `console-${++count}`)
   writeFileSync(log, '')
   const drives = disks.flatMap(({ file, as, serial }, index) => [
@@ -64,7 +66,12 @@ export function startMachine(options: MachineOptions): VirtualMachine {
         '-smbios',
         'type=17,manufacturer=Maker,loc_pfx=DIMM,serial=D1',
       ],
-      ...['-netdev', 'user,id=net0,restrict=off', '-device', 'virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01'],
+      ...[
+        '-netdev',
+        `user,id=net0,restrict=off${sshPort === undefined ? '' : `,hostfwd=tcp:127.0.0.1:${sshPort}-:22`}`,
+        '-device',
+        'virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01',
+      ],
       ...['-kernel', kernel, '-initrd', initrd, '-append', ['console=ttyS0', 'panic=-1', 'BOOTIF=01-52-54-00-00-00-01', ...args].join(' ')],
       ...['-device', 'virtio-scsi-pci'],
       ...['-serial', `file:${log}`],

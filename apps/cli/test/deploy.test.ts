@@ -37,6 +37,16 @@ test('user-data goes as it is: text as text, compressed as base64', async () => 
   expect(large).toMatchObject({ code: 2, stderr: expect.stringContaining('userData: is larger than 524288 bytes; compress it') })
 })
 
+test('a rescue takes the public keys of files, and no private one', async () => {
+  server.answers['machines.rescue'] = () => aMachine({ state: 'rescue' })
+  const keys = file('keys.pub', '# mine\nssh-ed25519 AAAA me@home\nssh-ed25519 BBBB me@work\n')
+  expect(await home.muster(['machine', 'rescue', id, '--ssh-key', keys])).toMatchObject({ code: 0 })
+  const asked = server.asked.filter(({ name }) => name === 'machines.rescue').map(({ input }) => input)
+  expect(asked).toMatchObject([{ id, sshKeys: ['ssh-ed25519 AAAA me@home', 'ssh-ed25519 BBBB me@work'] }])
+  const secret = file('key', '-----BEGIN OPENSSH PRIVATE KEY-----\n')
+  expect(await home.muster(['machine', 'rescue', id, '--ssh-key', secret])).toMatchObject({ code: 2 })
+})
+
 test('secrets come from a file or the standard input, and no mistake shows them', async () => {
   const deploy = (secrets: string, stdin = '') =>
     home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--data-source', 'maas', '--secrets', secrets], { stdin })

@@ -307,6 +307,22 @@ describe('signals', () => {
     expect(await reread(partition.core, machine.id)).toMatchObject({ version: before.version, fault: before.fault })
   })
 
+  test('of the rescue system come after its job, which names who may log in; leaving it forgets them', async () => {
+    const machine = await add({ state: 'ready', power_driver: 'manual' })
+    await partition.as('olga').machines.update({ id: machine.id, powerDriver: 'manual', powerSettings: {} })
+    await partition.as('olga').machines.rescue({ id: machine.id, sshKeys: ['ssh-ed25519 AAAA me@home\n'] })
+    await expect(partition.as('olga').machines.rescue({ id: machine.id, sshKeys: ['two\nlines'] })).rejects.toMatchObject({
+      code: 'invalid-input',
+    })
+    const inRescue = await reread(partition.core, machine.id)
+    const job = await partition.ask('GET', '/agent/job', { token: tokenOf(inRescue) })
+    expect(JSON.parse(job.text)).toMatchObject({ kind: 'rescue', sshKeys: ['ssh-ed25519 AAAA me@home'] })
+    await say(inRescue, 'working', { step: 'rescue', message: 'waiting for you: ssh root@10.0.0.5' })
+    expect((await partition.as('olga').machines.get({ id: machine.id })).waitingFor).toContain('ssh root@10.0.0.5')
+    await partition.as('olga').machines.exitRescue({ id: machine.id })
+    expect(await reread(partition.core, machine.id)).toMatchObject({ state: 'ready', rescue_keys: [] })
+  })
+
   test('of an installation turn network boot off, once', async () => {
     const machine = await add({
       state: 'deploying',

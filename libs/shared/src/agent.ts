@@ -55,7 +55,8 @@ export const job = z.discriminatedUnion('kind', [
     metadata: metadataCredentials.optional(),
   }),
   z.object({ kind: z.literal('erase'), machine: machineId, heartbeatMs: z.number().int(), method: z.enum(eraseMethods) }),
-  z.object({ kind: z.literal('rescue'), machine: machineId, heartbeatMs: z.number().int() }),
+  /** `sshKeys`: who may log in over the network, as root. */
+  z.object({ kind: z.literal('rescue'), machine: machineId, heartbeatMs: z.number().int(), sshKeys: z.array(z.string()).default([]) }),
 ])
 export type Job = z.output<typeof job>
 

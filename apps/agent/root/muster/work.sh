@@ -51,7 +51,22 @@ commission() {
 
 rescue() {
     address=$(ip -4 -o address show scope global | sed 's/.*inet \([^/ ]*\).*/\1/' | head -n 1)
-    stand rescue "waiting for you on the console ($address)" 0
+    if [ "$(jq '.sshKeys | length' /run/job)" -gt 0 ] && serve_ssh; then
+        stand rescue "waiting for you: ssh root@$address, host key $(cat /run/host-key)" 0
+    else
+        stand rescue "waiting for you on the console ($address)" 0
+    fi
     say 'this is the rescue system; its disks are not mounted'
     while :; do setsid cttyhack sh -l; sleep 1; done
+}
+
+# Keys only; the host key is made anew each time, and its fingerprint told to the partition.
+serve_ssh() {
+    mkdir -p /root/.ssh /etc/dropbear
+    chmod 700 /root /root/.ssh /etc/dropbear
+    jq -r '.sshKeys[]' /run/job >/root/.ssh/authorized_keys
+    dropbearkey -t ed25519 -f /etc/dropbear/host 2>/dev/null | sed -n 's/^Fingerprint: //p' >/run/host-key
+    dropbear -s -r /etc/dropbear/host -P /run/dropbear.pid 2>/run/dropbear && return
+    say "no login over the network: $(cat /run/dropbear)"
+    return 1
 }

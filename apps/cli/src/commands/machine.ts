@@ -37,6 +37,7 @@ export const fillMachine: Fill = (command, cli) => {
   addUpdate(command, cli)
   addDelete(command, cli)
   addDeploy(command, cli)
+  addRescue(command, cli)
   addPower(command, cli)
   addRotateCredentials(command, cli)
   addNetwork(command, cli)
@@ -49,7 +50,7 @@ export const fillMachine: Fill = (command, cli) => {
 function plainActions(): [name: ActionName, call: Call][] {
   const isAction = ({ rest }: Call) => rest.method === 'POST' && rest.path.startsWith('/machines/{id}/')
   return Object.entries(calls as unknown as Record<string, Call>).filter(
-    ([name, call]) => isAction(call) && !['deploy', 'power', 'rotateCredentials'].includes(name),
+    ([name, call]) => isAction(call) && !['deploy', 'power', 'rescue', 'rotateCredentials'].includes(name),
   ) as [ActionName, Call][]
 }
 
@@ -66,6 +67,7 @@ type ActionName = Exclude<
   | 'power'
   | 'powerOrders'
   | 'erasures'
+  | 'rescue'
   | 'rotateCredentials'
   | 'network'
   | 'setNetwork'
@@ -426,6 +428,23 @@ function addDeploy(parent: Command, cli: Cli): void {
     const { client } = await connect(cli, command)
     const act = (id: string) => client.machines.deploy(inputs.get(id) as CallRequest<'machines.deploy'>)
     await actOnMachines({ cli, command, client, verb: 'deploy', ids: [...inputs.keys()], act, wait })
+  })
+}
+
+function addRescue(parent: Command, cli: Cli): void {
+  const call = calls.rescue
+  const command = parent.command('rescue').summary('boot the rescue system').argument('[id...]', 'ids of machines')
+  command
+    .description(`${call.summary}: a shell on the console, and over SSH for the keys given. Where it is, machine get says once it is up.`)
+    .option('--ssh-key <file>', 'file of public keys that may log in as root, one a line; may be repeated', collect)
+    .addOption(waitOption())
+  examples(command, [`machine rescue ${anId} --ssh-key ~/.ssh/id_ed25519.pub`, `machine exit-rescue ${anId}`])
+  command.action(async (given: string[], options: { sshKey?: string[]; wait?: string | true }) => {
+    const { wait, ids } = splitWait(options.wait, given)
+    const sshKeys = await readKeys(options.sshKey ?? [])
+    const all = distinct(ids).map(id => checked(call, { id, sshKeys }).id)
+    const { client } = await connect(cli, command)
+    await actOnMachines({ cli, command, client, verb: 'rescue', ids: all, act: id => client.machines.rescue({ id, sshKeys }), wait })
   })
 }
 

@@ -43,7 +43,7 @@ const replicaShownSeconds = 30
 export function handlers(core: Core, self: Self): Handlers {
   const plain =
     (verb: machines.PlainRequest) =>
-    (input: { id: string; reason?: string; erase?: ErasePolicy | undefined }, { caller }: CallContext) =>
+    (input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[] }, { caller }: CallContext) =>
       machines.requestMove(core, caller, verb, input)
   return {
     'machines.list': input => listMachines(core, input),

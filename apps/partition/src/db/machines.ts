@@ -34,6 +34,7 @@ export interface MachineRow {
   netboot: boolean
   disks_used: boolean
   erase: EraseMethod | null
+  rescue_keys: string[]
   deployment: Deployment | null
   network: NetworkDocument | null
   deployment_network: NetworkDocument | null
@@ -79,6 +80,7 @@ const columns = [
   'netboot',
   'disks_used',
   'erase',
+  'rescue_keys',
   'deployment',
   'network',
   'deployment_network',
@@ -263,6 +265,7 @@ export type MachinePatch = { deployment_secrets?: Buffer | null } & Partial<
     | 'netboot'
     | 'disks_used'
     | 'erase'
+    | 'rescue_keys'
     | 'deployment'
     | 'network'
     | 'deployment_network'

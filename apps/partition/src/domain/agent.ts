@@ -105,7 +105,7 @@ export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl:
   const common = { machine: row.id, heartbeatMs }
   if (row.state === 'commissioning') return { kind: 'commission', ...common }
   if (row.state === 'releasing' && row.erase !== null) return { kind: 'erase', ...common, method: row.erase }
-  if (row.state === 'rescue') return { kind: 'rescue', ...common }
+  if (row.state === 'rescue') return { kind: 'rescue', ...common, sshKeys: row.rescue_keys }
   if (row.state === 'deploying' && row.netboot && row.deployment) {
     const image = core.catalogue.imageFor(row.deployment.os, row.arch)
     const dataSource = dataSourceOf(row.deployment)

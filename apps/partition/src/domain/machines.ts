@@ -207,7 +207,7 @@ export async function requestMove(
   core: Core,
   caller: Caller,
   verb: PlainRequest,
-  input: { id: string; reason?: string; erase?: ErasePolicy | undefined },
+  input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[] },
 ): Promise<Machine> {
   const request: { move: MoveName; needs?: 'power' } = requests[verb]
   // An operator may leave rescue or abort for anybody; a user only on machines of their own.
@@ -215,6 +215,7 @@ export async function requestMove(
     id: input.id,
     move: request.move,
     actor: caller.name,
+    ...(verb === 'rescue' && { patch: { rescue_keys: input.sshKeys ?? [] } }),
     ...(verb === 'release' && { erase: erasePolicyFor(core, caller, input.erase) }),
     check: found => {
       refuseForeign(caller, found)

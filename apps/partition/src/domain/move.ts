@@ -69,6 +69,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
         waiting_for: null,
         progress: null,
         erase,
+        ...(row.rescue_keys.length > 0 && { rescue_keys: [] }),
         ...entering(next.to, request.move, row, erase),
         ...(typeof request.patch === 'function' ? request.patch(row) : request.patch),
       },

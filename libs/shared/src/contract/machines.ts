@@ -52,6 +52,18 @@ const machineFilter = {
   mac: mac.optional(),
 }
 
+/** Public keys, one line each, as in authorized_keys. */
+const sshKeys = z
+  .array(
+    z
+      .string()
+      .max(8192)
+      .trim()
+      .regex(/^[^\r\n]+$/, 'is not one line'),
+  )
+  .max(50)
+  .default([])
+
 /** Only operators may ask for less than the partition's rule. */
 export const releaseErase = z
   .enum(erasePolicies)
@@ -220,7 +232,7 @@ export const machines = {
     {
       os: osName,
       userData: userData.optional(),
-      sshKeys: z.array(z.string().max(8192)).max(50).default([]),
+      sshKeys,
       secrets: oneTimeSecrets.optional(),
       network: networkDocument.optional().describe("for this deployment, instead of the machine's own"),
       dataSource: z.enum(dataSources).optional().describe('how the installed system reads its metadata; the image says so where left out'),
@@ -230,7 +242,9 @@ export const machines = {
   release: move('release', 'Give a machine back', 'user', { erase: releaseErase }),
   markBroken: move('mark-broken', 'Take a machine out of service', 'operator', { reason: z.string().max(1000).default('') }),
   fix: move('fix', 'Return a broken machine to service', 'operator', {}, ['machine-owned']),
-  rescue: move('rescue', 'Boot the rescue system', 'user', {}, ['no-power-driver']),
+  rescue: move('rescue', 'Boot the rescue system', 'user', { sshKeys: sshKeys.describe('who may log in to it, as root') }, [
+    'no-power-driver',
+  ]),
   exitRescue: move('exit-rescue', 'Leave the rescue system, back to the state before', 'user', {}),
   retire: move('retire', 'Take a machine out for good; its row stays', 'operator', {}),
   restore: move('restore', 'Bring a retired machine back as new', 'operator', {}),
