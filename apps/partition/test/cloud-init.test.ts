@@ -255,7 +255,7 @@ describe.skipIf(needsModules())('cloud-init', { timeout: 180_000 }, () => {
       })
       expect(failing).toMatchObject({
         state: 'deployed',
-        fault: { code: 'cloud-init-failed', message: expect.stringContaining('modules-final/config-scripts-user') },
+        fault: { code: 'cloud-init-failed', message: expect.stringContaining('modules-final') },
       })
     })
   })

@@ -132,7 +132,7 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
     host: '127.0.0.1',
     port: 0,
     url: undefined,
-    rules: { ...defaultRules, powerCheckMs: 60_000, powerChangeMs: 5_000 },
+    rules: { ...defaultRules, erase: 'none', powerCheckMs: 60_000, powerChangeMs: 5_000 },
   }
 }
 

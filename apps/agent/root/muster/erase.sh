@@ -1,7 +1,7 @@
 # Erasing what an owner leaves behind, disk by disk; the partition gets word of each, and signs it. Every step may be repeated: an erased disk is erased again.
 
 erase() {
-    method=$(jq -r .method /run/job)
+    how=$(jq -r .method /run/job)
     disks >/run/disks
     total=$(wc -l </run/disks)
     number=0
@@ -12,7 +12,7 @@ erase() {
         began=$(cut -d. -f1 /proc/uptime)
         place="disk $number of $total: /dev/$disk"
         stand erase "$place" $((100 * (number - 1) / total))
-        say "erasing $place ($method)"
+        say "erasing $place ($how)"
         erase_disk
         echo "$line" | jq -c --arg outcome "$outcome" --argjson samples "$samples" --argjson seconds $(($(cut -d. -f1 /proc/uptime) - began)) \
             '{disk: .name, serial, model, sizeBytes, $outcome, $samples, $seconds}' >/run/erasure
@@ -30,7 +30,7 @@ erase_disk() {
     if blkdiscard "/dev/$disk" 2>/run/discard; then
         if samples=$(read_samples); then outcome=discarded; else samples=0; fi
     fi
-    if [ "$method" = full ]; then
+    if [ "$how" = full ]; then
         overwrite 0 "$bytes"
         samples=$(read_samples) || fail erase "/dev/$disk does not read as zero after it was overwritten: $samples"
         outcome=overwritten
@@ -56,7 +56,7 @@ overwrite() {
         dd if=/dev/zero of="/dev/$disk" bs=$block seek=$((at / block)) count=$((part / block)) conv=notrunc,fsync 2>/run/dd ||
             fail erase "write to /dev/$disk: $(tr '\n' ' ' </run/dd)"
         at=$((at + part)) left=$((left - part))
-        [ "$method" != full ] || stand erase "$place" $(((100 * (number - 1) + 100 * (at / 1048576) / (bytes / 1048576 + 1)) / total))
+        [ "$how" != full ] || stand erase "$place" $(((100 * (number - 1) + 100 * (at / 1048576) / (bytes / 1048576 + 1)) / total))
     done
 }
 
