@@ -3,10 +3,11 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createClient } from '@muster/shared/client'
-import { Command, InvalidArgumentError } from 'commander'
+import { Command } from 'commander'
 import type { Child } from './federation/child.ts'
 import { type Federation, restartPauseMs, startFederation } from './federation/federation.ts'
 import { sadNames } from './machine/sad.ts'
+import { wholeNumber } from './whole-number.ts'
 
 interface Arguments {
   partitions: number
@@ -163,13 +164,5 @@ function isAlive(pid: number): boolean {
     return true
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM'
-  }
-}
-
-function wholeNumber(min: number, max: number): (text: string) => number {
-  return text => {
-    const value = Number(text)
-    if (!/^\d+$/.test(text) || value < min || value > max) throw new InvalidArgumentError(`must be a whole number from ${min} to ${max}`)
-    return value
   }
 }

@@ -46,7 +46,7 @@ export async function takeImage(image: NewImage): Promise<'taken' | 'known'> {
   await writeWhole(path.join(place, 'image.json'), `${JSON.stringify(description, null, 2)}\n`)
   // The new one, and the one before it.
   const kept = new Set([description.file, before?.file])
-  const others = (await readdir(place)).filter(name => name.endsWith('.img') && !name.startsWith('.') && !kept.has(name))
+  const others = (await readdir(place)).filter(name => name.endsWith('.img') && !kept.has(name))
   for (const name of others) await rm(path.join(place, name), { force: true })
   return 'taken'
 }

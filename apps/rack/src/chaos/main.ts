@@ -1,6 +1,7 @@
 // The checker as a program: a federation of real processes, clients, faults, and a verdict. `node apps/rack/src/chaos/main.ts --help`.
 // Ends with 1 where a single promise was broken.
 import { Command, InvalidArgumentError } from 'commander'
+import { wholeNumber } from '../whole-number.ts'
 import { type FaultKind, faultKinds } from './history.ts'
 import { verdictTable } from './report.ts'
 import { runChaos } from './run.ts'
@@ -70,14 +71,6 @@ try {
 } catch (error) {
   say(`chaos could not run: ${(error as Error).message}`)
   process.exitCode = 2
-}
-
-function wholeNumber(min: number, max: number): (text: string) => number {
-  return text => {
-    const value = Number(text)
-    if (!/^\d+$/.test(text) || value < min || value > max) throw new InvalidArgumentError(`must be a whole number from ${min} to ${max}`)
-    return value
-  }
 }
 
 function faultList(text: string): FaultKind[] {

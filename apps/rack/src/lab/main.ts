@@ -5,9 +5,10 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { buildAgent } from '@muster/agent/build'
 import { createClient } from '@muster/shared/client'
-import { Command, InvalidArgumentError, Option } from 'commander'
+import { Command, Option } from 'commander'
 import { table } from '../bench/table.ts'
 import { type Federation, startFederation } from '../federation/federation.ts'
+import { wholeNumber } from '../whole-number.ts'
 import { type Acceleration, Computer, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
 import { startDnsmasq } from './dnsmasq.ts'
@@ -175,12 +176,4 @@ function makeKey(): { keyFile: string; publicKey: string } {
   const keyFile = path.join(runDir, 'key')
   execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-C', 'lab', '-f', keyFile])
   return { keyFile, publicKey: readFileSync(`${keyFile}.pub`, 'utf8').trim() }
-}
-
-function wholeNumber(min: number, max: number): (text: string) => number {
-  return text => {
-    const value = Number(text)
-    if (!/^\d+$/.test(text) || value < min || value > max) throw new InvalidArgumentError(`must be a whole number from ${min} to ${max}`)
-    return value
-  }
 }
