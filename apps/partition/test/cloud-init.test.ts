@@ -251,11 +251,11 @@ describe.skipIf(needsModules())('cloud-init', { timeout: 180_000 }, () => {
       ).toEqual(['secret.seen hush'])
       const failing = await until(async () => {
         const row = await reread(partition.core, machine.id)
-        return row.fault ? row : undefined
+        return row.deployment?.firstBoot?.endedAt ? row : undefined
       })
       expect(failing).toMatchObject({
         state: 'deployed',
-        fault: { code: 'cloud-init-failed', message: expect.stringContaining('modules-final') },
+        fault: { code: 'cloud-init-failed', message: expect.stringContaining('modules-final/config-scripts-user') },
       })
     })
   })

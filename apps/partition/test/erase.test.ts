@@ -106,13 +106,20 @@ test('what an agent could not erase is told by disk, and an operator may give th
   expect(await partition.sql`select disks_used from machines where id = ${id}`).toEqual([{ disks_used: true }])
 })
 
-test('a machine that never had a system, and one that nothing here can start, are given back at once', async () => {
+test('a machine that never had a system is given back at once; one that was used and cannot be started, only by an operator', async () => {
   const partition = await runPartition({ rules: { erase: 'full' } })
   const olga = partition.as('olga').machines
   const unused = await deployedIn(partition, { state: 'allocated', disks_used: false })
   const bare = await addMachine(partition.core, used)
+  await olga.release({ id: bare.id })
+  await until(async () => (await olga.get({ id: bare.id })).state === 'failed_releasing')
+  expect(await olga.get({ id: bare.id })).toMatchObject({
+    owner: 'alice',
+    fault: { code: 'erase-failed', message: expect.stringContaining('no power driver'), hint: expect.stringContaining('--erase none') },
+  })
+  await olga.release({ id: bare.id, erase: 'none' })
+  await olga.release({ id: unused.id })
   for (const { id } of [unused, bare]) {
-    await olga.release({ id })
     await until(async () => (await olga.get({ id })).state === 'ready')
     expect(await olga.erasures({ id })).toEqual({ items: [] })
   }

@@ -44,6 +44,19 @@ test('a machine nobody uses that is seen on is switched off, and that is drift',
   expect(decide(facts({ state: 'retired', power: 'on', power_driver: null }))).toEqual({ kind: 'rest' })
 })
 
+test('a machine whose agent does not appear is cycled once more before that is a fault', () => {
+  const on = { state: 'commissioning', power: 'on', power_seen_at: before } as const
+  const long = new Date(now.getTime() - 600_001)
+  const ordered = order({ ended_at: long })
+  expect(decide(facts({ ...on, power_seen_at: long }, ordered))).toMatchObject({
+    kind: 'order',
+    wish: { action: 'cycle', boot: 'network' },
+    drift: 'no sign of the agent',
+  })
+  expect(decide(facts({ ...on, power_seen_at: long }, ordered, 2))).toMatchObject({ kind: 'fail', fault: { code: 'agent-missing' } })
+  expect(decide(facts({ ...on, last_signal_at: now }, ordered))).toMatchObject({ kind: 'wait' })
+})
+
 test("a deployed machine's power is its owner's business", () => {
   for (const power of ['on', 'off', 'unknown'] as const) expect(decide(facts({ state: 'deployed', power }))).toEqual({ kind: 'rest' })
 })

@@ -29,8 +29,6 @@ beforeAll(async () => {
     pace: 'instant',
     sync: 'off',
     broker: 'always the embedded',
-    // Many short lives, one behind the other: no agent in between.
-    partitionEnv: { MUSTER_ERASE: 'none' },
   })
   const [partition] = federation.partitions as [Federation['partitions'][number]]
   client = createClient({ url: partition.url, token: federation.token })

@@ -1,5 +1,5 @@
 // Computers with real firmware (BIOS and UEFI) live through everything that Muster does with a machine: real DHCP and TFTP, a real kernel, a real Debian
-// whose cloud-init phones home. With the partition killed in every stage by hand: npm run lab -- --kill-in commissioning deploying releasing.
+// whose cloud-init phones home. The partition is killed once in every stage.
 import { execFile } from 'node:child_process'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -19,7 +19,7 @@ test.skipIf(why !== undefined)(
   'from an empty disk to a login on an installed Debian, and back to an erased disk, under BIOS and UEFI',
   { timeout: limitMs },
   async () => {
-    const args = ['apps/rack/src/lab/main.ts', '--json']
+    const args = ['apps/rack/src/lab/main.ts', '--json', '--kill-in', 'commissioning', 'deploying', 'releasing']
     const { stdout, stderr } = await run(process.execPath, args, {
       cwd: path.resolve(root),
       timeout: limitMs - 10_000,

@@ -17,10 +17,9 @@ export async function insertErasure(sql: Sql, row: Omit<ErasureRow, 'id'>): Prom
   await sql`insert into erasures ${sql(row)} on conflict (machine_id, run, disk) do nothing`
 }
 
-/** The disks erased in a run, by name. */
-export async function erasedDisks(sql: Sql, machine: string, run: string): Promise<string[]> {
-  const rows = await sql<{ disk: string }[]>`select disk from erasures where machine_id = ${machine} and run = ${run} order by disk`
-  return rows.map(({ disk }) => disk)
+/** What was said of the disks erased in a run. */
+export async function erasuresOfRun(sql: Sql, machine: string, run: string): Promise<{ disk: string; payload: string }[]> {
+  return await sql<{ disk: string; payload: string }[]>`select disk, payload from erasures where machine_id = ${machine} and run = ${run}`
 }
 
 /** Latest first. */

@@ -41,7 +41,8 @@ export interface Rules {
 export const defaultRules: Rules = {
   deadlinesMs: {},
   agentSilenceMs: 90_000,
-  agentStartMs: 1_200_000,
+  // Twice, and still within the time for a commissioning.
+  agentStartMs: 720_000,
   erase: 'quick',
   powerCheckMs: 30_000,
   powerTransitionMs: 5_000,

@@ -3,7 +3,7 @@ import type { Erasure } from '@muster/shared/agent'
 import { type Caller, mayAct } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
 import { type ErasePolicy, type ErasureCertificate, erasePolicies } from '@muster/shared/machine'
-import { erasedDisks, insertErasure, listErasures } from '../db/erasures.ts'
+import { erasuresOfRun, insertErasure, listErasures } from '../db/erasures.ts'
 import type { MachineRow } from '../db/machines.ts'
 import type { Core } from './core.ts'
 
@@ -19,9 +19,9 @@ export function erasePolicyFor(core: Core, caller: Caller, asked: ErasePolicy | 
   return asked
 }
 
-/** What is to be done before the machine is given on: nothing where nobody's data can be on it, or nothing here can start its agent. */
+/** What is to be done before the machine is given on: nothing where nobody's data can be on it. */
 export function eraseOf(row: MachineRow, policy: ErasePolicy): MachineRow['erase'] {
-  return policy === 'none' || !row.disks_used || row.power_driver === null ? null : policy
+  return policy === 'none' || !row.disks_used ? null : policy
 }
 
 /** How much longer a release may take where all disks are overwritten, one after the other. */
@@ -40,16 +40,21 @@ export async function receiveErasure(core: Core, machine: MachineRow & { run: st
   await insertErasure(core.sql, { machine_id: id, run, disk: erasure.disk, at, payload, signature, key })
 }
 
-/** The disks of the machine that have no certificate of this run, by name. */
+/** The disks of the machine that have no certificate of this run, by name. Disks are told by serial number where they have one: names may change at any boot. */
 export async function disksLeft(core: Core, machine: MachineRow): Promise<string[]> {
-  const done = new Set(machine.run === null ? [] : await erasedDisks(core.sql, machine.id, machine.run))
-  return machine.disks.map(({ name }) => name).filter(name => !done.has(name))
+  const told = machine.run === null ? [] : await erasuresOfRun(core.sql, machine.id, machine.run)
+  const done = new Set(told.map(({ payload }) => diskKey(erasureIn(payload))))
+  return machine.disks.filter(({ name, serial }) => !done.has(diskKey({ disk: name, serial }))).map(({ name }) => name)
 }
+
+const diskKey = ({ disk, serial }: { disk: string; serial: string }) => (serial === '' ? `name ${disk}` : `serial ${serial}`)
+
+const erasureIn = (payload: string) => JSON.parse(payload) as Erasure & { owner: string | null }
 
 export async function erasureCertificates(core: Core, machine: string, limit: number): Promise<{ items: ErasureCertificate[] }> {
   const rows = await listErasures(core.sql, machine, limit)
   const items = rows.map(({ id, at, payload, signature, key }) => {
-    const { disk, serial, model, sizeBytes, outcome, samples, seconds, owner } = JSON.parse(payload) as Erasure & { owner: string | null }
+    const { disk, serial, model, sizeBytes, outcome, samples, seconds, owner } = erasureIn(payload)
     const told = { disk, serial, model, sizeBytes, outcome, samples, seconds }
     return { id, at: at.toISOString(), machine, ...told, owner, payload, signature, key }
   })

@@ -41,6 +41,8 @@ const lookAgainMs = 15_000
 const holdLookMs = 1_000
 /** Orders given to a machine that loses its power again and again on the same way. */
 const powerLossLimit = 3
+/** Cycles into the network of a machine whose agent does not appear. */
+const agentTries = 2
 /** A failed order in a state that only wants the power off: the next try. */
 const retryOffMs = 60_000
 
@@ -124,13 +126,15 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs, agentStartMs }:
   const isAgentWanted = machine.state === 'commissioning' || machine.netboot
   const isAgentExpected = machine.last_signal_at !== null && isAgentWanted
   const startingMs = isAgentWanted && !isAgentExpected && own.ended_at !== null ? now.getTime() - own.ended_at.getTime() : 0
+  // A loader that asks in the second in which nobody answers ends on the old disk, or nowhere: the next one may find us.
+  if (startingMs > agentStartMs && ownCount < agentTries) return { kind: 'order', wish: intoNetwork, reason, drift: 'no sign of the agent' }
   if (startingMs > agentStartMs)
     return {
       kind: 'fail',
       move: 'fail',
       fault: {
         code: 'agent-missing',
-        message: `no sign of the agent in ${Math.round(startingMs / 1000)} s since the machine was powered on into the network`,
+        message: `no sign of the agent in ${Math.round(startingMs / 1000)} s since the machine was powered on into the network, and not the first time`,
         hint: 'look at its console: an address by DHCP, a loader by TFTP, then the script, kernel and image by HTTP from this partition',
       },
     }
@@ -169,7 +173,7 @@ function failedOrder(order: PowerOrder): Outcome {
  */
 function releasing(facts: Facts): Outcome {
   const { machine } = facts
-  if (machine.power_driver === null) return { kind: 'move', move: 'released' }
+  if (machine.power_driver === null) return machine.erase === null ? { kind: 'move', move: 'released' } : cannotErase
   if (machine.erase !== null) return viaAgent(facts, 'the agent to erase the disks')
   // The cycle into the agent says nothing of the end.
   const own = facts.own?.action === 'off' ? facts.own : undefined
@@ -178,6 +182,17 @@ function releasing(facts: Facts): Outcome {
   if (own.state === 'done') return { kind: 'move', move: 'released' }
   if (own.state === 'failed') return failedOrder(own)
   return { kind: 'wait', reason: 'the power off', againMs: lookAgainMs }
+}
+
+/** Nothing here can start its agent. */
+const cannotErase: Outcome = {
+  kind: 'fail',
+  move: 'fail',
+  fault: {
+    code: 'erase-failed',
+    message: 'its disks are to be erased, and nothing here can start the machine: it has no power driver',
+    hint: 'give it one (`manual`, where a person presses the button) and release it again; or, as an operator, release it with --erase none',
+  },
 }
 
 function deployed({ machine, own }: Facts): Outcome {

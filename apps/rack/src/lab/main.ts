@@ -168,6 +168,7 @@ async function startLab(): Promise<Federation> {
       MUSTER_ENLISTED: 'keep as new',
       // Emulated processors, and several of them on two real ones.
       MUSTER_AGENT_SILENCE: '5m',
+      MUSTER_AGENT_START: '5m',
     },
   })
 }

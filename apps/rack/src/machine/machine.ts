@@ -1,5 +1,6 @@
 // A machine that is not there: a power switch, a firmware with a boot order, a disk, and whatever runs in it. Its BMC orders it about
 // through the Chassis interface; losing power ends at once everything that was going on.
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { ChassisControl } from '@muster/drivers/ipmi/codec'
 import type { Inventory } from '@muster/shared/agent'
 import type { BootOptions } from '../bmc/boot-options.ts'
@@ -51,6 +52,8 @@ export interface MachineOptions {
 /** Enough for several commissionings and deployments; the oldest entries go first. */
 const historyMax = 300
 /** How often a firmware with nothing to boot goes round its boot order before it stops at "no bootable device". */
+/** A worker looks 150 ms after its order, then ever more rarely. */
+const shortestLifeMs = 500
 const bootRoundsMax = 100
 
 /** One machine. It starts switched off; `restorePower` brings it to where it was saved. */
@@ -285,7 +288,10 @@ export class Machine implements Chassis {
       signal.throwIfAborted()
       if (ending === 'reboot') this.note('reboot', { by: 'itself' })
     }
-    if (ending === 'power-off') this.#switchOff('itself')
+    if (ending !== 'power-off') return
+    // No computer is on and off again between two looks at its BMC.
+    await sleep(shortestLifeMs, undefined, { signal })
+    this.#switchOff('itself')
   }
 
   async #bootOnce(boot: Boot): Promise<Ending> {
