@@ -1,14 +1,16 @@
 // The settings of a partition: the only file beside main.ts that knows the environment.
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { loadConfig, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
+import { ConfigError, loadConfig, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
 import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
 import { erasePolicies } from '@muster/shared/machine'
+import { domain } from '@muster/shared/network'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
+import { dhcpRanges, type NetworkServices } from './domain/dnsmasq.ts'
 
 const duration = (fallbackMs: number) =>
   z
@@ -32,6 +34,13 @@ const deadlines = z
     }
     return chosen
   })
+
+const words = (shape: z.ZodType<string, string>) =>
+  z
+    .string()
+    .default('')
+    .transform(text => text.split(',').filter(Boolean))
+    .pipe(z.array(shape))
 
 const variables = {
   partition: variable(
@@ -76,6 +85,20 @@ const variables = {
   powerRestartMs: variable('MUSTER_POWER_RESTART', duration(defaultRules.powerRestartMs)),
   bmcEvents: variable('MUSTER_BMC_EVENTS', z.enum(['subscribe', 'off']).default('subscribe')),
   enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default(defaultRules.enlisted)),
+  dhcpInterfaces: variable(
+    'MUSTER_DHCP_INTERFACES',
+    words(z.string().regex(/^[A-Za-z0-9_.-]{1,15}$/, 'is not the name of a network interface')),
+  ),
+  dhcpRanges: variable('MUSTER_DHCP_RANGES', dhcpRanges),
+  dnsZone: variable('MUSTER_DNS_ZONE', domain.optional()),
+  dnsUpstreams: variable('MUSTER_DNS_UPSTREAMS', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'))),
+  networkFolder: variable(
+    'MUSTER_NETWORK_DIR',
+    z
+      .string()
+      .default('network')
+      .transform(folder => path.resolve(folder)),
+  ),
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
@@ -102,6 +125,8 @@ export interface PartitionSettings {
   url: string | undefined
   /** Whether BMCs that can are asked to post changes to `url`. Default `subscribe`. */
   bmcEvents?: 'subscribe' | 'off'
+  /** DHCP, TFTP and DNS by dnsmasq; undefined: somebody else's. */
+  network?: NetworkServices | undefined
   rules: Rules
 }
 
@@ -125,6 +150,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     port: given.port,
     url: given.url?.replace(/\/$/, ''),
     bmcEvents: given.bmcEvents,
+    network: networkServices(given),
     rules: {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,
@@ -140,4 +166,32 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     },
   }
   return { settings, lines, unknown, logLevel: given.logLevel }
+}
+
+/** Throws ConfigError where only a part of what it takes is there. */
+function networkServices(given: {
+  dhcpInterfaces: string[]
+  dhcpRanges: NetworkServices['ranges'][number][]
+  dnsZone: string | undefined
+  dnsUpstreams: string[]
+  networkFolder: string
+  url: string | undefined
+}): NetworkServices | undefined {
+  const { dhcpInterfaces: interfaces, dhcpRanges: ranges, dnsZone: zone, dnsUpstreams: upstreams, networkFolder: folder, url } = given
+  const isWanted = interfaces.length > 0
+  const problems = [
+    ...(isWanted && ranges.length === 0
+      ? ['MUSTER_DHCP_RANGES is not set: MUSTER_DHCP_INTERFACES has DHCP served, with which addresses?']
+      : []),
+    ...(isWanted && url === undefined
+      ? ['MUSTER_URL is not set: MUSTER_DHCP_INTERFACES has DHCP served, and machines are told this URL']
+      : []),
+    ...(!isWanted && ranges.length > 0 ? ['MUSTER_DHCP_RANGES is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
+    ...(!isWanted && zone !== undefined
+      ? ['MUSTER_DNS_ZONE is set, but not MUSTER_DHCP_INTERFACES: names are those of machines that DHCP serves']
+      : []),
+    ...(zone === undefined && upstreams.length > 0 ? ['MUSTER_DNS_UPSTREAMS is set, but not MUSTER_DNS_ZONE: DNS is off'] : []),
+  ]
+  if (problems.length > 0) throw new ConfigError(problems)
+  return isWanted ? { interfaces, ranges, zone, upstreams, folder } : undefined
 }

@@ -38,6 +38,7 @@ import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
 import { openConfigurationDoor } from './doors/configuration.ts'
+import { Dnsmasq } from './doors/dnsmasq.ts'
 import { filesDoor, filesPath } from './doors/files.ts'
 import { maasDoor } from './doors/maas.ts'
 import { metadataDoor } from './doors/metadata.ts'
@@ -107,7 +108,10 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     replica,
     version,
     url: '',
-    problems: () => backend.readiness().flatMap(({ status, detail }) => (status === 'ok' ? [] : [detail])),
+    problems: () => [
+      ...backend.readiness().flatMap(({ status, detail }) => (status === 'ok' ? [] : [detail])),
+      ...(dnsmasq?.problem === undefined ? [] : [dnsmasq.problem]),
+    ],
   }
   let seenAt = Date.now()
   const bus =
@@ -121,9 +125,11 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     readiness: () => readiness(seenAt),
   })
   let busDoor: BusDoor | undefined
+  let dnsmasq: Dnsmasq | undefined
   const follower = new LogFollower(core, lastSeq => {
     backend.logHasGrown()
     busDoor?.logHasGrown(lastSeq)
+    dnsmasq?.changed()
   })
   await follower.start()
 
@@ -188,6 +194,10 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     runPowerMonitor(core, board, stopping.signal, settings.bmcEvents === 'off' ? undefined : () => self.url),
     runRotations(core, board, stopping.signal),
   )
+  if (settings.network) {
+    dnsmasq = new Dnsmasq(core, settings.network, self.url)
+    loops.push(dnsmasq.run(stopping.signal))
+  }
   every('replica', touchEveryMs, async () => {
     if ((await touchReplica(sql, replica)) === 'superseded' && !stopping.signal.aborted) options.onSuperseded()
     seenAt = Date.now()

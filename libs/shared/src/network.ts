@@ -12,7 +12,7 @@ const reservedNames = new Set(['lo', 'all', 'default'])
 
 const address = z.union([z.ipv4(), z.ipv6()], 'is not an IP address')
 const addressWithLength = z.union([z.cidrv4(), z.cidrv6()], 'is not an address with its prefix length, such as 10.0.0.5/24')
-const domain = z
+export const domain = z
   .string()
   .regex(/^[a-z0-9]([a-z0-9-]{0,62}\.?)+$/i, 'is not a domain')
   .max(253)
@@ -219,7 +219,7 @@ function addressProblems(devices: readonly Device[]): Problem[] {
         message: `"${having[0]?.name}" has the default route already; give this one routes`,
       })
     for (const { settings, field } of having)
-      if (!settings.addresses.some(cidr => contains(cidr, settings[version] as string)))
+      if (!settings.addresses.some(cidr => isInNetwork(cidr, settings[version] as string)))
         problems.push({ field: [...field, version], message: 'is in the network of none of the addresses here' })
   }
   for (const { settings, field } of devices) {
@@ -266,13 +266,13 @@ function bondProblems({ bonds }: Shape): Problem[] {
 const isVersion6 = (text: string) => text.includes(':')
 
 /** Whether the network of `cidr` has the address. */
-function contains(cidr: string, ip: string): boolean {
+export function isInNetwork(cidr: string, ip: string): boolean {
   const [network = '', length = ''] = cidr.split('/')
   return isVersion6(network) === isVersion6(ip) && bitsOf(network).slice(0, Number(length)) === bitsOf(ip).slice(0, Number(length))
 }
 
 /** An address as 32 or 128 binary digits. */
-function bitsOf(ip: string): string {
+export function bitsOf(ip: string): string {
   if (!isVersion6(ip))
     return ip
       .split('.')

@@ -144,6 +144,13 @@ export async function findMachineByMac(sql: Sql, macs: readonly string[]): Promi
   return row
 }
 
+/** What DHCP and DNS know of the machines here, by host name: all their addresses. */
+export function networkHosts(sql: Sql): Promise<{ hostname: string; macs: string[] }[]> {
+  return sql<{ hostname: string; macs: string[] }[]>`
+    select hostname, array_agg(mac order by mac) as macs from machines join macs on machine_id = id
+    where state <> 'retired' group by hostname order by hostname`
+}
+
 /** Every machine: what a starting replica builds its memory from. */
 export function allMachines(sql: Sql): Promise<MachineRow[]> {
   return sql<MachineRow[]>`select ${machineRow(sql)} from machines m join machine_power p on p.machine_id = m.id`

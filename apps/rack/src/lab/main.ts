@@ -11,7 +11,6 @@ import { type Federation, startFederation } from '../federation/federation.ts'
 import { wholeNumber } from '../whole-number.ts'
 import { type Acceleration, Computer, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
-import { startDnsmasq } from './dnsmasq.ts'
 import { whyNoLab } from './needs.ts'
 import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
 import { type Stage, type StepTime, stages, tellStory } from './story.ts'
@@ -80,8 +79,6 @@ async function inside(os: string): Promise<number> {
   const federation = await startLab()
   stack.defer(() => federation.stop())
   const [partition] = federation.partitions as [Federation['partitions'][number]]
-  const bootUrl = `http://${lan.address}:${new URL(partition.url).port}`
-  stack.defer(await startDnsmasq({ folder: runDir, bootUrl }))
   const key = makeKey()
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
   const computers = await Promise.all(
@@ -165,6 +162,11 @@ async function startLab(): Promise<Federation> {
       HOST: '0.0.0.0',
       MUSTER_URL: `http://${lan.address}:${port + 10}`,
       MUSTER_FILES: files,
+      MUSTER_NETWORK_DIR: path.join(runDir, 'network'),
+      MUSTER_DHCP_INTERFACES: lan.bridge,
+      MUSTER_DHCP_RANGES: `${lan.dynamic.from}-${lan.dynamic.to}/${lan.prefix}`,
+      MUSTER_DNS_ZONE: lan.zone,
+      LOG_LEVEL: 'debug',
       MUSTER_ENLISTED: 'keep as new',
       // Emulated processors, and several of them on two real ones.
       MUSTER_AGENT_SILENCE: '5m',

@@ -6,7 +6,13 @@ import { deathTie } from '@muster/embedded/death-tie'
 const run = promisify(execFile)
 
 /** The one switch all machines are plugged into, and the partition's address on it. */
-export const lan = { bridge: 'lab0', address: '10.99.0.1', prefix: 24, dynamic: { from: '10.99.0.100', to: '10.99.0.199' } } as const
+export const lan = {
+  bridge: 'lab0',
+  address: '10.99.0.1',
+  prefix: 24,
+  dynamic: { from: '10.99.0.100', to: '10.99.0.199' },
+  zone: 'lab.example',
+} as const
 
 /** BMCs have a network of their own. */
 export const bmcAddress = (index: number) => `127.99.0.${index + 1}`

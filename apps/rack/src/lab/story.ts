@@ -1,5 +1,6 @@
 // The life of one computer of the lab, from a press of its button with an empty disk to its disk erased again, as a user of the API sees it.
 import { execFile } from 'node:child_process'
+import { Resolver } from 'node:dns/promises'
 import { createReadStream } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -9,7 +10,7 @@ import type { State } from '@muster/shared/life-cycle'
 import type { Machine } from '@muster/shared/machine'
 import type { Child } from '../federation/child.ts'
 import type { Computer } from './computer.ts'
-import { addressOf } from './place.ts'
+import { addressOf, lan } from './place.ts'
 
 const run = promisify(execFile)
 
@@ -80,6 +81,7 @@ class Story {
       await this.#comesTo(id, 'deployed')
     })
     const first = await this.#step('logged in', () => this.#login())
+    expectThat((await this.#nameResolves()) === 'to its address', 'the partition’s DNS knows where the machine is')
     await this.#step('rebooted', async () => {
       await this.#ssh(`echo ${pattern} >pattern && sync`)
       expectThat(await holds(computer.disk, pattern), 'the pattern is on the disk')
@@ -126,6 +128,14 @@ class Story {
     const [hostname = '', machine = '', boot = ''] = said.trim().split('\n')
     expectThat(hostname === this.#options.computer.name, 'the host name is the machine’s', { hostname })
     return { hostname, machine, boot }
+  }
+
+  async #nameResolves(): Promise<'to its address' | 'elsewhere'> {
+    const { name, mac } = this.#options.computer
+    const resolver = new Resolver({ timeout: 2_000, tries: 3 })
+    resolver.setServers([lan.address])
+    const found = await resolver.resolve4(`${name}.${lan.zone}`)
+    return found[0] === (await addressOf(mac)) ? 'to its address' : 'elsewhere'
   }
 
   async #ssh(command: string): Promise<string> {

@@ -1,0 +1,145 @@
+// What dnsmasq is told: DHCP, TFTP and DNS of one partition as its configuration, a pure function of settings and machines. doors/dnsmasq.ts runs it.
+import path from 'node:path'
+import { bitsOf, isInNetwork } from '@muster/shared/network'
+import { z } from 'zod'
+
+/** First-stage loaders by what a firmware says it is (DHCP option 93, RFC 4578 and IANA's list). `http`: it boots over HTTP by itself (UEFI 2.5). */
+export const loaders = [
+  { tag: 'bios', archs: [0], file: 'undionly.kpxe', by: 'tftp' },
+  { tag: 'efi64', archs: [7, 9], file: 'snponly.efi', by: 'tftp' },
+  { tag: 'efi64http', archs: [16], file: 'snponly.efi', by: 'http' },
+  { tag: 'arm64', archs: [11], file: 'snponly-arm64.efi', by: 'tftp' },
+  { tag: 'arm64http', archs: [19], file: 'snponly-arm64.efi', by: 'http' },
+] as const
+
+/** Where the loaders are, in the folder of files: TFTP and HTTP serve the same ones. */
+export const loadersFolder = 'loaders'
+
+export interface DhcpRange {
+  /** Dynamic addresses, both ends included. */
+  from: string
+  to: string
+  /** Length of the prefix. */
+  prefix: number
+  /** What machines are told as their router; undefined: they are told none. */
+  gateway: string | undefined
+}
+
+/** `10.0.0.100-10.0.0.199/24@10.0.0.1`; the router may be left out. A range of a network that is not at an interface here is for its relay. */
+const dhcpRange = z.string().transform((text, context): DhcpRange => {
+  const { from, to, length, gateway } = /^(?<from>[\d.]+)-(?<to>[\d.]+)\/(?<length>\d+)(@(?<gateway>[\d.]+))?$/.exec(text)?.groups ?? {}
+  const wrong = (why: string) => {
+    context.addIssue({ code: 'custom', message: `"${text}" ${why}` })
+    return z.NEVER
+  }
+  const isAddress = (word: string | undefined): word is string => z.ipv4().safeParse(word).success
+  if (!isAddress(from) || !isAddress(to) || (gateway !== undefined && !isAddress(gateway)))
+    return wrong('is not FIRST-LAST/LENGTH[@ROUTER], such as 10.0.0.100-10.0.0.199/24@10.0.0.1')
+  const prefix = Number(length)
+  if (prefix < 8 || prefix > 30) return wrong('has a prefix that is not between 8 and 30')
+  const network = `${from}/${prefix}`
+  if (!isInNetwork(network, to)) return wrong(`ends outside the network of ${network}`)
+  if (bitsOf(from) > bitsOf(to)) return wrong('ends before it begins')
+  if (gateway !== undefined && !isInNetwork(network, gateway)) return wrong(`has a router outside the network of ${network}`)
+  if (gateway !== undefined && bitsOf(from) <= bitsOf(gateway) && bitsOf(gateway) <= bitsOf(to))
+    return wrong('gives the address of its router to machines')
+  return { from, to, prefix, gateway }
+})
+
+/** Ranges with commas, none overlapping another. */
+export const dhcpRanges = z
+  .string()
+  .default('')
+  .transform(text => text.split(',').filter(Boolean))
+  .pipe(z.array(dhcpRange))
+  .superRefine((ranges, context) => {
+    const sorted = ranges.toSorted((a, b) => (bitsOf(a.from) < bitsOf(b.from) ? -1 : 1))
+    for (const [index, range] of sorted.entries()) {
+      const before = sorted[index - 1]
+      if (before && bitsOf(before.to) >= bitsOf(range.from))
+        context.addIssue({ code: 'custom', message: `${before.from}-${before.to} and ${range.from}-${range.to} overlap` })
+    }
+  })
+
+export interface NetworkServices {
+  /** Network interfaces that are served; all others are left alone. */
+  interfaces: readonly string[]
+  ranges: readonly DhcpRange[]
+  /** Machines are HOSTNAME.ZONE; undefined: no DNS. */
+  zone: string | undefined
+  /** Other DNS servers, asked for what is not in the zone; none: such names are not found. */
+  upstreams: readonly string[]
+  /** Leases and what dnsmasq is told. */
+  folder: string
+}
+
+/** Names in the folder of network services. */
+export const networkFiles = { config: 'dnsmasq.conf', hosts: 'hosts', leases: 'leases' } as const
+
+const leaseTime = '10m'
+
+/** dnsmasq.conf. `baseUrl`: how machines reach this partition; `files`: the folder of files; `user`, `group`: who dnsmasq runs as. `present`: the loaders that are there. */
+export function dnsmasqConfig(
+  services: NetworkServices,
+  { baseUrl, files, user, group, present }: { baseUrl: string; files: string; user: string; group: string; present: ReadonlySet<string> },
+): string {
+  const inFolder = (name: string) => path.join(services.folder, name)
+  const offered = loaders.filter(({ file }) => present.has(file))
+  const lines = [
+    '# Written by Muster at each start; changes are lost.',
+    // It dies with its parent only while it stays who it was when it was started.
+    `user=${user}`,
+    `group=${group}`,
+    'log-facility=-',
+    'log-dhcp',
+    'bind-dynamic',
+    'except-interface=lo',
+    ...services.interfaces.map(name => `interface=${name}`),
+    ...dnsLines(services),
+    'dhcp-authoritative',
+    `dhcp-leasefile=${inFolder(networkFiles.leases)}`,
+    `dhcp-hostsfile=${inFolder(networkFiles.hosts)}`,
+    ...services.ranges.flatMap(({ from, to, prefix, gateway }, index) => [
+      `dhcp-range=set:net${index},${from},${to},${netmask(prefix)},${leaseTime}`,
+      // Without a value: no router, where dnsmasq would name itself.
+      `dhcp-option=tag:net${index},option:router${gateway === undefined ? '' : `,${gateway}`}`,
+    ]),
+    'enable-tftp',
+    `tftp-root=${path.join(files, loadersFolder)}`,
+    'dhcp-match=set:ipxe,175',
+    ...offered.flatMap(({ tag, archs, file, by }) => [
+      ...archs.map(arch => `dhcp-match=set:${tag},option:client-arch,${arch}`),
+      `dhcp-boot=tag:!ipxe,tag:${tag},${by === 'tftp' ? file : `${baseUrl}/boot/files/${loadersFolder}/${file}`}`,
+      // UEFI takes an offer for HTTP boot only from who names its vendor class back.
+      ...(by === 'http' ? [`dhcp-option-force=tag:!ipxe,tag:${tag},60,HTTPClient`] : []),
+    ]),
+    // iPXE fills its own address in.
+    `dhcp-boot=tag:ipxe,${baseUrl}/boot/ipxe/\${net0/mac}`,
+    // iPXE need not wait for the answer of a ProxyDHCP server.
+    'dhcp-option=tag:ipxe,175,b0:01:01',
+  ]
+  return `${lines.join('\n')}\n`
+}
+
+function dnsLines({ zone, upstreams }: NetworkServices): string[] {
+  if (zone === undefined) return ['port=0']
+  return [
+    'no-resolv',
+    'no-hosts',
+    `domain=${zone}`,
+    `local=/${zone}/`,
+    'domain-needed',
+    'bogus-priv',
+    ...upstreams.map(address => `server=${address}`),
+  ]
+}
+
+function netmask(prefix: number): string {
+  const bits = (0xffffffff << (32 - prefix)) >>> 0
+  return [24, 16, 8, 0].map(shift => (bits >>> shift) & 255).join('.')
+}
+
+/** The hosts file: a line per machine, all its MAC addresses and its name. */
+export function dnsmasqHosts(hosts: readonly { hostname: string; macs: readonly string[] }[]): string {
+  return hosts.map(({ hostname, macs }) => `${macs.join(',')},${hostname}\n`).join('')
+}

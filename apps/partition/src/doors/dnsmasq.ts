@@ -1,0 +1,170 @@
+// The door of machines that have no address yet: dnsmasq as a child. It is told which machines there are whenever that changes, and started again
+// when it ends. Everything it is told is written anew at each start, so that an empty folder is as good as an old one.
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { userInfo } from 'node:os'
+import path from 'node:path'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { networkHosts } from '../db/machines.ts'
+import { Bell, runLoop } from '../domain/bell.ts'
+import type { Core } from '../domain/core.ts'
+import { dnsmasqConfig, dnsmasqHosts, loaders, loadersFolder, type NetworkServices, networkFiles } from '../domain/dnsmasq.ts'
+
+/** Many changes at once are one: told after so long without another, but not later than the cap. */
+const gather = { quietMs: 250, capMs: 2_000 }
+/** What another replica changed and this one was not told of is this late at the most. */
+const lookEveryMs = 60_000
+const againMs = { first: 1_000, limit: 30_000 }
+/** Alive for so long, it had started well. */
+const settledMs = 10_000
+const stopMs = 5_000
+/** Debian's package ipxe. */
+const distribution = '/usr/lib/ipxe'
+
+export class Dnsmasq {
+  readonly #core: Core
+  readonly #services: NetworkServices
+  readonly #baseUrl: string
+  readonly #bell = new Bell()
+  /** Once it is up. */
+  #child: ChildProcess | undefined
+  #hosts: 'as it reads them when it starts' | 'changed since' = 'as it reads them when it starts'
+  #lastLine = ''
+  #problem: string | undefined = 'DHCP, TFTP and DNS: dnsmasq is not started yet'
+
+  /** `baseUrl`: how machines reach this partition. */
+  constructor(core: Core, services: NetworkServices, baseUrl: string) {
+    this.#core = core
+    this.#services = services
+    this.#baseUrl = baseUrl
+  }
+
+  /** Why machines get no addresses; undefined where they do. */
+  get problem(): string | undefined {
+    return this.#problem
+  }
+
+  /** The log has grown: machines may have come, gone, or another name. */
+  changed(): void {
+    this.#bell.ring()
+  }
+
+  /** Runs until the signal, and ends what it started. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { log } = this.#core
+    const loop = { name: 'machines for dnsmasq', bell: this.#bell, everyMs: lookEveryMs, signal, log, look: () => this.#tellHosts(signal) }
+    await Promise.all([this.#supervise(signal), runLoop(loop)])
+  }
+
+  async #supervise(signal: AbortSignal): Promise<void> {
+    let pauseMs: number = againMs.first
+    while (!signal.aborted) {
+      const began = Date.now()
+      const ending = await this.#runOnce(signal).catch((error: Error) => error.message)
+      if (signal.aborted) return
+      if (Date.now() - began > settledMs) pauseMs = againMs.first
+      this.#problem = `DHCP, TFTP and DNS: ${ending}`
+      this.#core.log.error({ againMs: pauseMs }, `${this.#problem}; it is started again`)
+      await sleep(pauseMs * (0.75 + Math.random() / 2), undefined, { signal }).catch(() => undefined)
+      pauseMs = Math.min(pauseMs * 2, againMs.limit)
+    }
+  }
+
+  /** One life of dnsmasq. Answers, or throws, how it ended. */
+  async #runOnce(signal: AbortSignal): Promise<string> {
+    const { folder } = this.#services
+    mkdirSync(folder, { recursive: true })
+    const present = takeLoaders(this.#core.catalogue.folder)
+    const config = path.join(folder, networkFiles.config)
+    const place = { baseUrl: this.#baseUrl, files: this.#core.catalogue.folder, user: userInfo().username, group: ownGroup(), present }
+    replaceFile(config, dnsmasqConfig(this.#services, place))
+    const hosts = path.join(folder, networkFiles.hosts)
+    // Those of the last time are better than none, while the database is away.
+    if (!existsSync(hosts)) writeFileSync(hosts, '')
+    // The kernel ends it when this process dies, however it dies: an orphan would keep the port.
+    const words = ['--pdeathsig', 'TERM', 'dnsmasq', '--keep-in-foreground', `--conf-file=${config}`]
+    const child = spawn('setpriv', words, { stdio: ['ignore', 'ignore', 'pipe'] })
+    this.#lastLine = ''
+    this.#hosts = 'as it reads them when it starts'
+    createInterface({ input: child.stderr }).on('line', line => this.#heard(line, child))
+    const stop = () => {
+      child.kill('SIGTERM')
+      setTimeout(() => child.kill('SIGKILL'), stopMs).unref()
+    }
+    signal.addEventListener('abort', stop, { once: true })
+    try {
+      const [code, killer] = await once(child, 'exit')
+      return `dnsmasq ended with ${killer ?? code}${this.#lastLine && `: ${this.#lastLine}`}`
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      throw new Error(`setpriv (package util-linux) cannot be started: ${code}`, { cause: error })
+    } finally {
+      signal.removeEventListener('abort', stop)
+      this.#child = undefined
+    }
+  }
+
+  /** dnsmasq's own words go to our log; what it says last before it ends is why. */
+  #heard(line: string, child: ChildProcess): void {
+    const text = line.replace(/^dnsmasq(-\w+)?(\[\d+\])?: /, '')
+    this.#lastLine = text
+    this.#core.log.debug({ dnsmasq: text }, 'dnsmasq')
+    if (!text.startsWith('started')) return
+    this.#problem = undefined
+    this.#child = child
+    if (this.#hosts === 'changed since') child.kill('SIGHUP')
+  }
+
+  /** Waits until nothing has changed for a moment, then tells. */
+  async #tellHosts(signal: AbortSignal): Promise<'idle'> {
+    const last = Date.now() + gather.capMs
+    while (!signal.aborted) {
+      const began = Date.now()
+      const leftMs = Math.min(gather.quietMs, last - began)
+      if (leftMs <= 0) break
+      await this.#bell.wait(leftMs, signal)
+      if (Date.now() - began >= leftMs) break
+    }
+    if ((await this.#writeHosts()) === 'same') return 'idle'
+    // The signal would end one that is not up yet.
+    this.#hosts = 'changed since'
+    this.#child?.kill('SIGHUP')
+    return 'idle'
+  }
+
+  async #writeHosts(): Promise<'changed' | 'same'> {
+    mkdirSync(this.#services.folder, { recursive: true })
+    const file = path.join(this.#services.folder, networkFiles.hosts)
+    const text = dnsmasqHosts(await networkHosts(this.#core.sql))
+    if (existsSync(file) && readFileSync(file, 'utf8') === text) return 'same'
+    replaceFile(file, text)
+    return 'changed'
+  }
+}
+
+function ownGroup(): string {
+  return execFileSync('id', ['-gn'], { encoding: 'utf8' }).trim()
+}
+
+function replaceFile(file: string, text: string): void {
+  writeFileSync(`${file}.new`, text)
+  renameSync(`${file}.new`, file)
+}
+
+/** Takes the distribution's loaders where there are none of the operator's own. Answers those that are there. Throws where there is none. */
+function takeLoaders(files: string): Set<string> {
+  const folder = path.join(files, loadersFolder)
+  mkdirSync(folder, { recursive: true })
+  for (const name of new Set(loaders.map(({ file }) => file))) {
+    const [own, given] = [path.join(folder, name), path.join(distribution, name)]
+    if (existsSync(own) || !existsSync(given)) continue
+    copyFileSync(given, `${own}.new`)
+    renameSync(`${own}.new`, own)
+  }
+  const present = new Set(readdirSync(folder))
+  if (!loaders.some(({ file }) => present.has(file)))
+    throw new Error(`no loader is in ${folder}; install the package ipxe, or put ${loaders.map(({ file }) => file).join(', ')} there`)
+  return present
+}
