@@ -100,6 +100,12 @@ export const nouns: readonly Noun[] = [
     group: serverless,
     load: async () => (await import('./commands/bmc.ts')).fillBmc,
   },
+  {
+    name: 'nats',
+    summary: 'keys and permissions for the message bus',
+    group: serverless,
+    load: async () => (await import('./commands/nats.ts')).fillNats,
+  },
   { name: 'login', summary: 'log in to a server', group: session, load: async () => (await import('./commands/session.ts')).fillLogin },
   { name: 'logout', summary: 'forget a login', group: session, load: async () => (await import('./commands/session.ts')).fillLogout },
   { name: 'whoami', summary: 'who am I, and where', group: session, load: async () => (await import('./commands/session.ts')).fillWhoami },

@@ -1,5 +1,5 @@
 // The settings of a front.
-import { loadConfig, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
+import { loadConfig, nkeySeed, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
 import { partitionNamePattern } from '@muster/shared/ids'
 import type { Secret } from '@muster/shared/secret'
@@ -11,6 +11,7 @@ export interface FrontSettings {
   readonly natsToken: Secret | undefined
   /** The text of a NATS credentials file. */
   readonly natsCredentials: Secret | undefined
+  readonly natsNkey: Secret | undefined
   /** The accepted partitions; undefined: all that make themselves heard. */
   readonly partitions: readonly string[] | undefined
   /** The Ed25519 key, 32 bytes in hex, that signs the global configuration; undefined: this front has none. */
@@ -41,6 +42,7 @@ const variables = {
   natsUrl: variable('NATS_URL', z.string().min(1)),
   natsToken: secret('NATS_TOKEN', z.string().min(1).optional()),
   natsCredentials: secret('NATS_CREDENTIALS', z.string().min(1).optional()),
+  natsNkey: secret('NATS_NKEY', nkeySeed),
   partitions: variable('MUSTER_PARTITIONS', partitionList.optional()),
   configKey: secret(
     'MUSTER_CONFIG_KEY',

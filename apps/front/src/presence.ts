@@ -112,7 +112,7 @@ class PresenceWatch implements Presence {
 
   async #listen(): Promise<void> {
     try {
-      const subscription = await this.#bus.subscribe(subjects.presence, {}, message => this.#hear(message))
+      const subscription = await this.#bus.subscribe(subjects.presence('*'), {}, message => this.#hear(message))
       if (this.#isStopped) return subscription.stop()
       this.#stops.push(() => subscription.stop())
       this.#ask()
@@ -126,13 +126,18 @@ class PresenceWatch implements Presence {
     this.#bus.publish(subjects.presenceAsk, encodeJson({ v: protocolVersion }))
   }
 
-  #hear({ data }: BusMessage): void {
+  #hear({ subject, data }: BusMessage): void {
     const parsed = presenceNotice.safeParse(decodeJson(data))
     if (!parsed.success) {
       this.#log.warn({ size: data.length }, 'a presence notice cannot be read')
       return
     }
     const { partition, replica, epoch, status, capacity } = parsed.data
+    // The broker lets a partition speak under its own subject only; what it says of itself must agree.
+    if (subject !== subjects.presence(partition)) {
+      this.#log.warn({ subject, partition }, 'a presence notice speaks for another partition; it is ignored')
+      return
+    }
     if (!this.accepts(partition)) {
       this.#noteStranger(partition)
       return

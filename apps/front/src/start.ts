@@ -8,6 +8,7 @@ import { startDoor } from '@muster/server/http/door'
 import { createLog } from '@muster/server/log'
 import { runMain } from '@muster/server/process'
 import { openTokens } from '@muster/server/tokens'
+import { inboxOf } from '@muster/shared/bus/permissions'
 import { type FrontSettings, frontConfig } from './config.ts'
 import { createFront, type FrontOptions } from './front.ts'
 
@@ -32,6 +33,8 @@ export async function start(environment: Readonly<Record<string, string | undefi
         url: settings.natsUrl,
         token: settings.natsToken?.reveal(),
         credentials: settings.natsCredentials?.reveal(),
+        nkey: settings.natsNkey?.reveal(),
+        inbox: inboxOf({ kind: 'front' }),
         name: `front ${name}`,
         log,
         firstWaitMs: busWaitMs,

@@ -327,7 +327,10 @@ describe('presence', () => {
       status: 'leaving',
       capacity: { ready: 99, total: 99 },
     }
-    models.broker.connect().publish(subjects.presence, Buffer.from(JSON.stringify(notice)))
+    const bus = models.broker.connect()
+    bus.publish(subjects.presence('p1'), Buffer.from(JSON.stringify(notice)))
+    // Newer, but said by somebody else.
+    bus.publish(subjects.presence('p2'), Buffer.from(JSON.stringify({ ...notice, epoch: 9 })))
     await vi.advanceTimersByTimeAsync(1)
     expect(presence.standing('p1')).toBe('present')
     await models.stop()

@@ -107,7 +107,7 @@ export class ModelPartition {
   tellPresence(status: 'ready' | 'leaving' = 'ready'): void {
     const { replica = 'a', epoch = 1 } = this.#options
     const ready = this.#ready().length
-    this.#publish(subjects.presence, {
+    this.#publish(subjects.presence(this.name), {
       v: 1,
       partition: this.name,
       replica,

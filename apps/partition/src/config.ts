@@ -1,7 +1,7 @@
 // The settings of a partition: the only file beside main.ts that knows the environment.
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { ConfigError, loadConfig, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
+import { ConfigError, loadConfig, nkeySeed, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
 import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -55,6 +55,7 @@ const variables = {
   natsUrl: variable('NATS_URL', z.string().optional()),
   natsToken: secret('NATS_TOKEN', z.string().optional()),
   natsCredentials: secret('NATS_CREDENTIALS', z.string().optional()),
+  natsNkey: secret('NATS_NKEY', nkeySeed),
   key: secret(
     'MUSTER_KEY',
     z
@@ -112,8 +113,8 @@ export interface PartitionSettings {
   replica: string
   databaseUrl: string
   connections: number
-  /** `credentials`: the text of a NATS credentials file. */
-  nats: { url: string; token: string | undefined; credentials?: string | undefined } | undefined
+  /** `credentials`: the text of a NATS credentials file; `nkey`: the seed of one. */
+  nats: { url: string; token: string | undefined; credentials?: string | undefined; nkey?: string | undefined } | undefined
   key: Buffer
   /** Public keys of the fronts, hex: whose global configuration is taken. */
   configKeys?: readonly string[]
@@ -141,7 +142,12 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     nats:
       given.natsUrl === undefined
         ? undefined
-        : { url: given.natsUrl, token: given.natsToken?.reveal(), credentials: given.natsCredentials?.reveal() },
+        : {
+            url: given.natsUrl,
+            token: given.natsToken?.reveal(),
+            credentials: given.natsCredentials?.reveal(),
+            nkey: given.natsNkey?.reveal(),
+          },
     key: keyBytes(given.key.reveal()),
     configKeys: given.configKeys,
     tokensFile: given.tokensFile,

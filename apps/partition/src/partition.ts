@@ -11,6 +11,7 @@ import type { Log } from '@muster/server/log'
 import type { Own } from '@muster/server/process'
 import { openTokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
+import { inboxOf } from '@muster/shared/bus/permissions'
 import { Gauge } from 'prom-client'
 import { handlers } from './backend/handlers.ts'
 import { LocalBackend } from './backend/local.ts'
@@ -116,7 +117,13 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   let seenAt = Date.now()
   const bus =
     options.bus ??
-    (settings.nats && (await connectNats({ ...settings.nats, name: `partition ${settings.partition} replica ${settings.replica}`, log })))
+    (settings.nats &&
+      (await connectNats({
+        ...settings.nats,
+        inbox: inboxOf({ kind: 'partition', name: settings.partition }),
+        name: `partition ${settings.partition} replica ${settings.replica}`,
+        log,
+      })))
   if (bus && !options.bus) own('bus', () => bus.close())
 
   const backend: LocalBackend = new LocalBackend({

@@ -15,6 +15,8 @@ import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
 import { createLog } from '@muster/server/log'
 import { hashToken, newToken, openTokens } from '@muster/server/tokens'
+import type { Bus } from '@muster/shared/bus/bus'
+import type { BusParty } from '@muster/shared/bus/permissions'
 import { type Client, createClient } from '@muster/shared/client'
 import type { Role } from '@muster/shared/contract/call'
 import postgres from 'postgres'
@@ -36,8 +38,11 @@ export interface Servers extends AsyncDisposable {
   readonly front: Server
 }
 
-/** Starts `names` as partitions and one front over them. Every answer is checked against the contract. */
-export async function startServers(names: readonly string[]): Promise<Servers> {
+/**
+ * Starts `names` as partitions and one front over them. Every answer is checked against the contract. `busOf`: how each reaches the others; by default within
+ * this process.
+ */
+export async function startServers(names: readonly string[], busOf?: (party: BusParty) => Promise<Bus>): Promise<Servers> {
   const stops: (() => Promise<void> | void)[] = []
   const folder = mkdtempSync(path.join(tmpdir(), 'muster-servers-'))
   stops.push(() => rmSync(folder, { recursive: true, force: true }))
@@ -63,7 +68,7 @@ export async function startServers(names: readonly string[]): Promise<Servers> {
   for (const name of names) {
     const database = await freshDatabase({ template: 'partition', migrate: async url => void (await migrate(url)) })
     stops.push(() => database.drop())
-    const bus = broker.connect()
+    const bus = (await busOf?.({ kind: 'partition', name })) ?? broker.connect()
     stops.push(() => bus.close())
     const own: (() => Promise<void> | void)[] = []
     stops.push(async () => {
@@ -82,7 +87,7 @@ export async function startServers(names: readonly string[]): Promise<Servers> {
     partitions.push({ ...server(url), name, core, databaseUrl: database.url })
   }
 
-  const bus = broker.connect()
+  const bus = (await busOf?.({ kind: 'front' })) ?? broker.connect()
   const home = await freshDatabase({ template: 'global', migrate: migrateHome })
   stops.push(() => home.drop())
   const front = createFront({

@@ -41,6 +41,12 @@ export const publicKeys = z
   .transform(text => text.split(',').filter(Boolean))
   .refine(keys => keys.every(key => /^[0-9a-f]{64}$/.test(key)), 'must be Ed25519 public keys, 64 hex digits each, with commas')
 
+/** The seed of an nkey of kind user, with which a server shows the broker who it is. */
+export const nkeySeed = z
+  .string()
+  .regex(/^SU[A-Z2-7]{56}$/, 'must be the seed of an nkey (SU…): muster nats key --out FILE')
+  .optional()
+
 export type Settings<Variables extends Record<string, Variable<unknown>>> = {
   readonly [Key in keyof Variables]: Variables[Key] extends Variable<infer Value> ? Value : never
 }

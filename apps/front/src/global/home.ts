@@ -1,11 +1,13 @@
 // The home of the global configuration, as a front sees it: the database that the fronts share, the newest signed copy in memory, and the way
 // down to the partitions. The database may be away or lost: then the front goes on with the newest copy that a partition holds, and writes
 // nothing until the database holds no less.
+
 import { setTimeout as sleep } from 'node:timers/promises'
 import { tokensOfDocuments } from '@muster/server/global/people'
 import { createVerifier, type Signer } from '@muster/server/global/signature'
 import type { Tokens } from '@muster/server/tokens'
 import type { Bus, BusSubscription } from '@muster/shared/bus/bus'
+import { frontGroup } from '@muster/shared/bus/permissions'
 import { copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer } from '@muster/shared/contract/contract'
@@ -357,7 +359,7 @@ class GlobalHome implements Home {
   async #listen(): Promise<void> {
     const { bus, log } = this.#options
     try {
-      const subscription = await bus.subscribe(subjects.configurationCopy, { group: 'fronts' }, message => {
+      const subscription = await bus.subscribe(subjects.configurationCopy, { group: frontGroup }, message => {
         const question = copyRequest.safeParse(decodeJson(message.data))
         if (!question.success) return
         if (question.data.have > this.#heardOf) this.#heardOf = question.data.have

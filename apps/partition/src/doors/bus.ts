@@ -70,7 +70,7 @@ export function openBusDoor(options: BusDoorOptions): BusDoor {
       status,
       capacity: { ready: candidates.readyCount, total: candidates.size },
     }
-    bus.publish(subjects.presence, encode(notice))
+    bus.publish(subjects.presence(core.partition), encode(notice))
   }
 
   const onOffer = (message: BusMessage) => {

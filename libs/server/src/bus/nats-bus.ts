@@ -21,6 +21,7 @@ import {
   credsAuthenticator,
   type Msg,
   type NatsConnection,
+  nkeyAuthenticator,
   nuid,
   PermissionViolationError,
   type Status,
@@ -41,6 +42,10 @@ export interface NatsOptions {
   token?: string | undefined
   /** The text of a NATS credentials file (JWT and nkey). */
   credentials?: string | undefined
+  /** The seed of an nkey (`SU…`). */
+  nkey?: string | undefined
+  /** What answers arrive under, ending with a dot: what the broker's permissions let us read. Default `_INBOX.`. */
+  inbox?: string | undefined
   /** Who we are, as the broker's monitoring shows it: `partition lon1 replica a`. */
   name: string
   log: BusLog
@@ -77,7 +82,7 @@ interface Registration {
 class NatsBus implements Bus, Carrier {
   readonly #options: NatsOptions
   readonly #log: BusLog
-  readonly #inbox = `_INBOX.${nuid.next()}.`
+  readonly #inbox: string
   readonly #questions = new Map<string, Question>()
   readonly #registrations = new Set<Registration>()
   readonly #listeners = new Set<(status: 'up' | 'down') => void>()
@@ -91,6 +96,7 @@ class NatsBus implements Bus, Carrier {
   constructor(options: NatsOptions) {
     this.#options = options
     this.#log = options.log
+    this.#inbox = `${options.inbox ?? '_INBOX.'}${nuid.next()}.`
   }
 
   async start(firstWaitMs: number): Promise<void> {
@@ -127,7 +133,7 @@ class NatsBus implements Bus, Carrier {
   }
 
   #connectionOptions(): ConnectionOptions {
-    const { url, token, credentials, name } = this.#options
+    const { url, token, credentials, nkey, name } = this.#options
     const servers = url.split(',').map(each => each.trim())
     const [, userInfo] = /^\w+:\/\/([^/@]*)@/.exec(servers[0] ?? '') ?? []
     const [user, pass] = userInfo?.split(':').map(decodeURIComponent) ?? []
@@ -136,6 +142,7 @@ class NatsBus implements Bus, Carrier {
       servers: servers.map(server => server.replace(/\/\/[^/@]*@/, '//')),
       name,
       ...(credentials ? { authenticator: credsAuthenticator(new TextEncoder().encode(credentials)) } : {}),
+      ...(nkey ? { authenticator: nkeyAuthenticator(new TextEncoder().encode(nkey)) } : {}),
       ...(user !== undefined && pass !== undefined ? { user, pass } : {}),
       ...((token ?? (pass === undefined && user)) ? { token: token ?? (user as string) } : {}),
       ...(isTls ? { tls: {} } : {}),

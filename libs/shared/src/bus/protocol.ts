@@ -13,10 +13,10 @@ export const protocolVersion = 1
 const v = z.literal(protocolVersion)
 
 export const subjects = {
-  /** Notice, every {@link presenceEveryMs} and on change: {@link presence}. */
-  presence: 'muster.v1.presence',
+  /** Notice of one partition, every {@link presenceEveryMs} and on change: {@link presence}. */
+  presence: (partition: string) => `muster.v1.presence.${partition}`,
   /** Notice of a starting front: partitions answer with their presence at once. */
-  presenceAsk: 'muster.v1.presence.ask',
+  presenceAsk: 'muster.v1.presence-ask',
   /** Question to all: {@link offerRequest} → {@link offer}. One replica of each partition answers (queue group = partition). */
   offer: 'muster.v1.offer',
   /** Question to one partition: {@link callRequest} → {@link callReply}. */
