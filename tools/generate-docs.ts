@@ -4,6 +4,8 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { drivers } from '@muster/drivers/drivers'
 import { ipmiQuirks } from '@muster/drivers/ipmi/quirks'
 import { vendors } from '@muster/drivers/redfish/vendors'
+import { jsonSchemaOf } from '@muster/server/http/json-schema'
+import * as protocol from '@muster/shared/bus/protocol'
 import { commonErrors, hasCoverage } from '@muster/shared/contract/call'
 import { calls } from '@muster/shared/contract/contract'
 import { errorTable } from '@muster/shared/errors'
@@ -157,12 +159,43 @@ ${table(['vendor', 'IANA number', 'boot mode beside the override', 'the override
 `
 }
 
+/** Everything that is said on the bus, from libs/shared/src/bus/protocol.ts, as JSON Schema. */
+function busSchemas(): string {
+  const { subjects, busCalls } = protocol
+  const document = {
+    protocol: protocol.protocolVersion,
+    subjects: Object.fromEntries(
+      Object.entries(subjects).map(([name, subject]) => [name, typeof subject === 'function' ? subject('PARTITION') : subject]),
+    ),
+    messages: {
+      presence: jsonSchemaOf(protocol.presence, 'output'),
+      offerRequest: jsonSchemaOf(protocol.offerRequest, 'input'),
+      offer: jsonSchemaOf(protocol.offer, 'output'),
+      callRequest: jsonSchemaOf(protocol.callRequest, 'input'),
+      callReply: jsonSchemaOf(protocol.callReply, 'output'),
+      cancelNotice: jsonSchemaOf(protocol.cancelNotice, 'output'),
+      logNotice: jsonSchemaOf(protocol.logNotice, 'output'),
+      configurationNotice: jsonSchemaOf(protocol.configurationNotice, 'output'),
+      copyRequest: jsonSchemaOf(protocol.copyRequest, 'input'),
+      copyReply: jsonSchemaOf(protocol.copyReply, 'output'),
+    },
+    calls: Object.fromEntries(
+      Object.entries(busCalls).map(([name, { input, answer }]) => [
+        name,
+        { input: jsonSchemaOf(input, 'input'), answer: jsonSchemaOf(answer, 'output') },
+      ]),
+    ),
+  }
+  return `${JSON.stringify(document, null, 1)}\n`
+}
+
 const pages: Record<string, string> = {
   'life-cycle.md': lifeCyclePage(),
   'errors.md': errorsPage(),
   'api.md': apiPage(),
   'power-drivers.md': driversPage(),
   'quirks.md': quirksPage(),
+  'bus.json': busSchemas(),
 }
 
 function current(name: string): string {
