@@ -299,9 +299,14 @@ describe.skipIf(missing !== undefined)('the agent', () => {
             '-o',
             'StrictHostKeyChecking=accept-new',
           ],
-          ...['-o', `UserKnownHostsFile=${known}`, 'root@127.0.0.1', 'id -u; cat /sys/block/vda/serial'],
+          ...[
+            '-o',
+            `UserKnownHostsFile=${known}`,
+            'root@127.0.0.1',
+            'id -u; cat /sys/block/vda/serial; pidof udhcpc >/dev/null && echo renews',
+          ],
         ])
-      expect((await login(keys[0] as string)).stdout).toBe('0\nDISK-1')
+      expect((await login(keys[0] as string)).stdout).toBe('0\nDISK-1renews\n')
       await expect(login(keys[1] as string)).rejects.toThrow('Permission denied')
       const { stdout } = await run('ssh-keygen', ['-lf', known])
       expect(stdout).toContain(/SHA256:\S+/.exec(told() as string)?.[0])

@@ -46,7 +46,8 @@ bring_up_network() {
             ip link set "$port" up
             [ "$round" = 1 ] && sleep 1
             say "asking for an address on $port"
-            if udhcpc -i "$port" -s /muster/lease.sh -t 8 -T 2 -n -q -f >/run/udhcpc.log 2>&1; then
+            # With a lease it goes on behind us and renews it: an installation may take longer than the address is ours.
+            if udhcpc -i "$port" -s /muster/lease.sh -t 8 -T 2 -n >/run/udhcpc.log 2>&1; then
                 say "$port has $(ip -4 -o address show dev "$port" | sed 's/.*inet \([^ ]*\).*/\1/')"
                 return
             fi

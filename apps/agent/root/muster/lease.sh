@@ -3,6 +3,8 @@
 case $1 in
     deconfig) ip address flush dev "$interface" ;;
     bound | renew)
+        # The same again: connections go on.
+        [ -z "$(ip -4 -o address show dev "$interface" to "$ip/32")" ] || exit 0
         ip address flush dev "$interface"
         ip address add "$ip/${mask:-24}" dev "$interface"
         for gateway in $router; do ip route replace default via "$gateway" dev "$interface" && break; done

@@ -4,8 +4,9 @@ import { busCalls, keyRecord, logNotice, presenceEveryMs, presenceLimitMs, proto
 import { allocation } from '@muster/shared/contract/allocations'
 import { calls } from '@muster/shared/contract/contract'
 import { events } from '@muster/shared/contract/events'
+import { session } from '@muster/shared/contract/session'
 import { newAllocationId, randomText } from '@muster/shared/ids'
-import { as, Broken, envelope, type FarEnd } from './far-end.ts'
+import { Broken, type FarEnd } from './far-end.ts'
 
 /** Why a check says nothing, or undefined where it was made and passed. */
 export type Outcome = undefined | { readonly skipped: string }
@@ -75,7 +76,7 @@ export const checks: readonly Check[] = [
   declare('does not answer a question whose deadline has passed', async far => {
     await far.isSilentWhenLate()
     must((await far.offers({}, { deadlineMs: -1 })).length === 0, 'a late question for offers was answered')
-    await far.want('session.whoami', {}, declared('session.whoami').answer)
+    await far.want('session.whoami', {}, session.whoami.answer)
     return undefined
   }),
   declare('offers once, in its own name, no more than was asked, and says why where it has too little', async far => {
@@ -188,7 +189,7 @@ export const checks: readonly Check[] = [
       })
       must(notices.length > 0, `a hold and its end were not told on ${subjects.log(far.name)} within 2 s`)
       const last = Math.max(...notices.map(({ lastSeq }) => lastSeq))
-      const { items } = as(events.list.answer, (await okOf(far, 'events.list', { after: String(last - 1), limit: 1 })).value, 'its events')
+      const { items } = await far.want('events.list', { after: String(last - 1), limit: 1 }, events.list.answer)
       must(items[0]?.seq === last, `it told of event ${last}, which cannot be read`)
       return undefined
     },
@@ -196,23 +197,15 @@ export const checks: readonly Check[] = [
   ),
 ]
 
-async function okOf(far: FarEnd, call: string, input: unknown): Promise<{ value: unknown }> {
-  const answer = await far.ask(call, input)
-  if (answer.kind === 'problem') throw new Broken(`${call} was refused: ${answer.problem.code}`)
-  return answer
-}
-
-function declared(name: string) {
-  const call = [...calls].find(([each]) => each === name)?.[1]
-  if (!call) throw new Error(`the contract has no call ${name}`)
-  return call
-}
-
 function holdOf(machines: readonly string[]) {
-  const { deadline: _, ...rest } = envelope({})
-  const note = `conformance ${rest.id}`
   return {
-    ...{ allocation: newAllocationId(), createdAt: new Date().toISOString(), strategy: 'first', count: 1, note },
-    ...{ constraints: {}, wanted: 1, machines },
+    allocation: newAllocationId(),
+    createdAt: new Date().toISOString(),
+    strategy: 'first',
+    count: 1,
+    note: 'conformance',
+    constraints: {},
+    wanted: 1,
+    machines,
   }
 }

@@ -127,7 +127,7 @@ export class FarEnd {
   }
 }
 
-export function envelope({ role = 'operator', caller = 'conformance', deadlineMs = answerMs }: Ask) {
+function envelope({ role = 'operator', caller = 'conformance', deadlineMs = answerMs }: Ask) {
   return { v: protocolVersion, id: `conformance~${randomText(12)}`, deadline: Date.now() + deadlineMs, caller: { name: caller, role } }
 }
 
@@ -143,7 +143,7 @@ function decode(data: Uint8Array): unknown {
 }
 
 /** The value as the schema says. Throws Broken, naming the fields. */
-export function as<Schema extends z.ZodType>(schema: Schema, value: unknown, what: string): z.output<Schema> {
+function as<Schema extends z.ZodType>(schema: Schema, value: unknown, what: string): z.output<Schema> {
   const parsed = schema.safeParse(value)
   if (parsed.success) return parsed.data
   const fields = parsed.error.issues.slice(0, 5).map(({ path, message }) => `${path.join('.') || '(all of it)'}: ${message}`)
