@@ -13,7 +13,7 @@ import { type Acceleration, Computer, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
 import { whyNoLab } from './needs.ts'
 import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
-import { type Stage, type StepTime, stages, tellStory } from './story.ts'
+import { Mortal, type Stage, type StepTime, stages, tellStory } from './story.ts'
 
 interface Arguments {
   machines: number
@@ -79,6 +79,7 @@ async function inside(os: string): Promise<number> {
   const federation = await startLab()
   stack.defer(() => federation.stop())
   const [partition] = federation.partitions as [Federation['partitions'][number]]
+  const mortal = new Mortal(partition.child)
   const key = makeKey()
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
   const computers = await Promise.all(
@@ -108,7 +109,7 @@ async function inside(os: string): Promise<number> {
         os,
         ...key,
         killIn: index === 0 ? args.killIn : [],
-        partition: partition.child,
+        partition: mortal,
         stepLimitMs: args.limit * 60_000,
         say,
       }),

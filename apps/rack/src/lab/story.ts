@@ -6,6 +6,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { type Client, UnreachableError } from '@muster/shared/client'
+import { errorTable, Refusal } from '@muster/shared/errors'
 import type { State } from '@muster/shared/life-cycle'
 import type { Machine } from '@muster/shared/machine'
 import type { Child } from '../federation/child.ts'
@@ -27,7 +28,7 @@ export interface StoryOptions {
   readonly publicKey: string
   /** The partition dies, kill -9, once in the middle of each of these stages, and is started again. */
   readonly killIn: readonly Stage[]
-  readonly partition: Child
+  readonly partition: Mortal
   readonly stepLimitMs: number
   readonly say: (line: string) => void
 }
@@ -41,6 +42,30 @@ const pattern = 'muster-lab-pattern-that-must-not-survive-a-release'
 const user = 'debian'
 /** A server that is killed comes back, as a service manager would bring it. */
 const restartPauseMs = 500
+
+/** A partition that stories kill; they share it. */
+export class Mortal {
+  readonly #child: Child
+  #restart: Promise<void> = Promise.resolve()
+
+  constructor(child: Child) {
+    this.#child = child
+  }
+
+  /** Resolves once nobody is killing it. */
+  up(): Promise<void> {
+    return this.#restart
+  }
+
+  async killAndRestart(): Promise<void> {
+    this.#restart = (async () => {
+      await this.#child.kill()
+      await sleep(restartPauseMs)
+      await this.#child.start()
+    })()
+    await this.#restart
+  }
+}
 
 export async function tellStory(options: StoryOptions): Promise<StepTime[]> {
   const story = new Story(options)
@@ -62,7 +87,7 @@ class Story {
     const { client, computer, os, publicKey } = this.#options
     const id = await this.#step('enlisted', () => this.#enlist())
     await this.#step('commissioned', async () => {
-      await client.machines.commission({ id })
+      await this.#order('the order to commission', () => client.machines.commission({ id }))
       const { cpus, memoryMib, disks } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
       const serials = disks.map(({ serial }) => serial)
       expectThat(
@@ -75,9 +100,9 @@ class Story {
         },
       )
     })
-    const allocation = await client.allocations.create({ constraints: { hostnames: [computer.name] } })
+    const allocation = await this.#order('its allocation', () => client.allocations.create({ constraints: { hostnames: [computer.name] } }))
     await this.#step('deployed', async () => {
-      await client.machines.deploy({ id, os, sshKeys: [publicKey] })
+      await this.#order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey] }))
       await this.#comesTo(id, 'deployed')
     })
     const first = await this.#step('logged in', () => this.#login())
@@ -85,17 +110,17 @@ class Story {
     await this.#step('rebooted', async () => {
       await this.#ssh(`echo ${pattern} >pattern && sync`)
       expectThat(await holds(computer.disk, pattern), 'the pattern is on the disk')
-      await client.machines.power({ id, action: 'cycle' })
+      await this.#order('the power cycle', () => client.machines.power({ id, action: 'cycle' }))
       const again = await this.#until('another boot from the same disk', async () => {
         const now = await this.#login().catch(() => undefined)
         return now && now.boot !== first.boot ? now : undefined
       })
       expectThat(again.machine === first.machine, 'the same system after the reboot', { first, again })
-      const { state } = await client.machines.get({ id })
+      const { state } = await this.#order('its state', () => client.machines.get({ id }))
       expectThat(state === 'deployed', 'a deployed machine stays deployed over a reboot', { state })
     })
     await this.#step('released', async () => {
-      await client.allocations.release({ id: allocation.id as string })
+      await this.#order('the release', () => client.allocations.release({ id: allocation.id as string }))
       const { owner, deployment } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
       expectThat(owner === null && deployment === null, 'a released machine is nobody’s')
     })
@@ -112,12 +137,14 @@ class Story {
       return items[0]
     })
     const { address, account } = { address: computer.bmcAddress, account: computer.account }
-    await client.machines.update({
-      id: found.id,
-      hostname: computer.name,
-      powerDriver: 'ipmi',
-      powerSettings: { address, user: account.name, password: account.password },
-    })
+    await this.#order('its power settings', () =>
+      client.machines.update({
+        id: found.id,
+        hostname: computer.name,
+        powerDriver: 'ipmi',
+        powerSettings: { address, user: account.name, password: account.password },
+      }),
+    )
     return found.id
   }
 
@@ -183,9 +210,15 @@ class Story {
     if (!stage || !this.#toKillIn.has(stage) || progress === null) return
     this.#toKillIn.delete(stage)
     say(`${computer.name}:   the partition is killed while it is ${stage}`)
-    await partition.kill()
-    await sleep(restartPauseMs)
-    await partition.start()
+    await partition.killAndRestart()
+  }
+
+  /** Asks for a change, once the partition is there: another story may be killing it just now. */
+  #order<Answer>(what: string, ask: () => Promise<Answer & {}>): Promise<Answer & {}> {
+    return this.#until(what, async () => {
+      await this.#options.partition.up()
+      return ask()
+    })
   }
 
   async #until<Answer>(what: string, look: () => Promise<Answer | undefined>): Promise<Answer> {
@@ -193,8 +226,7 @@ class Story {
     const until = Date.now() + stepLimitMs
     for (;;) {
       const found = await look().catch((error: unknown) => {
-        // The partition is being killed and started again.
-        if (error instanceof UnreachableError) return undefined
+        if (isPassing(error)) return undefined
         throw error
       })
       if (found !== undefined) return found
@@ -202,6 +234,12 @@ class Story {
       await sleep(500)
     }
   }
+}
+
+/** The partition is being killed and started again: it is away, or a front says that it is silent. */
+function isPassing(error: unknown): boolean {
+  if (error instanceof UnreachableError) return true
+  return error instanceof Refusal && errorTable[error.code].status >= 500 && errorTable[error.code].retryable === 'yes'
 }
 
 function expectThat(isTrue: boolean, what: string, facts: object = {}): void {
