@@ -32,26 +32,19 @@ export async function fetchPackages(names: readonly string[], cache: string): Pr
 
 const fileName = (name: string, version: string, arch = 'amd64') => `${name}_${version.replaceAll(':', '%3a')}_${arch}.deb`
 
+const dependsWords = ['depends', ...['--no-recommends', '--no-suggests', '--no-conflicts', '--no-breaks', '--no-replaces', '--no-enhances']]
+
 /** All packages that these need, one way to meet each alternative. */
 async function closure(names: readonly string[]): Promise<string[]> {
   const found = new Set<string>()
-  const queue = [...names]
-  for (let name = queue.pop(); name !== undefined; name = queue.pop()) {
-    if (found.has(name) || unwanted.test(name)) continue
-    found.add(name)
-    const said = await apt('apt-cache', [
-      'depends',
-      '--no-recommends',
-      '--no-suggests',
-      '--no-conflicts',
-      '--no-breaks',
-      '--no-replaces',
-      '--no-enhances',
-      name,
-    ])
+  // A whole generation in one question: apt reads all its lists anew for each.
+  for (let next = new Set(names.filter(name => !unwanted.test(name))); next.size > 0; ) {
+    for (const name of next) found.add(name)
+    const said = await apt('apt-cache', [...dependsWords, ...next])
+    next = new Set()
     // "|Depends" is an alternative to the line behind it; <…> is a virtual package.
-    for (const [, alternative, dependency] of said.matchAll(/^ {2,}(\|?)(?:Pre)?Depends: (\S+)$/gm))
-      if (alternative === '' && dependency !== undefined && !dependency.startsWith('<')) queue.push(dependency)
+    for (const [, alternative, name] of said.matchAll(/^ {2,}(\|?)(?:Pre)?Depends: (\S+)$/gm))
+      if (alternative === '' && name !== undefined && !name.startsWith('<') && !found.has(name) && !unwanted.test(name)) next.add(name)
   }
   return [...found].sort()
 }
