@@ -16,6 +16,7 @@ export function fillNats(command: Command, cli: Cli): void {
   command.description(
     'Keys and permissions for nats-server: a partition cannot speak for another, nor read what it is asked. Needs no server.',
   )
+  examples(command, ['nats key --out lon1.nkey', 'nats config --front UDXU… --partition lon1=UAH2… >muster-auth.conf'])
   addKey(command, cli)
   addConfig(command, cli)
 }
