@@ -48,11 +48,6 @@ export async function start(environment: Readonly<Record<string, string | undefi
           { publicKey: global.signer.publicKey },
           'the global configuration is signed with this key: MUSTER_CONFIG_PUBLIC_KEY of the partitions',
         )
-      if (global)
-        log.info(
-          { publicKey: global.signer.publicKey },
-          'the global configuration is signed with this key: MUSTER_CONFIG_PUBLIC_KEY of the partitions',
-        )
       if (!partitions) log.warn({}, 'MUSTER_PARTITIONS is not set: every partition that makes itself heard takes part')
       const { backend, presence, home } = front
       const door = await startDoor({

@@ -35,6 +35,12 @@ const deadlines = z
     return chosen
   })
 
+const folder = (fallback: string) =>
+  z
+    .string()
+    .default(fallback)
+    .transform(written => path.resolve(written))
+
 const words = (shape: z.ZodType<string, string>) =>
   z
     .string()
@@ -64,13 +70,7 @@ const variables = {
   ),
   configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
-  files: variable(
-    'MUSTER_FILES',
-    z
-      .string()
-      .default('files')
-      .transform(folder => path.resolve(folder)),
-  ),
+  files: variable('MUSTER_FILES', folder('files')),
   host: variable('HOST', z.string().default('127.0.0.1')),
   port: variable('PORT', wholeNumber({ min: 0, max: 65535 }).optional().default(5250)),
   url: variable('MUSTER_URL', z.url({ protocol: /^https?$/ }).optional()),
@@ -93,13 +93,7 @@ const variables = {
   dhcpRanges: variable('MUSTER_DHCP_RANGES', dhcpRanges),
   dnsZone: variable('MUSTER_DNS_ZONE', domain.optional()),
   dnsUpstreams: variable('MUSTER_DNS_UPSTREAMS', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'))),
-  networkFolder: variable(
-    'MUSTER_NETWORK_DIR',
-    z
-      .string()
-      .default('network')
-      .transform(folder => path.resolve(folder)),
-  ),
+  networkFolder: variable('MUSTER_NETWORK_DIR', folder('network')),
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 

@@ -1,10 +1,11 @@
 // A federation over a nats-server that was set up as the docs say: a key for each with `muster nats key`, permissions from `muster nats config`.
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { findProgram } from '@muster/embedded/find-program'
+import { natsUrlIn } from '@muster/embedded/nats-server'
 import { connectNats } from '@muster/server/bus/nats-bus'
 import { type BusParty, inboxOf } from '@muster/shared/bus/permissions'
 import { expect, onTestFinished, test, vi } from 'vitest'
@@ -39,7 +40,7 @@ test.skipIf(program === undefined)(
     writeFileSync(config, `listen: "127.0.0.1:-1"\nports_file_dir: "${folder}"\ninclude ./auth.conf\n`)
     const server = spawn(program as string, ['-c', config], { stdio: 'ignore' })
     onTestFinished(() => void server.kill('SIGKILL'))
-    const url = await vi.waitUntil(() => listening(folder), { timeout: 10_000 })
+    const url = await vi.waitUntil(() => natsUrlIn(path.join(folder, `nats-server_${server.pid}.ports`)), { timeout: 10_000 })
 
     const warned: unknown[] = []
     const note = (fields: object, text: string) => warned.push({ ...fields, text })
@@ -74,8 +75,3 @@ test.skipIf(program === undefined)(
     expect(warned).toEqual([])
   },
 )
-
-function listening(folder: string): string | undefined {
-  const file = readdirSync(folder).find(name => name.endsWith('.ports'))
-  return file && /"nats":\s*\[\s*"(nats:\/\/[^"]+)"/.exec(readFileSync(path.join(folder, file), 'utf8'))?.[1]
-}

@@ -115,14 +115,18 @@ export async function startNatsServer(options: {
   }
 }
 
-/** nats-server writes `nats-server_<pid>.ports` once it listens: {"nats": ["nats://127.0.0.1:41234"], …}. */
+/** Where a nats-server listens: it writes `nats-server_<pid>.ports` once it does, {"nats": ["nats://127.0.0.1:41234"], …}. Undefined before that. */
+export function natsUrlIn(portsFile: string): string | undefined {
+  return /"nats":\s*\[\s*"(nats:\/\/[^"]*:\d+)"/.exec(existsSync(portsFile) ? readFileSync(portsFile, 'utf8') : '')?.[1]
+}
+
 async function untilListening(portsFile: string, ended: () => string | undefined): Promise<number> {
   const deadline = Date.now() + startLimitMs
   while (Date.now() < deadline) {
     const problem = ended()
     if (problem) throw new Error(problem)
-    const port = /"nats":\s*\[\s*"nats:\/\/[^"]*:(\d+)"/.exec(existsSync(portsFile) ? readFileSync(portsFile, 'utf8') : '')?.[1]
-    if (port) return Number(port)
+    const url = natsUrlIn(portsFile)
+    if (url) return Number(new URL(url).port)
     await sleep(10)
   }
   throw new Error(`it did not listen within ${startLimitMs / 1000} s`)

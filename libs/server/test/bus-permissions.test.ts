@@ -1,10 +1,11 @@
 // Least privilege on the bus, enforced by a real nats-server with what `muster nats config` prints: whoever holds the key of one partition can
 // answer, read and configure nothing for another.
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { natsUrlIn } from '@muster/embedded/nats-server'
 import type { Bus } from '@muster/shared/bus/bus'
 import { type BusParty, brokerAuthorization, frontGroup, inboxOf } from '@muster/shared/bus/permissions'
 import { subjects } from '@muster/shared/bus/protocol'
@@ -34,8 +35,7 @@ describe.skipIf(needs('nats-server'))('nats-server with the permissions of Muste
       `listen: "127.0.0.1:-1"\nports_file_dir: "${folder}"\nauthorization: ${JSON.stringify(brokerAuthorization(parties))}\n`,
     )
     server = spawn('nats-server', ['-c', config], { stdio: 'ignore', env: { PATH: `${process.env.PATH}:/usr/sbin` } })
-    await vi.waitUntil(() => listening(folder), { timeout: 10_000 })
-    url = listening(folder) as string
+    url = await vi.waitUntil(() => natsUrlIn(path.join(folder, `nats-server_${server.pid}.ports`)), { timeout: 10_000 })
   })
   afterAll(() => {
     server.kill('SIGKILL')
@@ -122,8 +122,3 @@ describe.skipIf(needs('nats-server'))('nats-server with the permissions of Muste
       await expect(connectNats({ url, name: 'stranger', log: quiet, ...given })).rejects.toMatchObject({ code: 'refused' })
   })
 })
-
-function listening(folder: string): string | undefined {
-  const file = readdirSync(folder).find(name => name.endsWith('.ports'))
-  return file && /"nats":\s*\[\s*"(nats:\/\/[^"]+)"/.exec(readFileSync(path.join(folder, file), 'utf8'))?.[1]
-}

@@ -1,7 +1,6 @@
 // The home of the global configuration, as a front sees it: the database that the fronts share, the newest signed copy in memory, and the way
 // down to the partitions. The database may be away or lost: then the front goes on with the newest copy that a partition holds, and writes
 // nothing until the database holds no less.
-
 import { setTimeout as sleep } from 'node:timers/promises'
 import { tokensOfDocuments } from '@muster/server/global/people'
 import { createVerifier, type Signer } from '@muster/server/global/signature'

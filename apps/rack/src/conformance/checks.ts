@@ -1,5 +1,4 @@
 // The promises of a partition on the bus, one check each: what a front relies on (docs/protocol.md).
-
 import { busCalls, keyRecord, logNotice, presenceEveryMs, presenceLimitMs, protocolVersion, subjects } from '@muster/shared/bus/protocol'
 import { allocation } from '@muster/shared/contract/allocations'
 import { calls } from '@muster/shared/contract/contract'
@@ -22,10 +21,16 @@ const must = (kept: boolean, otherwise: string) => {
   if (!kept) throw new Broken(otherwise)
 }
 
-const declare = (name: string, run: (far: FarEnd) => Promise<Outcome | undefined>, takes?: 'a machine'): Check => ({
+const declare = (name: string, run: Check['run']): Check => ({ name, run })
+
+/** A check with the wish for one of its ready machines, which is not held yet. */
+const declareTaking = (name: string, run: (far: FarEnd, wish: ReturnType<typeof holdOf>) => Promise<Outcome>): Check => ({
   name,
-  run,
-  ...(takes && { takes }),
+  takes: 'a machine',
+  run: async far => {
+    const [machine] = (await far.offers({ purpose: 'take' }))[0]?.machines ?? []
+    return machine ? run(far, holdOf([machine.id])) : { skipped: 'it has no machine that is ready' }
+  },
 })
 
 /** Room for one notice that comes late. */
@@ -132,70 +137,52 @@ export const checks: readonly Check[] = [
   declare('confirms and drops nothing that was never held', async far => {
     const never = newAllocationId()
     await far.refused('nothing-allocated', 'allocation.confirm', { allocation: never })
-    const { dropped } = await far.want('allocation.drop', { allocation: never, confirmed: 'keep' }, busCalls['allocation.drop'].answer)
+    const { dropped } = await drop(far, never, 'keep')
     must(dropped === 0, `it dropped ${dropped} machines of an allocation that never was`)
     return undefined
   }),
-  declare(
-    'holds a machine once, however often it is asked, offers it to nobody meanwhile, and gives it back',
-    async far => {
-      const [offer] = await far.offers({ purpose: 'take' })
-      const [machine] = offer?.machines ?? []
-      if (!machine) return { skipped: 'it has no machine that is ready' }
-      const wish = holdOf([machine.id])
-      const held = await far.want('allocation.hold', wish, busCalls['allocation.hold'].answer)
-      must(held.machines.length === 1, `it holds ${held.machines.length} machines for one`)
-      const again = await far.want('allocation.hold', wish, busCalls['allocation.hold'].answer)
-      must(again.machines[0]?.id === held.machines[0]?.id, 'asked again with the same allocation it holds another machine')
-      const [others] = await far.offers({ count: 1000 })
-      must(!others?.machines.some(({ id }) => id === held.machines[0]?.id), 'it offers a machine that it holds for somebody')
-      const drop = () => far.want('allocation.drop', { allocation: wish.allocation, confirmed: 'keep' }, busCalls['allocation.drop'].answer)
-      must((await drop()).dropped === 1, 'giving the hold back did not free its machine')
-      must((await drop()).dropped === 0, 'giving it back twice freed something twice')
-      await far.refused('nothing-allocated', 'allocation.confirm', { allocation: wish.allocation })
-      return undefined
-    },
-    'a machine',
-  ),
-  declare(
-    'confirms a hold, and answers the same when asked again',
-    async far => {
-      const [machine] = (await far.offers({ purpose: 'take' }))[0]?.machines ?? []
-      if (!machine) return { skipped: 'it has no machine that is ready' }
-      const wish = holdOf([machine.id])
-      await far.want('allocation.hold', wish, busCalls['allocation.hold'].answer)
-      const id = { allocation: wish.allocation }
-      const [first, second] = [await far.want('allocation.confirm', id, allocation), await far.want('allocation.confirm', id, allocation)]
-      must(
-        first.state === 'confirmed' && first.machines.length === 1,
-        `confirmed, the allocation is ${first.state} with ${first.machines.length} machines`,
-      )
-      must(second.machines[0]?.id === first.machines[0]?.id, 'confirmed again, it is another machine')
-      const { dropped } = await far.want('allocation.drop', { ...id, confirmed: 'release' }, busCalls['allocation.drop'].answer)
-      must(dropped === 1, `releasing it freed ${dropped} machines`)
-      return undefined
-    },
-    'a machine',
-  ),
-  declare(
-    'tells when its log has grown',
-    async far => {
-      const [machine] = (await far.offers({ purpose: 'take' }))[0]?.machines ?? []
-      if (!machine) return { skipped: 'it has no machine that is ready' }
-      const wish = holdOf([machine.id])
-      const notices = await far.listen(subjects.log(far.name), logNotice, 2_000, async () => {
-        await far.want('allocation.hold', wish, busCalls['allocation.hold'].answer)
-        await far.want('allocation.drop', { allocation: wish.allocation, confirmed: 'keep' }, busCalls['allocation.drop'].answer)
-      })
-      must(notices.length > 0, `a hold and its end were not told on ${subjects.log(far.name)} within 2 s`)
-      const last = Math.max(...notices.map(({ lastSeq }) => lastSeq))
-      const { items } = await far.want('events.list', { after: String(last - 1), limit: 1 }, events.list.answer)
-      must(items[0]?.seq === last, `it told of event ${last}, which cannot be read`)
-      return undefined
-    },
-    'a machine',
-  ),
+  declareTaking('holds a machine once, however often it is asked, offers it to nobody meanwhile, and gives it back', async (far, wish) => {
+    const held = await hold(far, wish)
+    must(held.machines.length === 1, `it holds ${held.machines.length} machines for one`)
+    const again = await hold(far, wish)
+    must(again.machines[0]?.id === held.machines[0]?.id, 'asked again with the same allocation it holds another machine')
+    const [others] = await far.offers({ count: 1000 })
+    must(!others?.machines.some(({ id }) => id === held.machines[0]?.id), 'it offers a machine that it holds for somebody')
+    must((await drop(far, wish.allocation, 'keep')).dropped === 1, 'giving the hold back did not free its machine')
+    must((await drop(far, wish.allocation, 'keep')).dropped === 0, 'giving it back twice freed something twice')
+    await far.refused('nothing-allocated', 'allocation.confirm', { allocation: wish.allocation })
+    return undefined
+  }),
+  declareTaking('confirms a hold, and answers the same when asked again', async (far, wish) => {
+    await hold(far, wish)
+    const id = { allocation: wish.allocation }
+    const [first, second] = [await far.want('allocation.confirm', id, allocation), await far.want('allocation.confirm', id, allocation)]
+    must(
+      first.state === 'confirmed' && first.machines.length === 1,
+      `confirmed, the allocation is ${first.state} with ${first.machines.length} machines`,
+    )
+    must(second.machines[0]?.id === first.machines[0]?.id, 'confirmed again, it is another machine')
+    const { dropped } = await drop(far, wish.allocation, 'release')
+    must(dropped === 1, `releasing it freed ${dropped} machines`)
+    return undefined
+  }),
+  declareTaking('tells when its log has grown', async (far, wish) => {
+    const notices = await far.listen(subjects.log(far.name), logNotice, 2_000, async () => {
+      await hold(far, wish)
+      await drop(far, wish.allocation, 'keep')
+    })
+    must(notices.length > 0, `a hold and its end were not told on ${subjects.log(far.name)} within 2 s`)
+    const last = Math.max(...notices.map(({ lastSeq }) => lastSeq))
+    const { items } = await far.want('events.list', { after: String(last - 1), limit: 1 }, events.list.answer)
+    must(items[0]?.seq === last, `it told of event ${last}, which cannot be read`)
+    return undefined
+  }),
 ]
+
+const hold = (far: FarEnd, wish: ReturnType<typeof holdOf>) => far.want('allocation.hold', wish, busCalls['allocation.hold'].answer)
+
+const drop = (far: FarEnd, allocation: string, confirmed: 'keep' | 'release') =>
+  far.want('allocation.drop', { allocation, confirmed }, busCalls['allocation.drop'].answer)
 
 function holdOf(machines: readonly string[]) {
   return {

@@ -52,9 +52,9 @@ export interface MachineOptions {
 /** Enough for several commissionings and deployments; the oldest entries go first. */
 const historyMax = 300
 /** How often a firmware with nothing to boot goes round its boot order before it stops at "no bootable device". */
+const bootRoundsMax = 100
 /** A worker looks 150 ms after its order, then ever more rarely. */
 const shortestLifeMs = 500
-const bootRoundsMax = 100
 
 /** One machine. It starts switched off; `restorePower` brings it to where it was saved. */
 export class Machine implements Chassis {
