@@ -35,6 +35,7 @@ test.each([
   ['libs/shared/src/probe.ts', '@muster/server/log', 'libs/shared knows nobody'],
   ['libs/drivers/src/probe.ts', '@muster/partition/partition', 'libs know no app'],
   ['libs/server/src/probe.ts', '@muster/drivers/driver', 'libs/server knows libs/shared only'],
+  ['libs/database/src/probe.ts', '@muster/server/log', 'libs/database knows libs/shared only'],
   ['apps/front/src/probe.ts', 'postgres', 'a front keeps nothing'],
   ['apps/front/src/probe.ts', '@muster/partition/partition', 'a front knows no other app'],
   ['apps/cli/src/probe.ts', '@muster/partition/partition', 'a client of the contract'],

@@ -95,6 +95,12 @@ export const nouns: readonly Noun[] = [
     load: async () => (await import('./commands/event.ts')).fillEvent,
   },
   {
+    name: 'audit',
+    summary: 'who changed what, from where',
+    group: federation,
+    load: async () => (await import('./commands/audit.ts')).fillAudit,
+  },
+  {
     name: 'bmc',
     summary: 'try a BMC by hand',
     group: serverless,

@@ -1,7 +1,9 @@
 // A front, put together: presence, the way to the partitions, and the federated backend over them. It holds nothing: another front, or
 // this one started anew, answers the same. What belongs to all partitions has its home in a database that the fronts share.
+import type { Audit } from '@muster/server/audit'
 import type { Backend } from '@muster/server/backend'
 import type { Bus } from '@muster/shared/bus/bus'
+import { callNamed } from '@muster/shared/contract/contract'
 import { allocate } from './allocate/allocate.ts'
 import { createFederation, watchLogs } from './federation.ts'
 import { configCalls } from './global/calls.ts'
@@ -25,6 +27,8 @@ export interface FrontOptions {
 
 export interface Front {
   readonly backend: Backend
+  /** Writes down changes of the global configuration. Those of partitions are written down by them. */
+  readonly audit: Audit | undefined
   readonly presence: Presence
   readonly home: Home | undefined
   /** Stops listening. The bus is its owner's to close. */
@@ -37,7 +41,7 @@ export function createFront(options: FrontOptions): Front {
   const limits = { ...defaultLimits, ...options.limits }
   const presence = watchPresence({ bus, accepted, log })
   const logs = watchLogs(bus, log)
-  const calls = createPartitionCalls(bus)
+  const calls = createPartitionCalls(bus, name)
   const home = options.global && openHome({ name, bus, presence, calls, log, ...options.global })
   const parts = { bus, presence, calls, limits, log, onLogGrowth: logs.onLogGrowth }
   const backend = createFederation({
@@ -48,6 +52,7 @@ export function createFront(options: FrontOptions): Front {
   })
   return {
     backend,
+    audit: home && options.global?.databaseUrl ? auditOf(home) : undefined,
     presence,
     home,
     stop: async () => {
@@ -57,4 +62,8 @@ export function createFront(options: FrontOptions): Front {
       calls.stop()
     },
   }
+}
+
+function auditOf({ audit }: Home): Audit {
+  return { carryOut: (change, work) => (callNamed(change.call)?.spread.kind === 'global' ? audit.carryOut(change, work) : work()) }
 }

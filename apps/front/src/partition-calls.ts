@@ -31,11 +31,12 @@ export interface Envelope {
   readonly id: string
   readonly deadline: number
   readonly caller: Caller
+  readonly origin: { readonly address: string; readonly front: string }
 }
 
 export interface PartitionCalls {
   /** Makes the envelope of one request of a client. `id` may be anything. */
-  envelope(request: { requestId: string; deadline: number; caller: Caller }): Envelope
+  envelope(request: { requestId: string; deadline: number; caller: Caller; from: string }): Envelope
   /** Encodes a call once, however many partitions are asked. */
   encode(envelope: Envelope, call: string, input: unknown): Uint8Array
   /** Asks with an encoded call. Never throws for what a partition or the link does. */
@@ -54,8 +55,8 @@ const cancelQuietMs = 20
 const cancelsPerNotice = 500
 const idRoom = 44
 
-/** The way to the partitions over `bus`. */
-export function createPartitionCalls(bus: Bus): PartitionCalls {
+/** The way to the partitions over `bus`, for the front `front`. */
+export function createPartitionCalls(bus: Bus, front: string): PartitionCalls {
   const process = randomText(5)
   let count = 0
   const gone = new Set<string>()
@@ -84,10 +85,11 @@ export function createPartitionCalls(bus: Bus): PartitionCalls {
   }
 
   const calls: PartitionCalls = {
-    envelope: ({ requestId, deadline, caller }) => ({
+    envelope: ({ requestId, deadline, caller, from }) => ({
       id: `${requestId.slice(0, idRoom)}~${process}${(++count).toString(36)}`,
       deadline,
       caller: { name: caller.name, role: caller.role },
+      origin: { address: from, front },
     }),
     encode: (envelope, call, input) => encodeJson({ v: protocolVersion, ...envelope, call, input }),
     ask,

@@ -49,9 +49,10 @@ export async function start(environment: Readonly<Record<string, string | undefi
           'the global configuration is signed with this key: MUSTER_CONFIG_PUBLIC_KEY of the partitions',
         )
       if (!partitions) log.warn({}, 'MUSTER_PARTITIONS is not set: every partition that makes itself heard takes part')
-      const { backend, presence, home } = front
+      const { backend, audit, presence, home } = front
       const door = await startDoor({
         backend,
+        audit,
         tokens: home ? tokensOfAll([tokens, home.tokens]) : tokens,
         log,
         version,

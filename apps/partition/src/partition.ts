@@ -1,10 +1,11 @@
 // A partition, put together: database, memory, workers, doors. Started by main.ts as a process, and by tests in theirs.
 
 import { readFileSync } from 'node:fs'
+import { AuditLog, connectAudit } from '@muster/database/audit-log'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { connectNats } from '@muster/server/bus/nats-bus'
 import { tokensOfAll } from '@muster/server/global/people'
-import { createSigner, createVerifier } from '@muster/server/global/signature'
+import { createSigner, createVerifier, type Signer } from '@muster/server/global/signature'
 import { type RunningDoor, startDoor } from '@muster/server/http/door'
 import { createMetrics } from '@muster/server/http/metrics'
 import type { Log } from '@muster/server/log'
@@ -17,7 +18,7 @@ import { handlers } from './backend/handlers.ts'
 import { LocalBackend } from './backend/local.ts'
 import type { PartitionSettings } from './config.ts'
 import { closeEmptyAllocations, forgetDroppedHolds } from './db/allocations.ts'
-import { connect } from './db/connect.ts'
+import { connect, refusalOfDatabase } from './db/connect.ts'
 import { forgetOldKeys } from './db/keys.ts'
 import { migrate } from './db/migrate.ts'
 import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
@@ -50,6 +51,7 @@ export const version: string = JSON.parse(readFileSync(new URL('../package.json'
 const touchEveryMs = 1_000
 const houseKeepingEveryMs = 60_000
 const catalogueEveryMs = 5_000
+const chainEveryMs = 1_000
 const keptKeysDays = 7
 const keptHoldsHours = 24
 const keptReplicasHours = 24
@@ -91,11 +93,18 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     log,
   })
   await configuration.reload()
+  const auditSql = connectAudit(settings.databaseUrl, `muster audit ${settings.partition} ${settings.replica}`)
+  own('connections of the audit log', () => auditSql.end({ timeout: 5 }))
+  const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
+  const audit = openAudit(settings, certifier.as('audit log'), auditSql, log)
+  await audit.takeOver()
+  own('audit log', () => audit.settled())
   const core: Core = {
     partition: settings.partition,
     sql,
     seal,
-    certifier: createSigner(seal.certificateSeed(), 'erasure certificate'),
+    certifier,
+    audit,
     catalogue,
     memory: new Memory(catalogue),
     configuration,
@@ -161,6 +170,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     backend,
     tokens: tokensOfAll([tokens, configuration.tokens]),
     log,
+    audit,
     version,
     metrics,
     host: settings.host,
@@ -215,6 +225,9 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     await closeEmptyAllocations(sql)
     await forgetOldReplicas(sql, keptReplicasHours)
   })
+  loops.push(
+    runLoop({ name: 'audit log', bell: new Bell(), everyMs: chainEveryMs, signal: stopping.signal, log, look: () => audit.chain() }),
+  )
   every('catalogue', catalogueEveryMs, async () => {
     if (catalogue.refresh() === 'changed') core.memory.candidates.forgetSets()
   })
@@ -229,6 +242,22 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   }
   own('door', () => door.close())
   return { url: self.url, core }
+}
+
+function openAudit({ partition, replica }: PartitionSettings, signer: Signer, sql: Core['sql'], log: Log): AuditLog {
+  return new AuditLog({
+    partition,
+    server: replica,
+    run: async act => {
+      try {
+        return await act(sql)
+      } catch (error) {
+        throw refusalOfDatabase(error)
+      }
+    },
+    sign: text => signer.sign(text),
+    onTrouble: (error, text) => log.error({ err: error }, text),
+  })
 }
 
 /** A database belongs to one partition, and its secrets to one key. */

@@ -382,7 +382,7 @@ describe('the partition’s own API', () => {
         core,
         { name: 'a', epoch: 1 },
         { strategy: 'best', count: 1, constraints: {}, dryRun: false, note: '', wait: '10s' },
-        { caller: { name: 'alice', role: 'user' }, requestId: 'r', deadline: Date.now() + 20_000, signal },
+        { caller: { name: 'alice', role: 'user' }, from: '192.0.2.1', requestId: 'r', deadline: Date.now() + 20_000, signal },
       )
     const waiting = refused(ask(gone.signal))
     await new Promise(resolve => setTimeout(resolve, 50))

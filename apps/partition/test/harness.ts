@@ -4,6 +4,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { AuditLog } from '@muster/database/audit-log'
 import { freshDatabase } from '@muster/embedded/test-postgres'
 import { createSigner } from '@muster/server/global/signature'
 import { createLog, type Log } from '@muster/server/log'
@@ -67,12 +68,20 @@ export async function startCore(
   ending(() => sql.end({ timeout: 5 }))
   const { log, lines } = listeningLog()
   const seal = new Seal(options.key ?? Buffer.alloc(32, 7))
+  const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
   const catalogue = new Catalogue({ partition: 'lon1', folder: options.folder ?? virtualFiles(), log })
   return {
     partition: 'lon1',
     sql,
     seal,
-    certifier: createSigner(seal.certificateSeed(), 'erasure certificate'),
+    certifier,
+    audit: new AuditLog({
+      partition: 'lon1',
+      server: 'test',
+      run: act => act(sql),
+      sign: text => certifier.as('audit log').sign(text),
+      onTrouble: (error, text) => log.error({ err: error }, text),
+    }),
     catalogue,
     memory: new Memory(catalogue),
     configuration: new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log }),

@@ -1,6 +1,7 @@
 // What chaos could hit only by luck, brought about on purpose: late engines, late releases, late orders. Each found a bug once.
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { AuditLog } from '@muster/database/audit-log'
 import { freshDatabase } from '@muster/embedded/test-postgres'
 import { connect, type Sql } from '@muster/partition/db/connect'
 import { claimDueMachines, findMachine } from '@muster/partition/db/machines'
@@ -34,11 +35,19 @@ beforeAll(async () => {
   const log = createLog({ level: 'fatal', name: 'test' })
   const catalogue = new Catalogue({ partition: 'p1', folder: path.join('/tmp', 'muster-no-files'), log })
   const seal = new Seal(Buffer.alloc(32, 7))
+  const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
   core = {
     partition: 'p1',
     sql,
     seal,
-    certifier: createSigner(seal.certificateSeed(), 'erasure certificate'),
+    certifier,
+    audit: new AuditLog({
+      partition: 'p1',
+      server: 'test',
+      run: act => act(sql),
+      sign: text => certifier.as('audit log').sign(text),
+      onTrouble: error => log.error({ err: error }, 'audit'),
+    }),
     catalogue,
     memory: new Memory(catalogue),
     configuration: new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log }),

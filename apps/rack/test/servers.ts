@@ -101,6 +101,7 @@ export async function startServers(names: readonly string[], busOf?: (party: Bus
   const opened = openTokens({ file: tokensFile, log })
   const door = await startDoor({
     backend: front.backend,
+    audit: front.audit,
     tokens: tokensOfAll([opened, front.home?.tokens ?? opened]),
     log,
     version: '0.0.0',

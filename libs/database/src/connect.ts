@@ -9,7 +9,10 @@ const int8 = { to: 20, from: [20], parse: (text: string) => Number(text), serial
 export type Sql = postgres.Sql<{ int8: number }>
 
 /** Opens a pool. Connections are made when needed and made anew after the server's restart. */
-export function connect(url: string, options: { connections?: number; name: string }): Sql {
+export function connect(
+  url: string,
+  options: { connections?: number; name: string; durability?: 'at once' | 'with the next change' },
+): Sql {
   return postgres(url, {
     max: options.connections ?? 12,
     // 2^53 events are 285 years at a million a second: numbers are enough, and BigInt does not fit JSON.
@@ -18,7 +21,12 @@ export function connect(url: string, options: { connections?: number; name: stri
     // A server that comes back is found within a second; postgres.js waits ever longer by default.
     backoff: attempt => Math.min(0.1 * 2 ** attempt, 1) * (0.5 + Math.random()),
     // A partition's tables are in memory. With the default, made for disks, the planner reads a whole table rather than ten rows by their index.
-    connection: { application_name: options.name, statement_timeout: statementLimitMs, random_page_cost: 1.1 },
+    connection: {
+      application_name: options.name,
+      statement_timeout: statementLimitMs,
+      random_page_cost: 1.1,
+      ...(options.durability === 'with the next change' && { synchronous_commit: 'off' as never }),
+    },
     onnotice: () => {},
   })
 }

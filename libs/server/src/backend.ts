@@ -6,6 +6,8 @@ import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/co
 /** What travels with every call. */
 export interface CallContext {
   readonly caller: Caller
+  /** The address it was asked from, at the server that was asked first. */
+  readonly from: string
   /** Appears in logs, events and answers (`x-request-id`). */
   readonly requestId: string
   /** Epoch milliseconds after which nobody waits for the answer. */

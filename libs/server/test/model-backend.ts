@@ -398,6 +398,8 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       nextCursor: null,
       coverage,
     }),
+    'audit.list': () => ({ items: [], nextCursor: `${name}:0`, coverage }),
+    'audit.fronts': needsFront,
     'config.get': input => ({ ...documentsOf(undefined, input), source: 'nowhere' }),
     'config.copies': () => ({ items: [], nextCursor: null, coverage }),
     'config.change': needsFront,

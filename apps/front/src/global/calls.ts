@@ -12,6 +12,7 @@ export function configCalls(home: Home): Here {
     'config.get': async input => ({ ...documentsOf(await home.newest(), input), source: home.source }),
     'config.change': (input, { caller }) => home.change(caller, input, writeOptions(input)),
     'config.revert': (input, { caller }) => home.revert(caller, input.to, writeOptions(input)),
+    'audit.fronts': ({ after, limit, actor, call, target }) => home.audit.list({ after, limit, actor, call, target }),
     'config.refill': ({ note }, { caller }: CallContext) => home.refill(caller, note),
     'config.history': async ({ limit }) => ({ items: await home.history(limit) }),
     'config.diff': async ({ from, to: asked }) => {

@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { tokensOfDocuments } from '@muster/server/global/people'
 import { createVerifier, type Signer } from '@muster/server/global/signature'
 import type { Tokens } from '@muster/server/tokens'
+import { logOfFronts } from '@muster/shared/audit'
 import type { Bus, BusSubscription } from '@muster/shared/bus/bus'
 import { frontGroup } from '@muster/shared/bus/permissions'
 import { copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
@@ -25,6 +26,7 @@ import { type Change, changed, type Difference, type Documents, differences, noD
 import { decodeJson, encodeJson } from '../json.ts'
 import type { PartitionCalls } from '../partition-calls.ts'
 import type { Presence } from '../presence.ts'
+import { AuditLog } from './db/audit.ts'
 import * as db from './db/generations.ts'
 
 export interface HomeOptions {
@@ -48,6 +50,8 @@ export interface Home {
   /** Where it was read. */
   readonly source: string
   readonly tokens: Tokens
+  /** Who changed it, from where. */
+  readonly audit: AuditLog
   change(by: Caller, change: Change, options: WriteOptions): Promise<Written>
   revert(by: Caller, to: number, options: WriteOptions): Promise<Written>
   refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>>
@@ -96,6 +100,7 @@ class GlobalHome implements Home {
   readonly #stopping = new AbortController()
   readonly #loop: Promise<void>
   readonly #none = tokensOfDocuments(noDocuments)
+  readonly audit: AuditLog
   #inForce: InForce | undefined
   #isMigrated = false
   /** The highest generation that a partition said it holds. */
@@ -108,6 +113,14 @@ class GlobalHome implements Home {
     this.#options = options
     this.#verifier = createVerifier([options.signer.publicKey, ...options.trustedKeys])
     this.#sql = options.databaseUrl === undefined ? undefined : db.connectHome(options.databaseUrl, `muster front ${options.name}`)
+    const signer = options.signer.as('audit log')
+    this.audit = new AuditLog({
+      partition: logOfFronts,
+      server: `front ${options.name}`,
+      run: act => this.#home(act),
+      sign: text => signer.sign(text),
+      onTrouble: (error, text) => options.log.warn({ err: error }, text),
+    })
     void this.#listen()
     this.#loop = this.#run()
   }
@@ -184,6 +197,7 @@ class GlobalHome implements Home {
     this.#stopping.abort()
     this.#subscription?.stop()
     await this.#loop
+    await this.audit.settled()
     await this.#sql?.end({ timeout: 2 })
   }
 
@@ -252,6 +266,7 @@ class GlobalHome implements Home {
       if (!this.#isMigrated) {
         await db.migrateHome(this.#options.databaseUrl as string)
         this.#isMigrated = true
+        await this.audit.takeOver()
       }
       return await act(this.#sql)
     } catch (error) {
@@ -286,6 +301,7 @@ class GlobalHome implements Home {
   async #look(): Promise<void> {
     try {
       await this.#readHome()
+      if (this.#sql) await this.audit.chain()
     } finally {
       const isBehind = this.#source() !== 'home' || this.#heardOf > (this.content?.generation ?? noGeneration)
       if (isBehind && !this.#stopping.signal.aborted && Date.now() - this.#askedAt >= askEveryMs) await this.#takeFromPartitions()
@@ -316,6 +332,7 @@ class GlobalHome implements Home {
             requestId: `configuration of ${partition}`,
             deadline: Date.now() + partLimitMs,
             caller: { name: `front ${name}`, role: 'admin' },
+            from: 'itself',
           })
           const reply = await calls.askBus(
             { partition, envelope, timeoutMs: partLimitMs, signal: this.#stopping.signal },

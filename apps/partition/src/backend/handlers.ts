@@ -121,6 +121,8 @@ export function handlers(core: Core, self: Self): Handlers {
       })),
       nextCursor: null,
     }),
+    'audit.list': input => auditBehind(core, input),
+    'audit.fronts': () => needsFront(core, 'knows nothing of the log of the fronts'),
     ...configHandlers(core),
     'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
   }
@@ -130,17 +132,20 @@ type ConfigHandlers = { readonly [Name in Extract<CallName, `config.${string}`>]
 
 /** A partition reads its copy of the global configuration; it is written at a front. */
 function configHandlers(core: Core): ConfigHandlers {
-  const needsFront = () =>
-    Promise.reject(new Refusal('needs-front', `partition ${core.partition} keeps a copy of the global configuration; ask a front`))
+  const written = () => needsFront(core, 'keeps a copy of the global configuration')
   return {
     'config.get': async input => ({ ...documentsOf(core.configuration.content, input), source: `the copy of partition ${core.partition}` }),
     'config.copies': async () => ({ items: [core.configuration.describe()], nextCursor: null }),
-    'config.change': needsFront,
-    'config.history': needsFront,
-    'config.diff': needsFront,
-    'config.revert': needsFront,
-    'config.refill': needsFront,
+    'config.change': written,
+    'config.history': written,
+    'config.diff': written,
+    'config.revert': written,
+    'config.refill': written,
   }
+}
+
+function needsFront(core: Core, what: string): Promise<never> {
+  return Promise.reject(new Refusal('needs-front', `partition ${core.partition} ${what}; ask a front`))
 }
 
 function refuseOtherPartition(core: Core, name: string | undefined): void {
@@ -275,6 +280,16 @@ async function eventsBehind(core: Core, input: CallInput<'events.list'>): Promis
   const lastItem = items.at(-1)?.seq ?? asked
   const last = items.length === input.limit ? lastItem : Math.max(lastSeq, lastItem)
   return { items, nextCursor: positionText(new Map([[core.partition, last]])) }
+}
+
+async function auditBehind(core: Core, input: CallInput<'audit.list'>): Promise<CallAnswer<'audit.list'>> {
+  const { after: position, limit, actor, call, target } = input
+  const after = readUpTo(parsePosition(position), core.partition)
+  if (after === endOfLog) return endPage(core.partition, await core.audit.lastSeq())
+  const { items, lastSeq } = await core.audit.list({ after, limit, actor, call, target })
+  // As with events: a short page was read to the end, whatever the filter hid.
+  const lastItem = items.at(-1)?.seq ?? after
+  return { items, nextCursor: positionText(new Map([[core.partition, items.length === limit ? lastItem : Math.max(lastSeq, lastItem)]])) }
 }
 
 /** The partition as it sees itself. */

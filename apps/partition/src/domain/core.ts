@@ -1,5 +1,6 @@
 // What every part of the domain is given: the database, the key, the memory, and the bells that wake its loops.
 
+import type { AuditLog } from '@muster/database/audit-log'
 import type { Signer } from '@muster/server/global/signature'
 import type { Log } from '@muster/server/log'
 import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
@@ -59,6 +60,8 @@ export interface Core {
   readonly seal: Seal
   /** Signs erasure certificates. */
   readonly certifier: Signer
+  /** Who asked for which change. Every door carries changes out through it. */
+  readonly audit: AuditLog
   readonly catalogue: Catalogue
   readonly memory: Memory
   /** The partition's copy of what belongs to the whole federation. */

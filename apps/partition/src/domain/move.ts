@@ -1,5 +1,7 @@
 // The one module that moves a machine's state. A move is read from the life-cycle table, stored by compare-and-set together with its event in
 // one statement, and may be repeated: a request that was carried out already joins instead of failing.
+
+import { Together } from '@muster/database/together'
 import type { DataSource } from '@muster/shared/cloud-init'
 import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
@@ -11,7 +13,6 @@ import { changeMachine, findMachine, type MachinePatch, type MachineRow } from '
 import { type Core, deadlineFor } from './core.ts'
 import { eraseMs, eraseOf } from './erase.ts'
 import { leavingRescue } from './steps.ts'
-import { Together } from './together.ts'
 
 /** Machines are changed by several hands at once; more than this many collisions in a row means that something is wrong. */
 const maxAttempts = 10

@@ -1,5 +1,6 @@
 // The bus door: what fronts ask. Offers come from memory; calls go to the same handlers as the partition's own API. A question whose deadline has
 // passed is not answered: a process that slept must not act on what nobody waits for any more.
+import { changes } from '@muster/server/audit'
 import type { CallContext } from '@muster/server/backend'
 import type { Log } from '@muster/server/log'
 import type { Bus, BusMessage, BusSubscription } from '@muster/shared/bus/bus'
@@ -190,8 +191,16 @@ function pageSize(call: string, answer: unknown): number {
   return takesLimit && isPage && Array.isArray(answer.items) ? answer.items.length : 0
 }
 
+/** Holds are not written down: they give nothing, and end by themselves. What is confirmed is, and what is given back with it. */
+function isAudited(request: CallRequestMessage): boolean {
+  if (request.call === 'allocation.confirm') return true
+  if (request.call === 'allocation.drop') return (request.input as { confirmed?: unknown } | null)?.confirmed === 'release'
+  const call = callNamed(request.call)
+  return call !== undefined && changes(call)
+}
+
 async function dispatch(options: BusDoorOptions, request: CallRequestMessage, signal: AbortSignal): Promise<unknown> {
-  const { core, backend } = options
+  const { core } = options
   const schema = request.call in busCalls ? busCalls[request.call as BusCallName].input : callNamed(request.call)?.input
   const call = callNamed(request.call)
   if (!schema) throw new Refusal('not-found', `this release knows no call ${request.call}`)
@@ -200,26 +209,47 @@ async function dispatch(options: BusDoorOptions, request: CallRequestMessage, si
   if (!mayAct(request.caller.role, needs)) throw new Refusal('forbidden', `${request.call} needs the role ${needs}`)
   const parsed = schema.safeParse(request.input)
   if (!parsed.success) throw invalidInput(parsed.error)
+  const work = () => carryOut(options, request, parsed.data, signal)
+  if (!isAudited(request)) return work()
+  const { call: name, caller, id, origin } = request
+  const change = {
+    call: name,
+    input: parsed.data,
+    caller,
+    from: origin?.address ?? 'unknown',
+    via: origin?.front ?? 'unknown',
+    requestId: id,
+  }
+  return core.audit.carryOut(change, work)
+}
+
+async function carryOut(
+  { core, backend }: BusDoorOptions,
+  request: CallRequestMessage,
+  input: unknown,
+  signal: AbortSignal,
+): Promise<unknown> {
   switch (request.call) {
     case 'allocation.hold': {
-      const machines = await allocation.hold(core, request.caller.name, parsed.data as never)
+      const machines = await allocation.hold(core, request.caller.name, input as never)
       return { machines: machines.map(({ id }) => ({ id })) }
     }
     case 'allocation.confirm':
-      return allocation.confirm(core, (parsed.data as { allocation: string }).allocation)
+      return allocation.confirm(core, (input as { allocation: string }).allocation)
     case 'allocation.drop':
-      return { dropped: await allocation.drop(core, request.caller.name, parsed.data as never) }
+      return { dropped: await allocation.drop(core, request.caller.name, input as never) }
     case 'config.copy': {
       const { text, generation } = core.configuration
-      return partOf(text === undefined ? undefined : { text, generation }, parsed.data as never)
+      return partOf(text === undefined ? undefined : { text, generation }, input as never)
     }
     case 'key.recall':
-      return allocation.recall(core, (parsed.data as { key: string }).key)
+      return allocation.recall(core, (input as { key: string }).key)
     case 'key.remember':
-      return allocation.remember(core, parsed.data as never)
+      return allocation.remember(core, input as never)
     default: {
-      const context: CallContext = { caller: request.caller, requestId: request.id, deadline: request.deadline, signal }
-      return backend.answer(request.call as CallName, parsed.data as never, context)
+      const from = request.origin?.address ?? 'unknown'
+      const context: CallContext = { caller: request.caller, from, requestId: request.id, deadline: request.deadline, signal }
+      return backend.answer(request.call as CallName, input as never, context)
     }
   }
 }

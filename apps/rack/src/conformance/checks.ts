@@ -105,7 +105,7 @@ export const checks: readonly Check[] = [
       ([, call]) =>
         call.spread.kind === 'gather' && call.rest.method === 'GET' && call.kind !== 'stream' && call.input.safeParse({}).success,
     )
-    for (const [name, call] of asked) await far.want(name, {}, call.answer)
+    for (const [name, call] of asked) await far.want(name, {}, call.answer, { role: call.role })
     return undefined
   }),
   declare('numbers its events without gaps', async far => {

@@ -47,8 +47,13 @@ export class FarEnd {
   }
 
   /** Asks a call and takes nothing but its answer, which must be as `schema` says. */
-  async want<Schema extends z.ZodType>(call: BusCallName | (string & {}), input: unknown, schema: Schema): Promise<z.output<Schema>> {
-    const answer = await this.ask(call, input)
+  async want<Schema extends z.ZodType>(
+    call: BusCallName | (string & {}),
+    input: unknown,
+    schema: Schema,
+    how: Ask = {},
+  ): Promise<z.output<Schema>> {
+    const answer = await this.ask(call, input, how)
     if (answer.kind === 'problem') throw new Broken(`${call} was refused: ${answer.problem.code}: ${answer.problem.detail}`)
     return as(schema, answer.value, `the answer to ${call}`)
   }

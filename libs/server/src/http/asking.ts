@@ -2,6 +2,7 @@
 import type { Caller } from '@muster/shared/contract/call'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
+import { type Audit, changes } from '../audit.ts'
 import type { Backend, CallContext } from '../backend.ts'
 import type { Log } from '../log.ts'
 import type { Plan } from './plan.ts'
@@ -24,12 +25,16 @@ export function limitMsOf(plan: Plan, input: unknown): number {
 export interface Asked {
   readonly backend: Backend
   readonly log: Log
+  /** Who asked for which change; undefined: this server carries none out by itself. */
+  readonly audit?: Audit | undefined
   /** `answers`: every answer is checked against the contract, and a wrong one is an internal error. For tests and development: it costs CPU. */
   readonly check: 'answers' | 'nothing'
 }
 
 export interface Asker {
   readonly caller: Caller
+  /** The address at the other end. */
+  readonly from: string
   readonly requestId: string
   readonly idempotencyKey: string | undefined
   /** Aborts when the asker has gone. A function, because making a signal costs more than most answers and few backends look. */
@@ -39,6 +44,7 @@ export interface Asker {
 /** The context of one call. The signal is made when it is first looked at. */
 class AskContext implements CallContext {
   readonly caller: Caller
+  readonly from: string
   readonly requestId: string
   readonly deadline: number
   declare readonly idempotencyKey?: string
@@ -48,6 +54,7 @@ class AskContext implements CallContext {
 
   constructor(asker: Asker, deadline: number) {
     this.caller = asker.caller
+    this.from = asker.from
     this.requestId = asker.requestId
     this.deadline = deadline
     this.#gone = asker.gone
@@ -68,10 +75,13 @@ class AskContext implements CallContext {
  * Asks the backend, with an `input` that has passed the call's schema. Answers within the limit and its grace, whatever the backend does.
  * Throws what the backend throws; `deadline-passed` when it says nothing in time.
  */
-export async function ask({ backend, log, check }: Asked, plan: Plan, input: unknown, asker: Asker): Promise<unknown> {
+export async function ask({ backend, log, audit, check }: Asked, plan: Plan, input: unknown, asker: Asker): Promise<unknown> {
   const limitMs = limitMsOf(plan, input)
   const context = new AskContext(asker, Date.now() + limitMs)
-  const answer = await within(limitMs, context, plan, backend.call(plan.name, input as never, context))
+  const work = () => backend.call(plan.name, input as never, context)
+  const change = { call: plan.name, input, caller: asker.caller, from: asker.from, via: null, requestId: asker.requestId }
+  const answered = audit && changes(plan.call) ? audit.carryOut(change, work) : work()
+  const answer = await within(limitMs, context, plan, answered)
   if (check === 'answers') {
     const parsed = plan.output.safeParse(answer)
     if (!parsed.success) {

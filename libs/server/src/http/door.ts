@@ -8,7 +8,7 @@ import { Hono } from 'hono'
 import type { Backend } from '../backend.ts'
 import type { Log } from '../log.ts'
 import type { Tokens } from '../tokens.ts'
-import { refusalFor, requestIdOf } from './asking.ts'
+import { type Asked, refusalFor, requestIdOf } from './asking.ts'
 import { createAuthenticator, type FailureLimit } from './auth.ts'
 import { docsPage, docsPolicy } from './docs-page.ts'
 import { createEventStreams } from './events-stream.ts'
@@ -24,6 +24,7 @@ export interface DoorOptions {
   readonly backend: Backend
   readonly tokens: Tokens
   readonly log: Log
+  readonly audit?: Asked['audit']
   readonly version: string
   /** More facts for /healthz, which answers anybody: what carries the messages, say. Never a secret. */
   readonly health?: () => Record<string, unknown>
@@ -48,7 +49,7 @@ export interface Door {
 export function createDoor(options: DoorOptions): Door {
   const { backend, tokens, log, version, check = 'nothing', metrics = createMetrics() } = options
   const plans = compilePlans()
-  const asked = { backend, log, check }
+  const asked: Asked = { backend, log, audit: options.audit, check }
   const listPlan = plans.find(plan => plan.name === 'events.list') as Plan
   const streams = createEventStreams({ ...asked, listPlan, ...(options.keepAliveMs !== undefined && { keepAliveMs: options.keepAliveMs }) })
   const authenticator = createAuthenticator({

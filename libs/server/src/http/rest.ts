@@ -42,6 +42,7 @@ async function answer(c: DoorContext, plan: Plan, options: RestOptions, requestI
   checkRole(plan, caller.role)
   const asker: Asker = {
     caller,
+    from: addressOf(c.env.incoming),
     requestId,
     idempotencyKey: idempotencyKeyOf(plan, header(c, 'idempotency-key')),
     gone: () => c.req.raw.signal,

@@ -138,6 +138,7 @@ export function createAppRouter(options: RestOptions): AppRouter {
       throw new Refusal('malformed', 'send a call that carries an Idempotency-Key by itself, not in a batch')
     return {
       caller,
+      from: addressOf(ctx.c.env.incoming),
       requestId: ctx.requestId,
       idempotencyKey: idempotencyKeyOf(plan, sentKey),
       gone: () => signal ?? ctx.c.req.raw.signal,

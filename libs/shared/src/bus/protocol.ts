@@ -50,7 +50,14 @@ export const presence = z.object({
 export type Presence = z.infer<typeof presence>
 
 /** Every question: who asks, for which request, and until when (epoch milliseconds) an answer is of use. */
-const envelope = { v, id: z.string().max(64), deadline: z.number(), caller }
+const envelope = {
+  v,
+  id: z.string().max(64),
+  deadline: z.number(),
+  caller,
+  /** Where the request came in: the client's address, and the front that passes it on. For the audit log. */
+  origin: z.object({ address: z.string().max(100), front: z.string().max(100) }).optional(),
+}
 
 export const offerRequest = z.object({
   ...envelope,

@@ -1,5 +1,6 @@
 // The contract: every call of Muster's API, declared once. Name = path in this object, e.g. `machines.list`.
 import { allocations } from './allocations.ts'
+import { audit } from './audit.ts'
 import type { AnsweredByOne, AnswerOf, Call, Coverage, InputOf, RequestOf } from './call.ts'
 import { config } from './config.ts'
 import { events } from './events.ts'
@@ -8,7 +9,7 @@ import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
 import { session } from './session.ts'
 
-export const contract = { machines, allocations, tags, pools, zones, events, partitions, operatingSystems, config, session }
+export const contract = { machines, allocations, tags, pools, zones, events, partitions, operatingSystems, config, audit, session }
 export type Contract = typeof contract
 
 type Names<Groups> = { [Group in keyof Groups & string]: `${Group}.${keyof Groups[Group] & string}` }[keyof Groups & string]

@@ -1,7 +1,7 @@
 // Statements for several at once: who waits for whom, and what one that fails does to the others.
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect, test } from 'vitest'
-import { Together } from '../src/domain/together.ts'
+import { Together } from '../src/together.ts'
 
 /** Takes two milliseconds, fails for a batch that holds `bad`, and keeps the batches. */
 function recorded() {

@@ -1,0 +1,2 @@
+// The audit log of the fronts, in the database they share.
+export { AuditLog } from '@muster/database/audit-log'

@@ -1,0 +1,132 @@
+// The audit log of a partition: nothing is changed without an entry, whatever dies; what was written stays as it was written.
+import { createHash } from 'node:crypto'
+import { type AuditEntry, ChainCheck } from '@muster/shared/audit'
+import { isSignature } from '@muster/shared/signature'
+import { expect, test } from 'vitest'
+import { partitionDatabase, runPartition, startCore, type TestCore, type TestPartition, until } from './harness.ts'
+
+const checks = {
+  sha256: (text: string) => createHash('sha256').update(text).digest('hex'),
+  isSigned: (text: string, seal: { signature: string; key: string }) => isSignature('audit log', text, seal),
+}
+
+const whole = (core: Pick<TestCore, 'audit'>, after = 0) =>
+  core.audit.list({ after, limit: 1000, actor: undefined, call: undefined, target: undefined }).then(({ items }) => items)
+
+async function problemOf(entries: readonly AuditEntry[]): Promise<string | undefined> {
+  const check = new ChainCheck(checks)
+  for (const entry of entries) await check.add(entry)
+  return check.report().problem
+}
+
+/** Waits until so many entries are in the chain. */
+const chained = (partition: Pick<TestPartition, 'core'>, count: number) =>
+  until(async () => {
+    const entries = await whole(partition.core)
+    return entries.length >= count && entries
+  })
+
+test('who changed what, from where, and what came of it; a look leaves no trace, and no secret is kept', async () => {
+  const partition = await runPartition()
+  const planted = 'planted-pass-5f2c'
+  const machine = await partition.as('olga').machines.create({
+    interfaces: [{ mac: '52:54:00:aa:00:01' }],
+    powerDriver: 'ipmi',
+    powerSettings: { address: '192.0.2.9', user: 'root', password: planted },
+  } as never)
+  await partition.as('rita').machines.list({})
+  await expect(partition.as('olga').machines.deploy({ id: machine.id, os: 'debian/12' })).rejects.toThrow()
+  await partition.as('olga').machines.lock({ id: machine.id, reason: 'audited' })
+
+  const entries = await chained(partition, 3)
+  expect(entries.map(({ seq, actor, role, from, via, call, outcome }) => ({ seq, actor, role, from, via, call, outcome }))).toEqual([
+    { seq: 1, actor: 'olga', role: 'operator', from: '127.0.0.1', via: null, call: 'machines.create', outcome: 'ok' },
+    { seq: 2, actor: 'olga', role: 'operator', from: '127.0.0.1', via: null, call: 'machines.deploy', outcome: 'wrong-state' },
+    { seq: 3, actor: 'olga', role: 'operator', from: '127.0.0.1', via: null, call: 'machines.lock', outcome: 'ok' },
+  ])
+  expect(entries[0]).toMatchObject({
+    target: '',
+    result: machine.id,
+    fields: expect.arrayContaining(['interfaces', 'powerDriver', 'powerSettings']),
+  })
+  expect(entries[2]).toMatchObject({ target: machine.id, fields: ['id', 'reason'] })
+  expect(JSON.stringify(entries)).not.toContain(planted)
+  expect(await problemOf(entries)).toBeUndefined()
+})
+
+test('only an admin reads it', async () => {
+  const partition = await runPartition()
+  for (const name of ['olga', 'alice', 'rita'] as const)
+    await expect(partition.as(name).audit.list({})).rejects.toMatchObject({ code: 'forbidden' })
+})
+
+test('a change whose entry cannot be written is not made', async () => {
+  const core = await startCore()
+  await core.sql`alter table audit rename to audit_away`
+  let isDone = false
+  const change = core.audit.carryOut({ ...asked, call: 'machines.lock' }, async () => {
+    isDone = true
+  })
+  await expect(change).rejects.toThrow(/audit/)
+  expect(isDone).toBe(false)
+})
+
+const asked = {
+  input: { id: 'lon1-4y3h7n' },
+  caller: { name: 'alice', role: 'user' as const },
+  from: '192.0.2.1',
+  via: null,
+  requestId: 'r',
+}
+
+test('what a process that died was doing is written down as unknown, once another of its name starts', async () => {
+  const databaseUrl = await partitionDatabase()
+  const core = await startCore({ url: databaseUrl })
+  // It never comes back, as after kill -9.
+  void core.audit.carryOut({ ...asked, call: 'machines.release' }, () => new Promise(() => {}))
+  await until(async () => (await core.sql`select from audit`).length === 1)
+  expect(await core.audit.chain()).toBe('idle')
+  expect(await whole(core)).toEqual([])
+
+  const { audit } = await startCore({ url: databaseUrl })
+  await audit.takeOver()
+  await audit.chain()
+  const [entry] = await whole({ audit })
+  expect(entry).toMatchObject({ seq: 1, call: 'machines.release', target: 'lon1-4y3h7n', outcome: 'unknown' })
+})
+
+test('two replicas chain one log: no number twice, none left out, and every entry in it', async () => {
+  const databaseUrl = await partitionDatabase()
+  const cores = await Promise.all([startCore({ url: databaseUrl }), startCore({ url: databaseUrl })])
+  const changes = Array.from({ length: 300 }, (_, index) =>
+    (cores[index % 2] as TestCore).audit.carryOut({ ...asked, call: 'machines.lock', requestId: `r${index}` }, async () => ({
+      id: `m${index}`,
+    })),
+  )
+  const chaining = (async () => {
+    for (let round = 0; round < 30; round++) await Promise.all(cores.map(core => core.audit.chain()))
+  })()
+  await Promise.all([...changes, chaining])
+  await Promise.all(cores.map(core => core.audit.settled()))
+  for (const core of cores) while ((await core.audit.chain()) === 'more');
+  const entries = await whole(cores[0])
+  expect(entries.map(({ seq }) => seq)).toEqual(Array.from({ length: 300 }, (_, index) => index + 1))
+  expect(new Set(entries.map(({ requestId }) => requestId)).size).toBe(300)
+  expect(await problemOf(entries)).toBeUndefined()
+})
+
+test('whoever changes the table, or takes from it, is found out', async () => {
+  const core = await startCore()
+  for (let index = 0; index < 5; index++) await core.audit.carryOut({ ...asked, call: 'machines.lock' }, async () => ({ id: `m${index}` }))
+  await core.audit.settled()
+  await core.audit.chain()
+  const before = await whole(core)
+  expect(await problemOf(before)).toBeUndefined()
+
+  await core.sql`update audit set actor = 'mallory' where seq = 3`
+  expect(await problemOf(await whole(core))).toBe('entry 3 (mallory, machines.lock) or one before it is not what was written')
+  await core.sql`update audit set actor = 'alice' where seq = 3`
+  expect(await problemOf(await whole(core))).toBeUndefined()
+  await core.sql`delete from audit where seq = 5`
+  expect(await problemOf(await whole(core))).toMatch(/bear no signature/)
+})

@@ -1,0 +1,130 @@
+// The audit log: who asked for which change, from where, and what came of it. Each server that carries changes out keeps one; its entries are numbered and
+// chained by hashes, and sealed with a signature every now and then, so that whoever holds an earlier export can tell that nothing was changed, added between, or taken away.
+import { z } from 'zod'
+import { timestamp } from './machine.ts'
+
+/** The log of the fronts, which they share, beside those of the partitions. No partition can have this name. */
+export const logOfFronts = '(fronts)'
+
+export const auditEntry = z.object({
+  /** Whose log: a partition's name, or {@link logOfFronts}. */
+  partition: z.string(),
+  /** 1, 2, 3 … in the order in which they ended. */
+  seq: z.number().int().min(1),
+  /** When it was asked for. */
+  at: timestamp,
+  endedAt: timestamp,
+  actor: z.string(),
+  role: z.string(),
+  /** The address it was asked from. */
+  from: z.string(),
+  /** The front that passed it on; null: it was asked of this server itself. */
+  via: z.string().nullable(),
+  /** The call's name, `machines.deploy`. */
+  call: z.string(),
+  /** What it was about: an id, a name, several with commas; empty where the input names nothing. */
+  target: z.string(),
+  /** The fields that were given; their values may be secret and are not kept. */
+  fields: z.array(z.string()),
+  requestId: z.string(),
+  /** `ok`, a code of the error table, or `unknown`: the server that carried it out ended before it could say. */
+  outcome: z.string(),
+  /** What came of it, where that has an id or a generation. */
+  result: z.string().nullable(),
+  /** SHA-256 over the entry before's hash and this entry, hex. */
+  hash: z.string().regex(/^[0-9a-f]{64}$/),
+  /** A signature of this server over seq and hash; the last entry of every batch has one. */
+  seal: z.object({ signature: z.string(), key: z.string() }).nullable(),
+})
+export type AuditEntry = z.infer<typeof auditEntry>
+
+/** What stands before the first entry. */
+export const noHash = '0'.repeat(64)
+
+/** The text whose SHA-256 is the hash of `entry`. */
+export function chainedText(previousHash: string, entry: Omit<AuditEntry, 'hash' | 'seal'>): string {
+  const { partition, seq, at, endedAt, actor, role, from, via, call, target, fields, requestId, outcome, result } = entry
+  return JSON.stringify([
+    previousHash,
+    partition,
+    seq,
+    at,
+    endedAt,
+    actor,
+    role,
+    from,
+    via,
+    call,
+    target,
+    fields,
+    requestId,
+    outcome,
+    result,
+  ])
+}
+
+/** The text that a seal signs. */
+export function sealedText({ partition, seq, hash }: Pick<AuditEntry, 'partition' | 'seq' | 'hash'>): string {
+  return `${partition} ${seq} ${hash}`
+}
+
+export interface ChainReport {
+  /** How many entries were looked at. */
+  readonly entries: number
+  /** The number of the last good one. */
+  readonly seq: number
+  /** The keys that signed, hex. */
+  readonly keys: readonly string[]
+  /** The first thing that is wrong; undefined: nothing. What comes behind it proves nothing. */
+  readonly problem: string | undefined
+}
+
+export interface ChainChecks {
+  sha256(text: string): string
+  isSigned(text: string, seal: { signature: string; key: string }): Promise<boolean>
+}
+
+/** Checks one log, entry by entry from its first on. */
+export class ChainCheck {
+  readonly #checks: ChainChecks
+  readonly #keys = new Set<string>()
+  #entries = 0
+  #end = { seq: 0, hash: noHash }
+  #sealedUpTo = 0
+  #problem: string | undefined
+
+  constructor(checks: ChainChecks) {
+    this.#checks = checks
+  }
+
+  /** The next entry. After the first that is wrong they are only counted. */
+  async add(entry: AuditEntry): Promise<void> {
+    this.#entries++
+    this.#problem ??= await this.#wrong(entry)
+    if (this.#problem !== undefined) return
+    this.#end = entry
+    if (entry.seal === null) return
+    this.#keys.add(entry.seal.key)
+    this.#sealedUpTo = entry.seq
+  }
+
+  report(): ChainReport {
+    const { seq } = this.#end
+    // Entries are signed as they are chained: an end without a signature was cut off, or put there by somebody without the key.
+    const open = `entries ${this.#sealedUpTo + 1} to ${seq} bear no signature: the log ends where no server ended it`
+    const problem = this.#problem ?? (seq > this.#sealedUpTo ? open : undefined)
+    return { entries: this.#entries, seq, keys: [...this.#keys], problem }
+  }
+
+  async #wrong(entry: AuditEntry): Promise<string | undefined> {
+    const { sha256, isSigned } = this.#checks
+    const { seq, hash } = this.#end
+    if (entry.seq > seq + 1)
+      return seq + 2 === entry.seq ? `entry ${seq + 1} is missing` : `entries ${seq + 1} to ${entry.seq - 1} are missing`
+    if (entry.seq <= seq) return `entry ${entry.seq} stands behind ${seq}`
+    if (sha256(chainedText(hash, entry)) !== entry.hash)
+      return `entry ${entry.seq} (${entry.actor}, ${entry.call}) or one before it is not what was written`
+    if (entry.seal !== null && !(await isSigned(sealedText(entry), entry.seal))) return `the signature of entry ${entry.seq} is not right`
+    return undefined
+  }
+}
