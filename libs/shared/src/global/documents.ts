@@ -11,66 +11,78 @@ export const userName = z
   .regex(/^[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?$/, 'must be 1 to 64 lower-case letters, digits, dots, dashes, underscores or @')
 export const tokenId = z.string().regex(/^t-[0-9a-z]{12}$/, 'is not the id of a token such as t-4y3h7nqk2c5d')
 
-const shapes = {
+/**
+ * The kinds of documents. `name`: what a document may be called; `shape`: its fields, flat; `refersTo`: fields that name a document of another
+ * kind, which must exist.
+ */
+const kinds = {
   /** Who may come in. Disabling a user ends all of its tokens. */
   user: {
-    displayName: z.string().max(200).default(''),
-    role: grantedRole,
-    status: z.enum(['active', 'disabled']).default('active'),
+    name: userName,
+    shape: {
+      displayName: z.string().max(200).default(''),
+      role: grantedRole,
+      status: z.enum(['active', 'disabled']).default('active'),
+    },
+    refersTo: {},
   },
   /** An API token, of which only the hash is known; it can do what both its role and its user's allow, until it expires. */
   token: {
-    user: userName,
-    role: grantedRole,
-    sha256: z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex'),
-    description: z.string().max(200).default(''),
-    createdAt: timestamp,
-    expiresAt: timestamp,
+    name: tokenId,
+    shape: {
+      user: userName,
+      role: grantedRole,
+      sha256: z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex'),
+      description: z.string().max(200).default(''),
+      createdAt: timestamp,
+      expiresAt: timestamp,
+    },
+    refersTo: { user: 'user' },
   },
-} as const
+} as const satisfies Record<string, { name: z.ZodType<string>; shape: z.ZodRawShape; refersTo: Readonly<Record<string, string>> }>
 
-export const documentKinds = ['user', 'token'] as const satisfies readonly (keyof typeof shapes)[]
-export type DocumentKind = (typeof documentKinds)[number]
+type Kinds = typeof kinds
+export type DocumentKind = keyof Kinds
+export const documentKinds = Object.keys(kinds) as readonly DocumentKind[]
 export const documentKind = z.enum(documentKinds)
 
-const nameOf = { user: userName, token: tokenId } as const satisfies Record<DocumentKind, z.ZodType>
-
-/** As written: an unknown field is refused. */
-const written = { user: z.strictObject(shapes.user), token: z.strictObject(shapes.token) }
-/** As read: a front of the next release may have written more. */
-const read = { user: z.object(shapes.user), token: z.object(shapes.token) }
-
-export type UserDocument = z.output<(typeof read)['user']>
-export type TokenDocument = z.output<(typeof read)['token']>
+export type DocumentOf<Kind extends DocumentKind> = z.output<z.ZodObject<Kinds[Kind]['shape']>>
+export type UserDocument = DocumentOf<'user'>
+export type TokenDocument = DocumentOf<'token'>
 
 /** All documents, by kind and name. */
-export interface Documents {
-  readonly user: Readonly<Record<string, UserDocument>>
-  readonly token: Readonly<Record<string, TokenDocument>>
+export type Documents = { readonly [Kind in DocumentKind]: Readonly<Record<string, DocumentOf<Kind>>> }
+
+function byKind<Value>(make: (kind: DocumentKind) => Value): Record<DocumentKind, Value> {
+  return Object.fromEntries(documentKinds.map(kind => [kind, make(kind)])) as Record<DocumentKind, Value>
 }
+
+/** As written: an unknown field is refused. */
+const written = byKind((kind): z.ZodType => z.strictObject(kinds[kind].shape))
+/** As read: a front of the next release may have written more. */
+const read = byKind((kind): z.ZodType => z.object(kinds[kind].shape))
 
 /** Names are chosen by people: `constructor` is one, and must not be found where nobody put it. */
 function ownRecord<Value>(entries: readonly (readonly [string, Value])[]): Record<string, Value> {
   return Object.assign(Object.create(null) as Record<string, Value>, Object.fromEntries(entries))
 }
 
-export const noDocuments: Documents = { user: ownRecord([]), token: ownRecord([]) }
+export const noDocuments: Documents = byKind(() => ownRecord<never>([]))
 
 /** The documents of a copy. Kinds and fields that this release does not know are left out, as is a document it cannot read, which `skipped` names. */
 export function readDocuments(value: unknown): { documents: Documents; skipped: string[] } {
   const skipped: string[] = []
-  const kinds = typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
-  const documentsOf = <Kind extends DocumentKind>(kind: Kind) => {
-    const found = Object.entries((kinds[kind] ?? {}) as Record<string, unknown>).flatMap(([name, content]) => {
+  const given = typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
+  const documents = byKind(kind => {
+    const found = Object.entries((given[kind] ?? {}) as Record<string, unknown>).flatMap(([name, content]) => {
       const parsed = read[kind].safeParse(content)
-      if (parsed.success && nameOf[kind].safeParse(name).success) return [[name, parsed.data] as const]
+      if (parsed.success && kinds[kind].name.safeParse(name).success) return [[name, parsed.data] as const]
       skipped.push(`${kind} ${name}`)
       return []
     })
     return ownRecord(found)
-  }
-  const documents = { user: documentsOf('user'), token: documentsOf('token') } as Documents
-  return { documents, skipped }
+  })
+  return { documents: documents as Documents, skipped }
 }
 
 export const documentReference = z.strictObject({ kind: documentKind, name: z.string().max(100) })
@@ -89,16 +101,13 @@ export interface Problem {
 /** The documents after a change, or everything that is wrong with it. Pure; the set is checked whole, because documents refer to each other. */
 export function changed(before: Documents, change: Change): { documents: Documents } | { problems: Problem[] } {
   const problems: Problem[] = []
-  const sets: Record<DocumentKind, Record<string, unknown>> = {
-    user: ownRecord(Object.entries(before.user)),
-    token: ownRecord(Object.entries(before.token)),
-  }
+  const sets = byKind(kind => ownRecord<unknown>(Object.entries(before[kind])))
   change.delete.forEach(({ kind, name }, index) => {
     if (sets[kind][name] === undefined) problems.push({ field: `delete.${index}`, message: `there is no ${kind} ${name}` })
     delete sets[kind][name]
   })
   change.put.forEach(({ kind, name, document }, index) => {
-    const goodName = nameOf[kind].safeParse(name)
+    const goodName = kinds[kind].name.safeParse(name)
     if (!goodName.success) problems.push({ field: `put.${index}.name`, message: goodName.error.issues[0]?.message ?? 'is not a name' })
     const parsed = written[kind].safeParse(document)
     if (parsed.success) sets[kind][name] = parsed.data
@@ -110,14 +119,20 @@ export function changed(before: Documents, change: Change): { documents: Documen
         else problems.push({ field: path, message: issue.message })
       }
   })
-  const documents = sets as unknown as Documents
+  const documents = sets as Documents
   if (problems.length === 0) problems.push(...brokenReferences(documents))
   return problems.length > 0 ? { problems } : { documents }
 }
 
-function brokenReferences({ user, token }: Documents): Problem[] {
-  return Object.entries(token).flatMap(([name, { user: owner }]) =>
-    user[owner] ? [] : [{ field: `token ${name}`, message: `its user ${owner} does not exist; delete the token with the user` }],
+function brokenReferences(documents: Documents): Problem[] {
+  return documentKinds.flatMap(kind =>
+    Object.entries<Readonly<Record<string, unknown>>>(documents[kind]).flatMap(([name, document]) =>
+      Object.entries<DocumentKind>(kinds[kind].refersTo).flatMap(([field, other]) => {
+        const wanted = String(document[field])
+        if (documents[other][wanted]) return []
+        return [{ field: `${kind} ${name}`, message: `its ${other} ${wanted} does not exist; delete the ${kind} with the ${other}` }]
+      }),
+    ),
   )
 }
 
