@@ -1,6 +1,7 @@
 // The settings of a front.
 import { loadConfig, nkeySeed, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
+import { natsPublicKey } from '@muster/shared/global/documents'
 import { partitionNamePattern } from '@muster/shared/ids'
 import type { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
@@ -20,6 +21,13 @@ export interface FrontSettings {
   readonly configKeys: readonly string[]
   /** The database of the global configuration, which all fronts share. */
   readonly globalDatabaseUrl: Secret | undefined
+  /** Where partitions that enrol find the bus; undefined: where this front finds it. */
+  readonly natsPublicUrl: string | undefined
+  /** nats-server's list of who may come in, written by this front. */
+  readonly brokerFile: string | undefined
+  readonly brokerPidFile: string | undefined
+  /** Public nkeys of the other fronts. */
+  readonly brokerFronts: readonly string[]
   readonly tokensFile: string
   readonly port: number
   readonly host: string
@@ -37,6 +45,13 @@ const partitionList = z
   .refine(names => names.every(name => partitionNamePattern.test(name)), 'must be names of partitions such as lon1,par2')
   .transform(names => [...new Set(names)])
 
+/** nkeys of fronts, with commas. */
+const natsPublicKeys = z
+  .string()
+  .default('')
+  .transform(text => text.split(',').filter(Boolean))
+  .pipe(z.array(natsPublicKey))
+
 const variables = {
   name: variable('MUSTER_NAME', z.string().min(1).max(63).default('front')),
   natsUrl: variable('NATS_URL', z.string().min(1)),
@@ -53,6 +68,10 @@ const variables = {
   ),
   configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
   globalDatabaseUrl: secret('MUSTER_GLOBAL_DATABASE_URL', z.string().optional()),
+  natsPublicUrl: variable('MUSTER_NATS_PUBLIC_URL', z.string().optional()),
+  brokerFile: variable('MUSTER_NATS_AUTHORIZATION_FILE', z.string().optional()),
+  brokerPidFile: variable('MUSTER_NATS_PID_FILE', z.string().optional()),
+  brokerFronts: variable('MUSTER_NATS_FRONTS', natsPublicKeys),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1)),
   port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),
   host: variable('HOST', z.string().min(1).default('127.0.0.1')),

@@ -4,9 +4,12 @@ import type { Audit } from '@muster/server/audit'
 import type { Backend } from '@muster/server/backend'
 import type { Bus } from '@muster/shared/bus/bus'
 import { callNamed } from '@muster/shared/contract/contract'
+import type { Documents } from '@muster/shared/global/documents'
 import { allocate } from './allocate/allocate.ts'
 import { createFederation, watchLogs } from './federation.ts'
+import type { BrokerFile } from './global/broker-file.ts'
 import { configCalls } from './global/calls.ts'
+import { enrolmentCalls } from './global/enrolment.ts'
 import { type Home, type HomeOptions, openHome } from './global/home.ts'
 import { defaultLimits, type Limits } from './limits.ts'
 import { createPartitionCalls } from './partition-calls.ts'
@@ -20,7 +23,9 @@ export interface FrontOptions {
   /** The accepted partitions. Undefined: all that make themselves heard; then Idempotency-Keys hold only while none comes or goes. */
   readonly accepted: readonly string[] | undefined
   /** Where the global configuration lives, and the key it is signed with; undefined: this front has none. */
-  readonly global?: Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys'> | undefined
+  readonly global?: (Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys'> & { readonly natsUrl?: string | undefined }) | undefined
+  /** Is told who may come to the bus. */
+  readonly broker?: BrokerFile | undefined
   readonly log: HomeOptions['log']
   readonly limits?: Partial<Limits>
 }
@@ -48,7 +53,18 @@ export function createFront(options: FrontOptions): Front {
     ...parts,
     name,
     allocate: (input, context) => allocate(parts, input, context),
-    here: { 'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }), ...(home && configCalls(home)) },
+    here: {
+      'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }),
+      ...(home && globalCalls(home, options)),
+    },
+  })
+  let before: Documents['partition'] = {}
+  home?.onChange(({ documents }) => {
+    presence.accept(acceptedNow(accepted, documents.partition))
+    for (const [partition, { natsKey }] of Object.entries(documents.partition))
+      if (before[partition] && before[partition].natsKey !== natsKey) presence.forget(partition)
+    before = documents.partition
+    void options.broker?.write(documents)
   })
   return {
     backend,
@@ -66,4 +82,18 @@ export function createFront(options: FrontOptions): Front {
 
 function auditOf({ audit }: Home): Audit {
   return { carryOut: (change, work) => (callNamed(change.call)?.spread.kind === 'global' ? audit.carryOut(change, work) : work()) }
+}
+
+function globalCalls(home: Home, { global, log }: FrontOptions) {
+  const { signer, trustedKeys, natsUrl = '' } = global as NonNullable<FrontOptions['global']>
+  return { ...configCalls(home), ...enrolmentCalls({ home, natsUrl, configKeys: [signer.publicKey, ...trustedKeys], log }) }
+}
+
+/** Those of the settings and those that were accepted, without those that were retired. Where nobody was ever named: everybody. */
+function acceptedNow(named: readonly string[] | undefined, partitions: Documents['partition']): readonly string[] | undefined {
+  const documents = Object.entries(partitions)
+  if (named === undefined && documents.length === 0) return undefined
+  const accepted = documents.filter(([, { status }]) => status === 'accepted').map(([name]) => name)
+  const isRetired = (name: string) => partitions[name]?.status === 'retired'
+  return [...new Set([...(named ?? []).filter(name => !isRetired(name)), ...accepted])]
 }

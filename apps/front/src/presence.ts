@@ -18,6 +18,10 @@ export interface Presence {
   describe(partition: string): string
   /** Whether an answer comes from a process that has been replaced since. A replica that nobody heard of yet is believed. */
   isStale(partition: string, replica: string, epoch: number): boolean
+  /** From now on these take part; undefined: all that make themselves heard. */
+  accept(partitions: readonly string[] | undefined): void
+  /** Forgets what was heard of a partition: another one has its name from now on, and counts its epochs anew. */
+  forget(partition: string): void
   /** Called when a partition comes, goes, or has more ready machines. Returns the way to stop listening. */
   onChange(listener: () => void): () => void
   stop(): void
@@ -47,22 +51,21 @@ export function watchPresence(options: PresenceOptions): Presence {
 class PresenceWatch implements Presence {
   readonly #bus: Bus
   readonly #log: PresenceOptions['log']
-  readonly #accepted: ReadonlySet<string> | undefined
+  #accepted: ReadonlySet<string> | undefined
   readonly #partitions = new Map<string, Map<string, Replica>>()
   readonly #present = new Set<string>()
   readonly #strangers = new Set<string>()
   readonly #listeners = new Set<() => void>()
   readonly #stops: (() => void)[] = []
   readonly #startedAt = Date.now()
-  #known: readonly string[]
+  #known: readonly string[] = []
   #sweptAt = Date.now()
   #isStopped = false
 
   constructor(options: PresenceOptions) {
     this.#bus = options.bus
     this.#log = options.log
-    this.#accepted = options.accepted && new Set(options.accepted)
-    this.#known = [...(this.#accepted ?? [])].sort()
+    this.accept(options.accepted)
     const sweep = setInterval(() => this.#sweep(), sweepEveryMs)
     sweep.unref()
     this.#stops.push(() => clearInterval(sweep))
@@ -80,6 +83,27 @@ class PresenceWatch implements Presence {
 
   accepts(partition: string): boolean {
     return this.#accepted?.has(partition) ?? true
+  }
+
+  accept(partitions: readonly string[] | undefined): void {
+    this.#accepted = partitions && new Set(partitions)
+    for (const partition of this.#partitions.keys())
+      if (!this.accepts(partition)) {
+        this.#partitions.delete(partition)
+        this.#present.delete(partition)
+      }
+    this.#strangers.clear()
+    this.#known = [...(this.#accepted ?? this.#partitions.keys())].sort()
+    // Those that were not listened to are not known yet.
+    this.#ask()
+    this.#tell()
+  }
+
+  forget(partition: string): void {
+    this.#partitions.delete(partition)
+    this.#present.delete(partition)
+    this.#ask()
+    this.#tell()
   }
 
   standing(partition: string): Standing {

@@ -5,12 +5,14 @@ import { ConfigError } from '@muster/server/config'
 import { tokensOfAll } from '@muster/server/global/people'
 import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
-import { createLog } from '@muster/server/log'
+import { createLog, type Log } from '@muster/server/log'
 import { runMain } from '@muster/server/process'
 import { openTokens } from '@muster/server/tokens'
 import { inboxOf } from '@muster/shared/bus/permissions'
+import { fromSeed } from '@nats-io/nkeys'
 import { type FrontSettings, frontConfig } from './config.ts'
 import { createFront, type FrontOptions } from './front.ts'
+import { BrokerFile } from './global/broker-file.ts'
 
 /** The bus is given little time before the doors open: a front without it says what is wrong, and a new one serves within two seconds. */
 const busWaitMs = 500
@@ -41,7 +43,8 @@ export async function start(environment: Readonly<Record<string, string | undefi
       })
       own('bus', () => bus.close())
       const global = globalOf(settings)
-      const front = createFront({ name, version, bus, accepted: partitions, log, global })
+      const broker = brokerOf(settings, log)
+      const front = createFront({ name, version, bus, accepted: partitions, log, global, broker })
       own('front', () => front.stop())
       if (global)
         log.info(
@@ -71,7 +74,18 @@ function globalOf(settings: FrontSettings): FrontOptions['global'] {
     databaseUrl: settings.globalDatabaseUrl?.reveal(),
     signer: createSigner(settings.configKey.reveal()),
     trustedKeys: settings.configKeys,
+    natsUrl: settings.natsPublicUrl ?? settings.natsUrl,
   }
+}
+
+/** Throws ConfigError where this front would lock itself out. */
+function brokerOf(settings: FrontSettings, log: Log): BrokerFile | undefined {
+  const { brokerFile: file, brokerPidFile: pidFile, brokerFronts, natsNkey } = settings
+  if (file === undefined) return undefined
+  if (natsNkey === undefined)
+    throw new Error('MUSTER_NATS_AUTHORIZATION_FILE is set, but not NATS_NKEY: this front would lock itself out of the bus')
+  const own = fromSeed(new TextEncoder().encode(natsNkey.reveal())).getPublicKey()
+  return new BrokerFile({ file, pidFile, fronts: [...new Set([own, ...brokerFronts])], log })
 }
 
 function readConfig(environment: Readonly<Record<string, string | undefined>>) {

@@ -8,6 +8,7 @@ import { partitionNamePattern } from '@muster/shared/ids'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
 import { erasePolicies } from '@muster/shared/machine'
 import { domain } from '@muster/shared/network'
+import type { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
 import { dhcpRanges, type NetworkServices } from './domain/dnsmasq.ts'
@@ -69,6 +70,8 @@ const variables = {
       .refine(text => keyBytes(text).length === 32, 'must be 32 bytes in hex or base64'),
   ),
   configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
+  joinUrl: variable('MUSTER_JOIN_URL', z.url({ protocol: /^https?$/ }).optional()),
+  joinToken: secret('MUSTER_JOIN_TOKEN', z.string().min(1).optional()),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
   files: variable('MUSTER_FILES', folder('files')),
   host: variable('HOST', z.string().default('127.0.0.1')),
@@ -112,6 +115,8 @@ export interface PartitionSettings {
   key: Buffer
   /** Public keys of the fronts, hex: whose global configuration is taken. */
   configKeys?: readonly string[]
+  /** The front to be accepted by; undefined: what to know stands in the settings. */
+  join?: { url: string; token: Secret } | undefined
   tokensFile: string
   files: string
   host: string
@@ -144,6 +149,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
           },
     key: keyBytes(given.key.reveal()),
     configKeys: given.configKeys,
+    join: joinOf(given),
     tokensFile: given.tokensFile,
     files: given.files,
     host: given.host,
@@ -166,6 +172,27 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     },
   }
   return { settings, lines, unknown, logLevel: given.logLevel }
+}
+
+/** Throws ConfigError where the ways into a federation are mixed. */
+function joinOf({
+  joinUrl: url,
+  joinToken: token,
+  natsUrl,
+}: {
+  joinUrl: string | undefined
+  joinToken: Secret | undefined
+  natsUrl: string | undefined
+}): PartitionSettings['join'] {
+  if (url === undefined) {
+    if (token !== undefined) throw new ConfigError(['MUSTER_JOIN_TOKEN is set, but not MUSTER_JOIN_URL: which front is to be asked?'])
+    return undefined
+  }
+  if (natsUrl !== undefined)
+    throw new ConfigError(['MUSTER_JOIN_URL and NATS_URL are both set: a partition that is accepted by a front is told where the bus is'])
+  if (token === undefined)
+    throw new ConfigError(['MUSTER_JOIN_TOKEN is not set: MUSTER_JOIN_URL is asked with one (muster partition token create)'])
+  return { url: url.replace(/\/$/, ''), token }
 }
 
 /** Throws ConfigError where only a part of what it takes is there. */

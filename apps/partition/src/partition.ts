@@ -13,6 +13,7 @@ import type { Own } from '@muster/server/process'
 import { openTokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
 import { inboxOf } from '@muster/shared/bus/permissions'
+import { createClient } from '@muster/shared/client'
 import { Gauge } from 'prom-client'
 import { handlers } from './backend/handlers.ts'
 import { LocalBackend } from './backend/local.ts'
@@ -26,6 +27,7 @@ import { Bell, runLoop } from './domain/bell.ts'
 import { Catalogue } from './domain/catalogue.ts'
 import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
+import { Enrolment, type Membership } from './domain/enrolment.ts'
 import { FirstBoots } from './domain/first-boot.ts'
 import { LogFollower } from './domain/follower.ts'
 import { GlobalCopy } from './domain/global-copy.ts'
@@ -39,7 +41,7 @@ import { agentDoor } from './doors/agent.ts'
 import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
-import { openConfigurationDoor } from './doors/configuration.ts'
+import { type ConfigurationDoor, openConfigurationDoor } from './doors/configuration.ts'
 import { Dnsmasq } from './doors/dnsmasq.ts'
 import { filesDoor, filesPath } from './doors/files.ts'
 import { maasDoor } from './doors/maas.ts'
@@ -90,9 +92,11 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     partition: settings.partition,
     sql,
     verifier: settings.configKeys?.length ? createVerifier(settings.configKeys) : undefined,
+    onUse: ({ documents }) => catalogue.select(documents.partition[settings.partition]?.operatingSystems),
     log,
   })
   await configuration.reload()
+  catalogue.refresh()
   const auditSql = connectAudit(settings.databaseUrl, `muster audit ${settings.partition} ${settings.replica}`)
   own('connections of the audit log', () => auditSql.end({ timeout: 5 }))
   const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
@@ -121,19 +125,25 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     problems: () => [
       ...backend.readiness().flatMap(({ status, detail }) => (status === 'ok' ? [] : [detail])),
       ...(dnsmasq?.problem === undefined ? [] : [dnsmasq.problem]),
+      ...(enrolment.problem === undefined ? [] : [`not part of the federation: ${enrolment.problem}`]),
+      ...federationProblems(core),
     ],
   }
   let seenAt = Date.now()
-  const bus =
-    options.bus ??
-    (settings.nats &&
-      (await connectNats({
-        ...settings.nats,
-        inbox: inboxOf({ kind: 'partition', name: settings.partition }),
-        name: `partition ${settings.partition} replica ${settings.replica}`,
-        log,
-      })))
-  if (bus && !options.bus) own('bus', () => bus.close())
+  const enrolment = new Enrolment(core)
+  const connectBus = (nats: NonNullable<PartitionSettings['nats']> & { onRefusal?: 'retry' }) =>
+    connectNats({
+      ...nats,
+      inbox: inboxOf({ kind: 'partition', name: settings.partition }),
+      name: `partition ${settings.partition} replica ${settings.replica}`,
+      log,
+    })
+  const membership = settings.join && (await enrolment.remembered())
+  const nats = membership ? busOf(membership) : settings.nats
+  let bus = options.bus ?? (nats && (await connectBus(nats)))
+  if (membership) configuration.trust(createVerifier(membership.configKeys))
+  // Last: what speaks over it has said goodbye by then.
+  own('bus', () => (options.bus ? undefined : bus?.close()))
 
   const backend: LocalBackend = new LocalBackend({
     partition: settings.partition,
@@ -232,16 +242,48 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     if (catalogue.refresh() === 'changed') core.memory.candidates.forgetSets()
   })
 
-  if (bus) {
-    busDoor = openBusDoor({ core, bus, backend, replica, version, url: self.url, log })
-    own('bus door', () => busDoor?.close())
+  let configurationDoor: ConfigurationDoor | undefined
+  const openBusDoors = (open: Bus) => {
+    busDoor = openBusDoor({ core, bus: open, backend, replica, version, url: self.url, log })
+    configurationDoor = openConfigurationDoor({ core, bus: open })
   }
-  if (bus) {
-    const configurationDoor = openConfigurationDoor({ core, bus })
-    own('configuration door', () => configurationDoor.close())
+  own('bus door', () => busDoor?.close())
+  own('configuration door', () => configurationDoor?.close())
+  if (bus) openBusDoors(bus)
+  else if (settings.join) {
+    const { url, token } = settings.join
+    const application = { client: createClient({ url }), front: url, token, version, url: self.url }
+    const joining = new AbortController()
+    const joined = enrolment.accepted(application, joining.signal).then(async accepted => {
+      if (!accepted || joining.signal.aborted) return
+      configuration.trust(createVerifier(accepted.configKeys))
+      bus = await connectBus(busOf(accepted))
+      if (!joining.signal.aborted) openBusDoors(bus)
+    })
+    joined.catch(error =>
+      log.error({ err: error }, 'this partition was accepted, but cannot take part; it tries again when it is started again'),
+    )
+    own('enrolment', async () => {
+      joining.abort()
+      await joined.catch(() => undefined) // logged above
+    })
   }
   own('door', () => door.close())
   return { url: self.url, core }
+}
+
+function busOf({ natsUrl: url, nkey }: Membership) {
+  // The broker may learn of an accepted partition later than it does, and a retired one goes on by itself.
+  return { url, nkey, token: undefined, onRefusal: 'retry' as const }
+}
+
+/** What the federation wants of this partition and does not get. */
+function federationProblems({ configuration, catalogue, partition }: Core): string[] {
+  const own = configuration.content?.documents.partition[partition]
+  return [
+    ...(own?.status === 'retired' ? ['this partition was retired: fronts do not ask it any more'] : []),
+    ...catalogue.missing.map(os => `${os} was selected for this partition, and its files are not here`),
+  ]
 }
 
 function openAudit({ partition, replica }: PartitionSettings, signer: Signer, sql: Core['sql'], log: Log): AuditLog {

@@ -17,7 +17,7 @@ export interface Audit {
   ): Promise<Answer>
 }
 
-/** Whether a call may change anything. */
-export function changes(call: Pick<Call, 'rest'>): boolean {
-  return call.rest.method !== 'GET'
+/** Whether a call changes something on somebody's account. Public calls are on nobody's: what becomes of them is in the log. */
+export function changes(call: Pick<Call, 'rest' | 'role'>): boolean {
+  return call.rest.method !== 'GET' && call.role !== 'public'
 }

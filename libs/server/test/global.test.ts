@@ -37,7 +37,11 @@ describe('the tokens of a configuration', () => {
   })
   const find = (user: object, change: Partial<TokenDocument> = {}) =>
     tokensOfDocuments(
-      { user: { alice: { displayName: '', role: 'admin', status: 'active', ...user } }, token: { 't-1': document(change) } },
+      {
+        ...noDocuments,
+        user: { alice: { displayName: '', role: 'admin', status: 'active', ...user } },
+        token: { 't-1': document(change) },
+      },
       () => now,
     ).find(token)
 

@@ -9,12 +9,14 @@ import { coverageText, type Shape, showList, showOne } from '../output/show.ts'
 import { fieldsText } from '../output/table.ts'
 import { ageText } from '../output/text.ts'
 import { checked } from '../schema-options.ts'
+import { addEnrolment } from './enrolment.ts'
 
 /** `muster partition` with its subcommands. */
 export const fillPartition: Fill = (command, cli) => {
-  examples(command, ['partition list', 'partition status lon1'])
+  examples(command, ['partition list', 'partition status lon1', 'partition accept par3 --os debian/12'])
   addList(command, cli)
   addStatus(command, cli)
+  addEnrolment(command, cli)
 }
 
 const styles = { ready: 'green', degraded: 'yellow', silent: 'red' } as const

@@ -58,6 +58,10 @@ export interface Home {
   history(limit: number): Promise<Pick<CopyContent, 'generation' | 'changedAt' | 'changedBy' | 'note'>[]>
   /** Throws not-found for a generation that is not kept. */
   documentsAt(generation: number): Promise<Documents>
+  /** Runs a statement in the database that the fronts share. Throws database-away, or not-ready where this front has none. */
+  run<Answer>(act: (sql: db.Sql) => Promise<Answer>): Promise<Answer>
+  /** Called with every generation that comes into force, and at once with the one that is. */
+  onChange(listener: (content: CopyContent) => void): void
   stop(): Promise<void>
 }
 
@@ -101,6 +105,7 @@ class GlobalHome implements Home {
   readonly #loop: Promise<void>
   readonly #none = tokensOfDocuments(noDocuments)
   readonly audit: AuditLog
+  readonly #listeners: ((content: CopyContent) => void)[] = []
   #inForce: InForce | undefined
   #isMigrated = false
   /** The highest generation that a partition said it holds. */
@@ -191,6 +196,15 @@ class GlobalHome implements Home {
     const row = await this.#home(sql => db.findGeneration(sql, generation))
     if (!row) throw new Refusal('not-found', `generation ${generation} is not kept; the last ${keptGenerations} are`)
     return this.#checked(copyOf(row)).documents
+  }
+
+  run<Answer>(act: (sql: db.Sql) => Promise<Answer>): Promise<Answer> {
+    return this.#home(act)
+  }
+
+  onChange(listener: (content: CopyContent) => void): void {
+    this.#listeners.push(listener)
+    if (this.content) listener(this.content)
   }
 
   async stop(): Promise<void> {
@@ -370,6 +384,7 @@ class GlobalHome implements Home {
     this.#inForce = { content, text: JSON.stringify(copy), source, tokens: tokensOfDocuments(content.documents) }
     this.#options.bus.publish(subjects.configuration, encodeJson({ v: protocolVersion, generation: content.generation }))
     this.#options.log.info({ generation: content.generation, source }, 'a generation of the global configuration is in force')
+    for (const listener of this.#listeners) listener(content)
   }
 
   async #listen(): Promise<void> {

@@ -116,12 +116,13 @@ export function handlers(core: Core, self: Self): Handlers {
         title: image.title,
         arch: image.arch as 'amd64' | 'arm64',
         supported: image.isSupported,
-        available: true,
+        available: image.isSelected,
         partitions: [core.partition],
       })),
       nextCursor: null,
     }),
     'audit.list': input => auditBehind(core, input),
+    ...enrolmentHandlers(core),
     'audit.fronts': () => needsFront(core, 'knows nothing of the log of the fronts'),
     ...configHandlers(core),
     'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
@@ -141,6 +142,17 @@ function configHandlers(core: Core): ConfigHandlers {
     'config.diff': written,
     'config.revert': written,
     'config.refill': written,
+  }
+}
+
+function enrolmentHandlers(core: Core): { readonly [Name in Extract<CallName, `enrolment.${string}`>]: Handlers[Name] } {
+  const asked = () => needsFront(core, 'accepts nobody into the federation')
+  return {
+    'enrolment.ask': asked,
+    'enrolment.list': asked,
+    'enrolment.accept': asked,
+    'enrolment.refuse': asked,
+    'enrolment.retire': asked,
   }
 }
 

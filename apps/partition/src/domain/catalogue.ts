@@ -40,6 +40,7 @@ export class Catalogue implements Place {
   #images: Image[] = []
   #installable = new Map<string, Set<string>>()
   #agents = new Set<string>()
+  #selection: ReadonlySet<string> | undefined
 
   constructor(options: { partition: string; folder: string; log: Log }) {
     this.partition = options.partition
@@ -53,8 +54,18 @@ export class Catalogue implements Place {
     return this.#installable
   }
 
-  get images(): readonly (Image & { isSupported: boolean })[] {
-    return this.#images.map(image => ({ ...image, isSupported: isSupported(image.os) }))
+  get images(): readonly (Image & { isSupported: boolean; isSelected: boolean })[] {
+    return this.#images.map(image => ({ ...image, isSupported: isSupported(image.os), isSelected: this.#isSelected(image.os) }))
+  }
+
+  /** What may be installed here, as the federation says; undefined: everything whose files are here. Counts from the next {@link refresh}. */
+  select(operatingSystems: readonly string[] | undefined): void {
+    this.#selection = operatingSystems && new Set(operatingSystems)
+  }
+
+  /** What was selected, and has no files here. */
+  get missing(): string[] {
+    return [...(this.#selection ?? [])].filter(os => !this.#images.some(image => image.os === os))
   }
 
   hasAgent(arch: string): boolean {
@@ -67,7 +78,7 @@ export class Catalogue implements Place {
 
   /** Reads the folder again. A broken description is logged and left out. Answers whether anything changed. */
   refresh(): 'changed' | 'same' {
-    const before = JSON.stringify([this.#images, [...this.#agents]])
+    const before = this.#state()
     this.#agents = new Set(
       architectures.filter(arch => ['vmlinuz', 'initrd'].every(name => existsSync(path.join(this.folder, 'agent', arch, name)))),
     )
@@ -75,10 +86,18 @@ export class Catalogue implements Place {
     this.#installable = new Map(
       architectures.map(arch => [
         arch,
-        new Set(this.#images.filter(image => image.arch === arch && isSupported(image.os)).map(({ os }) => os)),
+        new Set(this.#images.filter(({ os, arch: own }) => own === arch && isSupported(os) && this.#isSelected(os)).map(({ os }) => os)),
       ]),
     )
-    return JSON.stringify([this.#images, [...this.#agents]]) === before ? 'same' : 'changed'
+    return this.#state() === before ? 'same' : 'changed'
+  }
+
+  #state(): string {
+    return JSON.stringify([this.#images, [...this.#agents], [...this.#installable.values()].map(names => [...names])])
+  }
+
+  #isSelected(os: string): boolean {
+    return this.#selection?.has(os) ?? true
   }
 
   #readImages(): Image[] {

@@ -25,11 +25,14 @@ export interface GlobalCopyOptions {
   readonly sql: Sql
   /** undefined: no key is trusted, so nothing is taken. */
   readonly verifier: Verifier | undefined
+  /** Called with every configuration that comes into force. */
+  readonly onUse?: (content: CopyContent) => void
   readonly log: Log
 }
 
 export class GlobalCopy {
   readonly #options: GlobalCopyOptions
+  #verifier: Verifier | undefined
   #inForce: InForce | undefined
   #heardAt: Date | undefined
   #refused: string | undefined
@@ -37,6 +40,12 @@ export class GlobalCopy {
 
   constructor(options: GlobalCopyOptions) {
     this.#options = options
+    this.#verifier = options.verifier
+  }
+
+  /** From now on these keys are trusted, and no others. */
+  trust(verifier: Verifier): void {
+    this.#verifier = verifier
   }
 
   /** The generation in force; 0 where there is none. */
@@ -69,9 +78,11 @@ export class GlobalCopy {
    * key, cannot be read, or says something else than the one in force under the same generation.
    */
   async take(copy: SignedCopy): Promise<'taken' | 'not newer'> {
-    const { sql, verifier, log } = this.#options
+    const { sql, log } = this.#options
+    const verifier = this.#verifier
     try {
-      if (!verifier) throw new Error('this partition trusts no key: MUSTER_CONFIG_PUBLIC_KEY is not set')
+      if (!verifier)
+        throw new Error('this partition trusts no key: MUSTER_CONFIG_PUBLIC_KEY is not set, and it was not accepted by a front')
       verifier.check(copy)
       const { generation } = readPayload(copy.payload)
       if (generation === this.generation && digestOf(copy.payload) !== this.#inForce?.digest)
@@ -121,6 +132,7 @@ export class GlobalCopy {
       takenAt: row.taken_at,
       tokens: tokensOfDocuments(content.documents),
     }
+    this.#options.onUse?.(content)
   }
 }
 

@@ -245,9 +245,11 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
     check: found => {
       refuseForeign(caller, found)
       refuseWithoutPower(found)
-      if (!core.catalogue.imageFor(input.os, found.arch)) {
-        const available = [...(core.catalogue.installable.get(found.arch) ?? [])]
-        throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}`, { available })
+      const installable = core.catalogue.installable.get(found.arch)
+      if (!installable?.has(input.os)) {
+        const why = core.catalogue.imageFor(input.os, found.arch) ? ': it was not selected for this partition' : ''
+        const available = [...(installable ?? [])]
+        throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}${why}`, { available })
       }
       const network = input.network ?? found.network
       // The machine may have other ports than when an operator said how its network is to be.

@@ -51,6 +51,8 @@ export interface NatsOptions {
   log: BusLog
   /** How long to wait for the first connection before going on with the link down. Default 2,000. */
   firstWaitMs?: number
+  /** When the broker refuses the key at the first try. `reject`, the default: it is a setting to correct. `retry`: it may not know of it yet. */
+  onRefusal?: 'reject' | 'retry'
 }
 
 const dialLimitMs = 2_000
@@ -63,7 +65,7 @@ const usualMaxPayloadBytes = 1024 * 1024
 /**
  * Connects and keeps connecting, for ever, with jitter. Resolves when the link is up, or after `firstWaitMs` with the link down: a
  * partition must start without its bus. Rejects only when the broker refuses the credentials at this first try, because that is a
- * setting to correct; later refusals are logged and retried, because tokens are rotated.
+ * setting to correct (unless `onRefusal` says otherwise); later refusals are logged and retried, because tokens are rotated.
  */
 export async function connectNats(options: NatsOptions): Promise<Bus> {
   const bus = new NatsBus(options)
@@ -103,7 +105,7 @@ class NatsBus implements Bus, Carrier {
     const enough = AbortSignal.timeout(firstWaitMs)
     let refusal: Error | undefined
     const dialling = this.#dial(error => {
-      if (!(error instanceof AuthorizationError) || enough.aborted) return 'again'
+      if (!(error instanceof AuthorizationError) || enough.aborted || this.#options.onRefusal === 'retry') return 'again'
       refusal = error
       return 'stop'
     })

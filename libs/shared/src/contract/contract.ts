@@ -3,13 +3,27 @@ import { allocations } from './allocations.ts'
 import { audit } from './audit.ts'
 import type { AnsweredByOne, AnswerOf, Call, Coverage, InputOf, RequestOf } from './call.ts'
 import { config } from './config.ts'
+import { enrolment } from './enrolment.ts'
 import { events } from './events.ts'
 import { pools, tags, zones } from './labels.ts'
 import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
 import { session } from './session.ts'
 
-export const contract = { machines, allocations, tags, pools, zones, events, partitions, operatingSystems, config, audit, session }
+export const contract = {
+  machines,
+  allocations,
+  tags,
+  pools,
+  zones,
+  events,
+  partitions,
+  operatingSystems,
+  config,
+  enrolment,
+  audit,
+  session,
+}
 export type Contract = typeof contract
 
 type Names<Groups> = { [Group in keyof Groups & string]: `${Group}.${keyof Groups[Group] & string}` }[keyof Groups & string]

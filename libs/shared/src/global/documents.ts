@@ -2,7 +2,7 @@
 // never back. A kind of document is one row of this table; what refers to what is checked over the whole set, in one place.
 import { z } from 'zod'
 import { roles } from '../contract/call.ts'
-import { timestamp } from '../machine.ts'
+import { osName, partitionName, timestamp } from '../machine.ts'
 
 /** The roles a person or a token can have. */
 const grantedRole = z.enum(roles).exclude(['public'])
@@ -10,6 +10,10 @@ export const userName = z
   .string()
   .regex(/^[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?$/, 'must be 1 to 64 lower-case letters, digits, dots, dashes, underscores or @')
 export const tokenId = z.string().regex(/^t-[0-9a-z]{12}$/, 'is not the id of a token such as t-4y3h7nqk2c5d')
+
+export const joinId = z.string().regex(/^j-[0-9a-z]{12}$/, 'is not the id of a join token such as j-4y3h7nqk2c5d')
+export const natsPublicKey = z.string().regex(/^U[A-Z2-7]{55}$/, 'is not the public half of an nkey of kind user (U…)')
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex')
 
 /**
  * The kinds of documents. `name`: what a document may be called; `shape`: its fields, flat; `refersTo`: fields that name a document of another
@@ -32,12 +36,38 @@ const kinds = {
     shape: {
       user: userName,
       role: grantedRole,
-      sha256: z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex'),
+      sha256,
       description: z.string().max(200).default(''),
       createdAt: timestamp,
       expiresAt: timestamp,
     },
     refersTo: { user: 'user' },
+  },
+  /** A partition of the federation. */
+  partition: {
+    name: partitionName,
+    shape: {
+      title: z.string().max(200).default(''),
+      /** `retired`: fronts ask it no more, and the bus lets it in no more. */
+      status: z.enum(['accepted', 'retired']).default('accepted'),
+      natsKey: natsPublicKey,
+      /** What it may install; nothing else is offered. */
+      operatingSystems: z.array(osName).max(200),
+      acceptedAt: timestamp,
+    },
+    refersTo: {},
+  },
+  /** With which one partition may ask to take part; gone once it is accepted. */
+  join: {
+    name: joinId,
+    shape: {
+      sha256,
+      /** The only name it may ask under; any other where left out. */
+      partition: partitionName.optional(),
+      createdAt: timestamp,
+      expiresAt: timestamp,
+    },
+    refersTo: {},
   },
 } as const satisfies Record<string, { name: z.ZodType<string>; shape: z.ZodRawShape; refersTo: Readonly<Record<string, string>> }>
 
@@ -49,6 +79,7 @@ export const documentKind = z.enum(documentKinds)
 export type DocumentOf<Kind extends DocumentKind> = z.output<z.ZodObject<Kinds[Kind]['shape']>>
 export type UserDocument = DocumentOf<'user'>
 export type TokenDocument = DocumentOf<'token'>
+export type PartitionDocument = DocumentOf<'partition'>
 
 /** All documents, by kind and name. */
 export type Documents = { readonly [Kind in DocumentKind]: Readonly<Record<string, DocumentOf<Kind>>> }

@@ -1,0 +1,147 @@
+// `muster partition token|pending|accept|refuse|retire`: how partitions become part of the federation, and leave it.
+import { hash, randomBytes } from 'node:crypto'
+import { config as configCalls } from '@muster/shared/contract/config'
+import { enrolment as calls, type PendingPartition } from '@muster/shared/contract/enrolment'
+import { durationMs, durationPattern } from '@muster/shared/duration'
+import { randomText } from '@muster/shared/ids'
+import { type Command, InvalidArgumentError } from 'commander'
+import { type Cli, examples, formatOf, remark } from '../cli.ts'
+import { connect } from '../connection.ts'
+import { attempt, CliError } from '../exit-codes.ts'
+import { type Shape, showList, showOne } from '../output/show.ts'
+import { ageText } from '../output/text.ts'
+import { collect } from '../quantities.ts'
+import { checked } from '../schema-options.ts'
+
+const longestExpiryMs = durationMs('30d')
+
+function expiry(text: string): number {
+  if (!durationPattern.test(text) || durationMs(text) > longestExpiryMs)
+    throw new InvalidArgumentError('must be a duration such as 24h, thirty days at most.')
+  return durationMs(text)
+}
+
+export function addEnrolment(parent: Command, cli: Cli): void {
+  addToken(parent, cli)
+  addPending(parent, cli)
+  addAccept(parent, cli)
+  addRefuse(parent, cli)
+  addRetire(parent, cli)
+}
+
+function addToken(parent: Command, cli: Cli): void {
+  const group = parent.command('token').summary('tokens with which partitions may ask to take part')
+  group.description('Join tokens: with one, one partition server may ask to become part of the federation.')
+  examples(group, ['partition token create --expires 24h'])
+  const command = group.command('create').summary('make a join token')
+  command
+    .description(
+      'Makes a join token and prints it, once, for MUSTER_JOIN_TOKEN_FILE of the new partition. The federation gets its hash only.',
+    )
+    .option('--name <partition>', 'the only name it may ask under')
+    .option('--expires <duration>', 'how long it is good for', expiry, durationMs('24h'))
+  examples(command, ['partition token create > join.token', 'partition token create --name par3 --expires 2h'])
+  command.action(async ({ name, expires }: { name?: string; expires: number }) => {
+    const [id, token] = [`j-${randomText(12)}`, randomBytes(32).toString('base64url')]
+    const document = {
+      sha256: hash('sha256', token),
+      ...(name !== undefined && { partition: name }),
+      createdAt: new Date(cli.now()).toISOString(),
+      expiresAt: new Date(cli.now() + expires).toISOString(),
+    }
+    const input = checked(configCalls.change, { put: [{ kind: 'join', name: id, document }], note: `join token ${id} created` })
+    const { client } = await connect(cli, command)
+    await attempt('create a join token', client.config.change(input))
+    showOne(cli, formatOf(command), { id, token, ...document, sha256: undefined }, { name: () => id, text: () => `${token}\n` })
+    remark(cli, `join token ${id}, good until ${document.expiresAt.slice(0, 16)}Z for one partition; it is shown this once`)
+  })
+}
+
+const pendingShape = (cli: Cli): Shape<PendingPartition> => ({
+  columns: [
+    { title: 'NAME', text: ({ name }) => name },
+    { title: 'KEY', text: ({ natsKey }) => natsKey },
+    { title: 'FROM', text: ({ from }) => from },
+    { title: 'URL', text: ({ url }) => url, leaves: 5 },
+    { title: 'VERSION', text: ({ version }) => version, leaves: 6 },
+    { title: 'ASKED', text: ({ askedAt }) => `${ageText(askedAt, cli.now())} ago` },
+    { title: 'SEEN', text: ({ seenAt }) => `${ageText(seenAt, cli.now())} ago`, wide: true },
+    { title: 'CAN INSTALL', text: ({ operatingSystems }) => operatingSystems.join(' '), least: 8, leaves: 7 },
+    { title: 'REMARK', text: ({ remark: text }) => text, least: 12, style: () => 'yellow' },
+  ],
+  name: ({ name }) => name,
+  none: 'No partition waits to be accepted.',
+})
+
+function addPending(parent: Command, cli: Cli): void {
+  const command = parent.command('pending').summary('partitions that wait to be accepted')
+  command.description(`${calls.list.summary}. Compare the key with the one in the log of the new partition.`)
+  examples(command, ['partition pending', 'partition pending -o json'])
+  command.action(async () => {
+    const { client } = await connect(cli, command)
+    showList(cli, formatOf(command), await attempt('list partitions that wait', client.enrolment.list()), pendingShape(cli))
+  })
+}
+
+interface AcceptOptions {
+  readonly os?: string[]
+  readonly noOs?: true
+  readonly title?: string
+  readonly key?: string
+}
+
+function addAccept(parent: Command, cli: Cli): void {
+  const command = parent.command('accept').summary('accept a partition').argument('<name>', 'its name, as `partition pending` shows it')
+  command
+    .description(`${calls.accept.summary}. Nothing is selected by itself: name each operating system, or say --no-os.`)
+    .option('--os <name>', 'an operating system that it may install; may be repeated', collect)
+    .option('--no-os', 'it may install nothing')
+    .option('--title <text>', 'the name people read')
+    .option('--key <key>', 'the key it must ask with; needed where its name was accepted with another one before')
+  examples(command, ['partition accept par3 --os debian/12 --os ubuntu/24.04', 'partition accept par3 --os debian/12 --key UAH2…'])
+  command.action(async (name: string, { os, title, key }: Omit<AcceptOptions, 'os'> & { os?: string[] | boolean }) => {
+    // commander's way with `--no-os`: false where it was given, true where neither was.
+    if (os === undefined || os === true)
+      throw new CliError('usage', `say what ${name} may install: --os debian/12, as often as needed, or --no-os`)
+    const operatingSystems = os === false ? [] : os
+    const input = checked(calls.accept, {
+      name,
+      operatingSystems,
+      ...(title !== undefined && { title }),
+      ...(key !== undefined && { natsKey: key }),
+    })
+    const { client } = await connect(cli, command)
+    const done = await attempt(`accept partition ${name}`, client.enrolment.accept(input))
+    showOne(cli, formatOf(command), done, {
+      name: () => name,
+      text: ({ generation }) => `partition ${name} is accepted, in generation ${generation} of the global configuration\n`,
+    })
+  })
+}
+
+function addRefuse(parent: Command, cli: Cli): void {
+  const command = parent.command('refuse').summary('refuse a partition that waits').argument('<name>', 'its name')
+  command.description(`${calls.refuse.summary}.`)
+  examples(command, ['partition refuse par3'])
+  command.action(async (name: string) => {
+    const input = checked(calls.refuse, { name })
+    const { client } = await connect(cli, command)
+    const done = await attempt(`refuse partition ${name}`, client.enrolment.refuse(input))
+    showOne(cli, formatOf(command), done, { name: () => name, text: () => `partition ${name} is refused, and its join token is void\n` })
+  })
+}
+
+function addRetire(parent: Command, cli: Cli): void {
+  const command = parent.command('retire').summary('take a partition out of the federation').argument('<name>', 'its name')
+  command.description(`${calls.retire.summary}. ${calls.retire.description}`)
+  examples(command, ['partition retire par3', 'partition accept par3 --os debian/12'])
+  command.action(async (name: string) => {
+    const input = checked(calls.retire, { name })
+    const { client } = await connect(cli, command)
+    const done = await attempt(`retire partition ${name}`, client.enrolment.retire(input))
+    showOne(cli, formatOf(command), done, {
+      name: () => name,
+      text: () => `partition ${name} is retired; \`muster partition accept ${name}\` takes it back\n`,
+    })
+  })
+}

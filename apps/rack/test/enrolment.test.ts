@@ -1,0 +1,240 @@
+// How partitions become part of a federation, over a real nats-server that lets in whom the front tells it: asked with a token, accepted by an admin, retired, taken back,
+// and accepted anew after the loss of a disk. A partition that is not accepted works by itself.
+import { spawn } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { findProgram } from '@muster/embedded/find-program'
+import { natsUrlIn } from '@muster/embedded/nats-server'
+import { freshDatabase } from '@muster/embedded/test-postgres'
+import { createFront, type Front } from '@muster/front/front'
+import { BrokerFile } from '@muster/front/global/broker-file'
+import { migrateHome } from '@muster/front/global/db/generations'
+import { migrate } from '@muster/partition/db/migrate'
+import { defaultRules } from '@muster/partition/domain/core'
+import { type RunningPartition, startPartition } from '@muster/partition/partition'
+import { connectNats } from '@muster/server/bus/nats-bus'
+import { tokensOfAll } from '@muster/server/global/people'
+import { createSigner } from '@muster/server/global/signature'
+import { startDoor } from '@muster/server/http/door'
+import { createLog } from '@muster/server/log'
+import { hashToken, newToken, openTokens } from '@muster/server/tokens'
+import { inboxOf } from '@muster/shared/bus/permissions'
+import { type Client, createClient } from '@muster/shared/client'
+import { randomText } from '@muster/shared/ids'
+import { Secret } from '@muster/shared/secret'
+import { createUser } from '@nats-io/nkeys'
+import { afterAll, beforeAll, expect, test, vi } from 'vitest'
+import { writeVirtualFiles } from '../src/federation/files.ts'
+
+const program = findProgram('nats-server')
+if (program === undefined && process.env.CI) throw new Error('no nats-server on PATH; CI must prove enrolment')
+if (program === undefined) console.warn('SKIPPED: no nats-server on PATH: enrolment is NOT TESTED here')
+
+const log = createLog({ level: 'fatal', name: 'test' })
+const { token: adminToken } = newToken()
+const stops: (() => Promise<void> | void)[] = []
+let folder: string
+let front: { url: string; admin: Client; front: Front }
+
+beforeAll(async () => {
+  if (program === undefined) return
+  folder = mkdtempSync(path.join(tmpdir(), 'muster-enrolment-'))
+  stops.push(() => rmSync(folder, { recursive: true, force: true }))
+  writeFileSync(
+    path.join(folder, 'tokens.json'),
+    JSON.stringify({ tokens: [{ name: 'admin', role: 'admin', sha256: hashToken(adminToken) }] }),
+  )
+  writeVirtualFiles(path.join(folder, 'files'))
+  front = await startFront(program)
+}, 60_000)
+afterAll(async () => {
+  for (let stop = stops.pop(); stop; stop = stops.pop()) await stop()
+}, 60_000)
+
+/** nats-server as deploy/README.md says, and a front that tells it who may come in. */
+async function startFront(natsServer: string): Promise<typeof front> {
+  const key = createUser()
+  const nkey = new TextDecoder().decode(key.getSeed())
+  const file = path.join(folder, 'auth.conf')
+  const broker = new BrokerFile({ file, pidFile: path.join(folder, 'nats.pid'), fronts: [key.getPublicKey()], log })
+  writeFileSync(
+    path.join(folder, 'nats.conf'),
+    `listen: "127.0.0.1:-1"\npid_file: "${folder}/nats.pid"\nports_file_dir: "${folder}"\ninclude ./auth.conf\n`,
+  )
+  // Before anybody is accepted, the front alone may come in.
+  writeFileSync(file, `authorization: ${JSON.stringify({ users: [{ nkey: key.getPublicKey() }] })}\n`)
+  const server = spawn(natsServer, ['-c', path.join(folder, 'nats.conf')], { stdio: 'ignore' })
+  stops.push(() => void server.kill('SIGKILL'))
+  const natsUrl = await vi.waitUntil(() => natsUrlIn(path.join(folder, `nats-server_${server.pid}.ports`)), { timeout: 10_000 })
+  const bus = await connectNats({ url: natsUrl, nkey, inbox: inboxOf({ kind: 'front' }), name: 'front', log })
+  stops.push(() => bus.close())
+  const home = await freshDatabase({ template: 'global', migrate: migrateHome })
+  stops.push(() => home.drop())
+  const signer = createSigner('09'.repeat(32))
+  const made = createFront({
+    name: 'front',
+    version: '0',
+    bus,
+    accepted: undefined,
+    log,
+    global: { databaseUrl: home.url, signer, trustedKeys: [], natsUrl },
+    broker,
+  })
+  stops.push(() => made.stop())
+  const tokens = openTokens({ file: path.join(folder, 'tokens.json'), log })
+  stops.push(() => tokens.close())
+  const door = await startDoor({
+    backend: made.backend,
+    audit: made.audit,
+    tokens: tokensOfAll([tokens, made.home?.tokens ?? tokens]),
+    log,
+    version: '0',
+    port: 0,
+    check: 'answers',
+  })
+  stops.push(() => door.close())
+  return { url: door.url, admin: createClient({ url: door.url, token: adminToken }), front: made }
+}
+
+interface Partition extends RunningPartition {
+  readonly databaseUrl: string
+  readonly admin: Client
+  problems(): Promise<string[]>
+  stop(): Promise<void>
+}
+
+async function startOne(name: string, token: string, options: { databaseUrl?: string; frontUrl?: string } = {}): Promise<Partition> {
+  let databaseUrl = options.databaseUrl
+  if (databaseUrl === undefined) {
+    const database = await freshDatabase({ template: 'partition', migrate: async url => void (await migrate(url)) })
+    stops.push(() => database.drop())
+    databaseUrl = database.url
+  }
+  const own: (() => Promise<void> | void)[] = []
+  const stop = async () => {
+    for (let end = own.pop(); end; end = own.pop()) await end()
+  }
+  stops.push(stop)
+  const running = await startPartition({
+    settings: {
+      partition: name,
+      replica: 'a',
+      databaseUrl,
+      connections: 6,
+      nats: undefined,
+      key: Buffer.alloc(32, name),
+      join: { url: options.frontUrl ?? front.url, token: new Secret(token) },
+      tokensFile: path.join(folder, 'tokens.json'),
+      files: path.join(folder, 'files'),
+      host: '127.0.0.1',
+      port: 0,
+      url: undefined,
+      rules: defaultRules,
+    },
+    log,
+    own: (_, end) => own.push(end),
+    onSuperseded: () => undefined,
+    check: 'answers',
+  })
+  const admin = createClient({ url: running.url, token: adminToken })
+  return { ...running, databaseUrl, admin, problems: async () => (await admin.partitions.get({ name })).problems, stop }
+}
+
+/** As `muster partition token create` makes it. */
+async function joinToken(more: Record<string, unknown> = {}): Promise<string> {
+  const { token, sha256 } = newToken()
+  const [createdAt, expiresAt] = [new Date(), new Date(Date.now() + 3_600_000)].map(date => date.toISOString())
+  const document = { sha256, createdAt, expiresAt, ...more }
+  await front.admin.config.change({ put: [{ kind: 'join', name: `j-${randomText(12)}`, document }] })
+  return token
+}
+
+const heard = (name: string) => front.front.presence.standing(name) === 'present'
+const patient = { timeout: 30_000, interval: 50 }
+
+test.skipIf(program === undefined)('a federation is made, grows, loses a partition and takes it back', { timeout: 180_000 }, async () => {
+  // The first is accepted by itself, with what it can install and nothing else.
+  const lon1 = await startOne('lon1', await joinToken())
+  await vi.waitUntil(() => heard('lon1'), patient)
+  const [first] = (await front.admin.config.get({ kind: 'partition' })).documents
+  expect(first).toMatchObject({
+    name: 'lon1',
+    document: { status: 'accepted', operatingSystems: ['debian/12', 'debian/13', 'ubuntu/24.04'] },
+  })
+  // Its token is used up, and the configuration reaches it by the bus.
+  expect((await front.admin.config.get({ kind: 'join' })).documents).toEqual([])
+  await vi.waitUntil(() => lon1.core.configuration.content?.documents.partition.lon1 !== undefined, patient)
+
+  // The next waits: it works by itself meanwhile, and says what it waits for.
+  const par2 = await startOne('par2', await joinToken({ partition: 'par2' }))
+  const [pending] = await vi.waitUntil(async () => {
+    const { items } = await front.admin.enrolment.list()
+    return items.length > 0 && items
+  }, patient)
+  expect(pending).toMatchObject({ name: 'par2', url: par2.url, from: '127.0.0.1', remark: '' })
+  expect(await vi.waitUntil(async () => (await par2.problems())[0], patient)).toMatch(
+    /^not part of the federation: asked to take part with the key U[A-Z2-7]{55}: it waits for an admin: muster partition accept$/,
+  )
+  expect(heard('par2')).toBe(false)
+  expect((await front.admin.partitions.list({})).items.map(({ name }) => name)).toEqual(['lon1'])
+
+  // Accepted with what it may install: that, and nothing else.
+  await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12', 'debian/99'], natsKey: pending?.natsKey as string })
+  await vi.waitUntil(() => heard('par2'), patient)
+  await vi.waitUntil(() => par2.core.catalogue.missing.length > 0, patient)
+  expect(await par2.problems()).toEqual(['debian/99 was selected for this partition, and its files are not here'])
+  const shown = (await par2.admin.operatingSystems.list({})).items.filter(({ available }) => available)
+  expect([...new Set(shown.map(({ name }) => name))]).toEqual(['debian/12'])
+  await vi.waitUntil(() => !par2.core.catalogue.installable.get('amd64')?.has('ubuntu/24.04'), patient)
+  expect(await front.admin.enrolment.list()).toMatchObject({ items: [] })
+
+  // It remembers: after a restart it needs neither token nor front to be on the bus.
+  await par2.stop()
+  await vi.waitUntil(() => !heard('par2'), patient)
+  const again = await startOne('par2', 'no token any more', { databaseUrl: par2.databaseUrl, frontUrl: 'http://127.0.0.1:9' })
+  await vi.waitUntil(() => heard('par2'), patient)
+
+  // Retired: fronts ask it no more, the bus lets it in no more, its own API goes on; accepting it takes it back.
+  await front.admin.enrolment.retire({ name: 'par2' })
+  await vi.waitUntil(() => !front.front.presence.known().includes('par2'), patient)
+  expect((await front.admin.partitions.list({})).items.map(({ name }) => name)).toEqual(['lon1'])
+  expect((await again.admin.partitions.get({ name: 'par2' })).name).toBe('par2')
+  await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'] })
+  await vi.waitUntil(() => heard('par2'), patient)
+
+  // A lost disk: the same name with another key is not the same partition, until an admin says so, by that key.
+  await again.stop()
+  const anew = await startOne('par2', await joinToken())
+  const [taken] = await vi.waitUntil(async () => {
+    const waiting = (await front.admin.enrolment.list()).items
+    return waiting.length > 0 && waiting
+  }, patient)
+  expect(taken?.remark).toMatch(/^the name is taken, by the partition with the key U/)
+  expect((await vi.waitUntil(async () => (await anew.problems())[0], patient)) as string).toContain('the name is taken')
+  await expect(front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'] })).rejects.toMatchObject({
+    code: 'already-exists',
+  })
+  await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'], natsKey: taken?.natsKey as string })
+  await vi.waitUntil(() => heard('par2'), patient)
+})
+
+test.skipIf(program === undefined)('what is wrong is told where the partition shows its problems', { timeout: 120_000 }, async () => {
+  const tell = async (partition: Partition) => (await vi.waitUntil(async () => (await partition.problems())[0], patient)) as string
+  const unreachable = await startOne('rom1', 'any', { frontUrl: 'http://127.0.0.1:9' })
+  expect(await tell(unreachable)).toMatch(/^not part of the federation: the front at http:\/\/127\.0\.0\.1:9 cannot be reached: /)
+  const stranger = await startOne('rom2', 'nobody gave this token')
+  expect(await tell(stranger)).toMatch(
+    /refused: the join token is not known here, was used, or has expired: muster partition token create$/,
+  )
+  const other = await startOne('rom3', await joinToken({ partition: 'rom4' }))
+  expect(await tell(other)).toMatch(/refused: this join token is for a partition rom4, not for rom3$/)
+  // Nobody of them is heard, or waits.
+  expect((await front.admin.enrolment.list()).items).toEqual([])
+  expect(front.front.presence.known()).not.toContain('rom1')
+
+  const refused = await startOne('rom5', await joinToken())
+  await vi.waitUntil(async () => (await front.admin.enrolment.list()).items.length > 0, patient)
+  await front.admin.enrolment.refuse({ name: 'rom5' })
+  await vi.waitUntil(async () => (await refused.problems())[0]?.includes('the join token is not known here'), patient)
+})
