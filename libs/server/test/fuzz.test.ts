@@ -6,7 +6,7 @@ import { addReady, testDoor, tokenOf } from './door-for-tests.ts'
 import { fuzzRoutes } from './fuzz.ts'
 import type { ModelBackend } from './model-backend.ts'
 
-test('every route answers every input by the contract', async () => {
+test('every route answers every input by the contract', { timeout: 180_000 }, async () => {
   const door = await testDoor()
   addReady(door.backend, 200)
   for (let index = 0; index < 5; index++) await door.send('POST', '/allocations', { body: { count: 2 } })
