@@ -88,7 +88,7 @@ export function createPartitionCalls(bus: Bus, front: string): PartitionCalls {
     envelope: ({ requestId, deadline, caller, from }) => ({
       id: `${requestId.slice(0, idRoom)}~${process}${(++count).toString(36)}`,
       deadline,
-      caller: { name: caller.name, role: caller.role },
+      caller: { name: caller.name, role: caller.role, ...(caller.pools && { pools: caller.pools }) },
       origin: { address: from, front },
     }),
     encode: (envelope, call, input) => encodeJson({ v: protocolVersion, ...envelope, call, input }),

@@ -1,5 +1,6 @@
 // Holds, confirms and keys on real PostgreSQL: what is promised to several at once is given to one.
 import type { BusCallInput } from '@muster/shared/bus/protocol'
+import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
 import { newAllocationId } from '@muster/shared/ids'
 import { beforeAll, describe, expect, test } from 'vitest'
@@ -10,6 +11,8 @@ import { lookAtDue } from '../src/domain/engine.ts'
 import { endHolds } from '../src/domain/move.ts'
 import { decide } from '../src/domain/steps.ts'
 import { addMachine, movesOf, reread, runPartition, startCore, type TestCore, type TestPartition, until } from './harness.ts'
+
+const alice: Caller = { name: 'alice', role: 'user' }
 
 const wishFor = (count: number, wish: Partial<BusCallInput<'allocation.hold'>> = {}): BusCallInput<'allocation.hold'> => ({
   allocation: newAllocationId(),
@@ -42,7 +45,7 @@ describe('holds', () => {
     const core = await startCore({ connections: 20 })
     const [machine] = (await ready(core, 1)) as [string]
     const wishes = Array.from({ length: 20 }, () => wishFor(1, { machines: [machine] }))
-    const ends = await Promise.all(wishes.map((wish, i) => refused(hold(core, `user-${i}`, wish))))
+    const ends = await Promise.all(wishes.map((wish, i) => refused(hold(core, { name: `user-${i}`, role: 'user' }, wish))))
     expect(ends.filter(end => end === 'carried out')).toHaveLength(1)
     expect(ends.filter(end => end === 'no-match')).toHaveLength(19)
     const row = await reread(core, machine)
@@ -56,7 +59,7 @@ describe('holds', () => {
     const core = await startCore({ connections: 16 })
     await ready(core, 20)
     const wishes = Array.from({ length: 16 }, () => wishFor(3))
-    const ends = await Promise.all(wishes.map(wish => refused(hold(core, 'alice', wish))))
+    const ends = await Promise.all(wishes.map(wish => refused(hold(core, alice, wish))))
     const rows = await core.sql<{ allocation_id: string | null; machines: number }[]>`
       select allocation_id, count(*)::int as machines from machines group by allocation_id`
     const held = rows.filter(row => row.allocation_id !== null)
@@ -71,8 +74,8 @@ describe('holds', () => {
     const core = await startCore()
     await ready(core, 3)
     const wish = wishFor(2)
-    const first = await hold(core, 'alice', wish)
-    const second = await hold(core, 'alice', wish)
+    const first = await hold(core, alice, wish)
+    const second = await hold(core, alice, wish)
     expect(second.map(({ id }) => id).sort()).toEqual(first.map(({ id }) => id).sort())
     expect((await core.sql`select from machines where state = 'reserved'`).length).toBe(2)
   })
@@ -84,9 +87,9 @@ describe('holds', () => {
     await core.sql`update machines set state = 'deployed', owner = 'bob', allocation_id = 'a-0123456789bcdfgh', version = version + 1 where id = ${gone}`
     await core.sql`update machines set locked = true, version = version + 1 where id = ${locked}`
     expect(core.memory.candidates.readyCount).toBe(3)
-    const rows = await hold(core, 'alice', wishFor(1, { machines: [gone] }))
+    const rows = await hold(core, alice, wishFor(1, { machines: [gone] }))
     expect(rows.map(({ id }) => id)).toEqual([free])
-    expect(await refused(hold(core, 'alice', wishFor(1, { machines: [gone, locked] })))).toBe('no-match')
+    expect(await refused(hold(core, alice, wishFor(1, { machines: [gone, locked] })))).toBe('no-match')
     expect(core.memory.candidates.readyCount).toBe(0)
   })
 
@@ -96,7 +99,7 @@ describe('holds', () => {
     await ready(core, 1, { allocation_id: 'a-0123456789bcdfgh' })
     for (const state of ['new', 'commissioning', 'allocated', 'broken', 'retired', 'releasing'] as const) await addMachine(core, { state })
     const all = (await core.sql<{ id: string }[]>`select id from machines`).map(({ id }) => id)
-    expect(await refused(hold(core, 'alice', wishFor(1, { machines: all })))).toBe('no-match')
+    expect(await refused(hold(core, alice, wishFor(1, { machines: all })))).toBe('no-match')
     expect(await allocationsOf(core)).toEqual({})
   })
 
@@ -104,7 +107,7 @@ describe('holds', () => {
     const core = await startCore({ rules: { deadlinesMs: { reserved: 40 } } })
     await ready(core, 2)
     const wish = wishFor(2)
-    const held = await hold(core, 'alice', wish)
+    const held = await hold(core, alice, wish)
     await new Promise(resolve => setTimeout(resolve, 60))
     expect(await refused(confirm(core, wish.allocation))).toBe('nothing-allocated')
     await lookAtDue(core)
@@ -115,14 +118,14 @@ describe('holds', () => {
     expect(core.memory.candidates.readyCount).toBe(2)
     for (let again = 0; again < 3; again++) expect(await refused(confirm(core, wish.allocation))).toBe('nothing-allocated')
     // Nor does a hold of the same id come to life again.
-    expect(await refused(hold(core, 'alice', wish))).toBe('no-match')
+    expect(await refused(hold(core, alice, wish))).toBe('no-match')
     expect(await allocationsOf(core)).toEqual({ [wish.allocation]: 'dropped' })
   })
 
   test('that run out just as the engine looks are ended as holds, never as one machine of a hold', async () => {
     const core = await startCore({ rules: { deadlinesMs: { reserved: 20 } } })
     const [machine] = (await ready(core, 1)) as [string]
-    await hold(core, 'alice', wishFor(1))
+    await hold(core, alice, wishFor(1))
     await new Promise(resolve => setTimeout(resolve, 40))
     // The engine's look at expired holds came just before; its look at due machines comes just after.
     const [due] = await claimDueMachines(core.sql, { limit: 10, claimMs: 1 })
@@ -146,7 +149,7 @@ describe('holds', () => {
     const core = await startCore()
     await ready(core, 2)
     const wish = wishFor(2)
-    await hold(core, 'alice', wish)
+    await hold(core, alice, wish)
     expect(await drop(core, 'alice', { allocation: wish.allocation, confirmed: 'keep' })).toBe(2)
     expect(await drop(core, 'alice', { allocation: wish.allocation, confirmed: 'release' })).toBe(0)
     expect(await drop(core, 'alice', { allocation: newAllocationId(), confirmed: 'release' })).toBe(0)
@@ -158,7 +161,7 @@ describe('holds', () => {
     const core = await startCore()
     await addMachine(core, { state: 'ready', power: 'off' }, { powerDriver: 'ipmi' })
     const wish = wishFor(1)
-    const [held] = (await hold(core, 'alice', wish)) as [{ id: string }]
+    const [held] = (await hold(core, alice, wish)) as [{ id: string }]
     // As the monitor writes it; news of the power come once, when it changes.
     await core.sql`update machine_power set observed = 'on', seen_at = now() where machine_id = ${held.id}`
     await core.sql`update machines set attention_at = now() where id = ${held.id}`
@@ -172,7 +175,7 @@ describe('holds', () => {
     const core = await startCore({ connections: 10, rules: { deadlinesMs: { reserved: 30 } } })
     await ready(core, 12)
     const wishes = Array.from({ length: 6 }, () => wishFor(2))
-    await Promise.all(wishes.map(wish => hold(core, 'alice', wish)))
+    await Promise.all(wishes.map(wish => hold(core, alice, wish)))
     const ends = Promise.all(
       wishes.map(async (wish, i) => {
         await new Promise(resolve => setTimeout(resolve, 10 + i * 6))
@@ -199,7 +202,7 @@ describe('confirms', () => {
     const core = await startCore()
     await ready(core, 2)
     const wish = wishFor(2, { note: 'for the build' })
-    await hold(core, 'alice', wish)
+    await hold(core, alice, wish)
     const answers = await Promise.all([1, 2, 3].map(() => confirm(core, wish.allocation)))
     answers.push(await confirm(core, wish.allocation))
     for (const answer of answers) {
@@ -214,7 +217,7 @@ describe('confirms', () => {
     const core = await startCore()
     const [machine] = (await ready(core, 1)) as [string]
     const wish = wishFor(1)
-    await hold(core, 'alice', wish)
+    await hold(core, alice, wish)
     await confirm(core, wish.allocation)
     expect(await drop(core, 'alice', { allocation: wish.allocation, confirmed: 'keep' })).toBe(0)
     expect(await drop(core, 'alice', { allocation: wish.allocation, confirmed: 'release' })).toBe(1)

@@ -11,6 +11,8 @@ import type { Log } from './log.ts'
 export interface TokenOwner {
   readonly name: string
   readonly role: Exclude<Role, 'public'>
+  /** The pools it is limited to; all where left out. */
+  readonly pools?: readonly string[]
 }
 
 /** Where the doors look tokens up. */

@@ -12,6 +12,7 @@ import { connect } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
 import { type Shape, showList, showOne } from '../output/show.ts'
 import { ageText } from '../output/text.ts'
+import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
 import { tellChange } from './config.ts'
 
@@ -27,6 +28,7 @@ const userShape: Shape<User> = {
   columns: [
     { title: 'NAME', text: ({ name }) => name },
     { title: 'ROLE', text: ({ document }) => document.role },
+    { title: 'POOLS', text: ({ document }) => document.pools?.join(' ') ?? 'all' },
     {
       title: 'STATUS',
       text: ({ document }) => document.status,
@@ -72,23 +74,31 @@ function addUserWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): voi
         : 'Changes what is given and leaves the rest. A disabled user is let in nowhere.',
     )
     .addOption(roleOption('what the user may do').makeOptionMandatory(verb === 'create'))
+    .option('--pool <name>', 'limit the user to this pool; may be repeated', collect)
     .option('--display-name <text>', 'the name people read')
+  if (verb === 'update') command.option('--all-pools', 'limit the user to no pool any more')
   if (verb === 'update') command.addOption(new Option('--status <status>', 'whether the user may come in').choices(['active', 'disabled']))
   examples(
     command,
     verb === 'create' ? ['user create alice --role operator --display-name "Alice A."'] : ['user update alice --status disabled'],
   )
-  command.action(async (name: string, options: { role?: string; displayName?: string; status?: string }) => {
-    const { client } = await connect(cli, command)
-    const current = await attempt('list users', client.config.get({ kind: 'user' }))
-    const known = current.documents.find(user => user.name === name)
-    if (verb === 'create' && known) throw new CliError('usage', `user ${name} exists; change it with: muster user update ${name}`)
-    if (verb === 'update' && !known) throw new CliError('usage', `there is no user ${name}`)
-    const put = [{ kind: 'user', name, document: { ...known?.document, ...options } }]
-    // Expected: the generation that was looked at, so that nobody's change in between is undone.
-    const input = checked(calls.change, { put, expectedGeneration: current.generation, note: `user ${name} ${verb}d` })
-    tellChange(cli, command, await attempt(`${verb} user ${name}`, client.config.change(input)))
-  })
+  command.action(
+    async (name: string, given: { role?: string; displayName?: string; status?: string; pool?: string[]; allPools?: true }) => {
+      const { pool, allPools, ...options } = given
+      if (pool && allPools) throw new CliError('usage', '--pool and --all-pools exclude each other')
+      const { client } = await connect(cli, command)
+      const current = await attempt('list users', client.config.get({ kind: 'user' }))
+      const known = current.documents.find(user => user.name === name)
+      if (verb === 'create' && known) throw new CliError('usage', `user ${name} exists; change it with: muster user update ${name}`)
+      if (verb === 'update' && !known) throw new CliError('usage', `there is no user ${name}`)
+      const { pools: _, ...withoutPools } = known?.document ?? {}
+      const before = allPools ? withoutPools : known?.document
+      const put = [{ kind: 'user', name, document: { ...before, ...options, ...(pool && { pools: pool }) } }]
+      // Expected: the generation that was looked at, so that nobody's change in between is undone.
+      const input = checked(calls.change, { put, expectedGeneration: current.generation, note: `user ${name} ${verb}d` })
+      tellChange(cli, command, await attempt(`${verb} user ${name}`, client.config.change(input)))
+    },
+  )
 }
 
 interface Token {
@@ -136,16 +146,18 @@ export const fillToken: Fill = (command, cli) => {
   create
     .description('Makes a token and prints it, once. It is made on this computer; the federation gets its hash only.')
     .addOption(roleOption("what the token may do, within what its user may; the user's role where left out"))
+    .option('--pool <name>', 'limit the token to this pool; may be repeated', collect)
     .option('--expires <duration>', 'how long it is good for', expiry, durationMs('90d'))
     .option('--description <text>', 'what it is for', '')
   examples(create, ['token create alice --expires 30d --description "laptop"', 'token create ci --role user > ci.token'])
-  create.action(async (user: string, options: { role?: string; expires: number; description: string }) => {
+  create.action(async (user: string, options: { role?: string; pool?: string[]; expires: number; description: string }) => {
     const { client } = await connect(cli, create)
     const { documents } = await attempt(`find user ${user}`, client.config.get({ kind: 'user', name: user }))
     const [id, token] = [`t-${randomText(12)}`, randomBytes(32).toString('base64url')]
     const document = {
       user,
       role: options.role ?? documents[0]?.document.role,
+      ...(options.pool && { pools: options.pool }),
       sha256: hash('sha256', token),
       description: options.description,
       createdAt: new Date(cli.now()).toISOString(),

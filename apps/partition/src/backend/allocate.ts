@@ -74,7 +74,7 @@ async function take(
   const id = newAllocationId()
   const createdAt = new Date().toISOString()
   try {
-    const machines = await allocation.hold(core, context.caller.name, {
+    const machines = await allocation.hold(core, context.caller, {
       allocation: id,
       createdAt,
       strategy: input.strategy,

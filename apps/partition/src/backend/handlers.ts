@@ -1,7 +1,9 @@
 // What this partition answers to each call of the contract: one short function per call, over the domain. The shapes come from the contract; the
 // compiler refuses a call without a handler.
 import type { CallContext } from '@muster/server/backend'
+import { maySee } from '@muster/shared/allocation/grants'
 import { allocationKey } from '@muster/shared/contract/allocations'
+import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
 import type { LabelKind } from '@muster/shared/contract/labels'
 import { endOfLog, endPage, parsePosition, positionText, readUpTo } from '@muster/shared/contract/log'
@@ -25,6 +27,7 @@ import * as machines from '../domain/machines.ts'
 import { existingMachine, moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
 import { viewOf } from '../domain/view.ts'
 import { allocateHere } from './allocate.ts'
+import { withGrants } from './grants.ts'
 
 /** What handlers know of the process they run in. */
 export interface Self {
@@ -45,8 +48,8 @@ export function handlers(core: Core, self: Self): Handlers {
     (verb: machines.PlainRequest) =>
     (input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[] }, { caller }: CallContext) =>
       machines.requestMove(core, caller, verb, input)
-  return {
-    'machines.list': input => listMachines(core, input),
+  return withGrants(core, {
+    'machines.list': (input, { caller }) => listMachines(core, input, caller),
     'machines.get': ({ id }, { caller }) => machines.machineDetail(core, caller, id),
     'machines.explain': ({ id }) => machines.explainMachine(core, id),
     'machines.create': (input, { caller }) => {
@@ -93,7 +96,7 @@ export function handlers(core: Core, self: Self): Handlers {
     ...labelHandlers(core, 'tag'),
     ...labelHandlers(core, 'pool'),
     ...labelHandlers(core, 'zone'),
-    'events.list': input => eventsBehind(core, input),
+    'events.list': (input, { caller }) => eventsBehind(core, input, caller),
     // Streams are served by the door over events.list; nobody calls this one.
     'events.stream': () => Promise.reject(new Refusal('malformed', 'events.stream is a stream: read it as server-sent events')),
     'partitions.list': async () => ({ items: [await statusOf(core, self)], nextCursor: null }),
@@ -126,7 +129,7 @@ export function handlers(core: Core, self: Self): Handlers {
     'audit.fronts': () => needsFront(core, 'knows nothing of the log of the fronts'),
     ...configHandlers(core),
     'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
-  }
+  })
 }
 
 type ConfigHandlers = { readonly [Name in Extract<CallName, `config.${string}`>]: Handlers[Name] }
@@ -160,12 +163,15 @@ function needsFront(core: Core, what: string): Promise<never> {
   return Promise.reject(new Refusal('needs-front', `partition ${core.partition} ${what}; ask a front`))
 }
 
+/** For statements: the pools that the caller is limited to, where it is. */
+const limited = ({ name, pools }: Caller) => (pools === undefined ? undefined : { name, pools })
+
 function refuseOtherPartition(core: Core, name: string | undefined): void {
   if (name !== undefined && name !== core.partition)
     throw new Refusal('not-found', `this is partition ${core.partition}; it knows no partition ${name}`)
 }
 
-async function listMachines(core: Core, input: CallInput<'machines.list'>): Promise<CallAnswer<'machines.list'>> {
+async function listMachines(core: Core, input: CallInput<'machines.list'>, caller: Caller): Promise<CallAnswer<'machines.list'>> {
   const { sort, limit, cursor, partition: _, ...filter } = input
   const rows = await machineRows.listMachines(core.sql, {
     filter,
@@ -173,6 +179,7 @@ async function listMachines(core: Core, input: CallInput<'machines.list'>): Prom
     direction: directionOf(sort),
     after: checkedKey(positionOf(decodeCursor(cursor, sort), core.partition), sort),
     limit: limit + 1,
+    seenBy: limited(caller),
   })
   const items = rows.map(row => viewOf(row, core.partition))
   return pageFrom(items, { sort, limit, keyOf: item => machineKey(item, sort) })
@@ -200,6 +207,7 @@ async function listAllocations(
   const rows = await allocationRows.listAllocations(core.sql, {
     owner: caller.role === 'user' ? caller.name : input.owner,
     states: input.state,
+    seenBy: limited(caller),
     after: checkedKey(positionOf(decodeCursor(input.cursor, sort), core.partition), sort),
     limit: input.limit + 1,
   })
@@ -221,6 +229,11 @@ async function existingAllocation(core: Core, id: string, { caller }: CallContex
   const row = await allocationRows.findAllocation(core.sql, id)
   if (!row || row.state === 'dropped') throw new Refusal('not-found', `partition ${core.partition} has nothing of allocation ${id}`)
   refuseForeign(caller, row)
+  if (caller.pools && row.owner !== caller.name) {
+    const machines = await allocationRows.machinesOfAllocations(core.sql, [id])
+    if (!machines.some(machine => maySee(caller, machine)))
+      throw new Refusal('not-found', `partition ${core.partition} has nothing of allocation ${id}`)
+  }
   return row
 }
 
@@ -274,11 +287,17 @@ function labelHandlers<Kind extends LabelKind>(core: Core, kind: Kind): LabelHan
   } as unknown as LabelHandlers<`${Kind}s`>
 }
 
-async function eventsBehind(core: Core, input: CallInput<'events.list'>): Promise<CallAnswer<'events.list'>> {
+async function eventsBehind(core: Core, input: CallInput<'events.list'>, caller: Caller): Promise<CallAnswer<'events.list'>> {
   const asked = readUpTo(parsePosition(input.after), core.partition)
   const lastSeq = await lastSequenceNumber(core.sql)
   if (asked === endOfLog) return endPage(core.partition, lastSeq)
-  const rows = await listEvents(core.sql, { after: asked, limit: input.limit, machine: input.machine, kind: input.kind })
+  const rows = await listEvents(core.sql, {
+    after: asked,
+    limit: input.limit,
+    machine: input.machine,
+    kind: input.kind,
+    seenBy: limited(caller),
+  })
   const items = rows.map(row => ({
     partition: core.partition,
     seq: row.seq,

@@ -201,6 +201,8 @@ export async function findAllocation(sql: Sql, id: string): Promise<AllocationRo
 export interface AllocationPage {
   owner?: string | undefined
   states?: readonly string[] | undefined
+  /** Limits the list to what one caller may see: its own, and those with a machine of these pools. */
+  seenBy?: { readonly name: string; readonly pools: readonly string[] } | undefined
   after: Key | null
   limit: number
 }
@@ -210,6 +212,7 @@ export function listAllocations(sql: Sql, page: AllocationPage): Promise<Allocat
     select id, owner, state, strategy, count, note, machine_ids, created_at, expires_at from allocations
     where state <> 'dropped'
       ${page.owner === undefined ? sql`` : sql`and owner = ${page.owner}`}
+      ${page.seenBy === undefined ? sql`` : sql`and (owner = ${page.seenBy.name} or exists (select from machines m where m.allocation_id = allocations.id and m.pool = any(${page.seenBy.pools as string[]})))`}
       ${page.states === undefined ? sql`` : sql`and state = any(${page.states as string[]})`}
       ${page.after === null ? sql`` : sql`and (created_at, id) > (${new Date(page.after[0])}, ${page.after[1]})`}
     order by created_at, id limit ${page.limit}`

@@ -52,13 +52,21 @@ export async function lastSequenceNumber(sql: Sql): Promise<number> {
 /** Events behind `after`, in the order of their numbers. */
 export function listEvents(
   sql: Sql,
-  options: { after: number; limit: number; machine?: string | undefined; kind?: string | undefined },
+  options: {
+    after: number
+    limit: number
+    machine?: string | undefined
+    kind?: string | undefined
+    /** Limits them to what one caller may see: of machines of these pools, and its own. */
+    seenBy?: { readonly name: string; readonly pools: readonly string[] } | undefined
+  },
 ): Promise<EventRow[]> {
   return sql<EventRow[]>`
     select seq, at, kind, machine_id, actor, data from events
     where seq > ${options.after}
       ${options.machine === undefined ? sql`` : sql`and machine_id = ${options.machine}`}
       ${options.kind === undefined ? sql`` : sql`and kind = ${options.kind}`}
+      ${options.seenBy === undefined ? sql`` : sql`and (actor = ${options.seenBy.name} or machine_id in (select id from machines where pool = any(${options.seenBy.pools as string[]}) or owner = ${options.seenBy.name}))`}
     order by seq limit ${options.limit}`
 }
 

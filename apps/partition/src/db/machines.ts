@@ -174,7 +174,17 @@ export interface MachinePage {
   direction: Direction
   after: Key | null
   limit: number
+  seenBy?: SeenBy | undefined
 }
+
+/** Limits a list to what one caller may see: machines of these pools, and its own. */
+export interface SeenBy {
+  readonly name: string
+  readonly pools: readonly string[]
+}
+
+const seenBy = (sql: Sql, who: SeenBy | undefined) =>
+  who === undefined ? sql`` : sql`and (m.pool = any(${who.pools as string[]}) or m.owner = ${who.name})`
 
 /** At most `limit` machines behind `after` in the order of `sort`, then id. */
 export function listMachines(sql: Sql, page: MachinePage): Promise<MachineRow[]> {
@@ -201,6 +211,7 @@ export function listMachines(sql: Sql, page: MachinePage): Promise<MachineRow[]>
       ${filter.locked === undefined ? sql`` : sql`and m.locked = ${filter.locked}`}
       ${filter.fault === undefined ? sql`` : sql`and (m.fault is not null) = ${filter.fault}`}
       ${filter.hostname === undefined ? sql`` : sql`and position(${filter.hostname} in m.hostname) > 0`}
+      ${seenBy(sql, page.seenBy)}
       ${filter.mac === undefined ? sql`` : sql`and m.id in (select machine_id from macs where mac = ${filter.mac})`}
       ${after === undefined ? sql`` : down ? sql`and (${sortValue}, m.id) < (${after.value}, ${after.id})` : sql`and (${sortValue}, m.id) > (${after.value}, ${after.id})`}
     order by ${down ? sql`${sortValue} desc, m.id desc` : sql`${sortValue}, m.id`}

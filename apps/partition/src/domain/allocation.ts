@@ -1,8 +1,11 @@
 // Allocation in one partition: offers from memory, holds and confirms in the database. A front asks these over the bus; the partition's own API
 // runs the same three steps by itself (a federation of one).
+import { withinGrants } from '@muster/shared/allocation/grants'
+import type { NearMiss } from '@muster/shared/allocation/matcher'
 import type { BusCallAnswer, BusCallInput, KeyRecord, Offer, OfferRequest } from '@muster/shared/bus/protocol'
 import { protocolVersion } from '@muster/shared/bus/protocol'
 import type { Allocation } from '@muster/shared/contract/allocations'
+import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
 import * as db from '../db/allocations.ts'
 import { findKey, rememberKey } from '../db/keys.ts'
@@ -18,9 +21,10 @@ const alternatives = 8
 
 /** The offer of this partition, from memory: nothing is held. */
 export function offerFor(core: Core, replica: { name: string; epoch: number }, request: OfferRequest): Offer {
+  const { caller } = request
   const found = core.memory.candidates.find({
     requestId: request.id,
-    constraints: request.constraints,
+    constraints: withinGrants(request.constraints, caller),
     strategy: request.strategy,
     count: request.count,
     purpose: request.purpose,
@@ -33,14 +37,18 @@ export function offerFor(core: Core, replica: { name: string; epoch: number }, r
     epoch: replica.epoch,
     machines: found.machines,
     matching: found.matching,
-    ...(found.why && { why: found.why }),
+    ...(found.why && { why: caller.pools ? { ...found.why, nearest: found.why.nearest.filter(isWithin) } : found.why }),
   }
 }
 
+/** A machine of a pool that is not the caller's is not named to it. */
+const isWithin = ({ misses }: NearMiss) => !misses.includes('pools')
+
 /** Holds `wanted` machines: the named ones if they are still free, else the next matches. Throws no-match. */
-export async function hold(core: Core, owner: string, input: BusCallInput<'allocation.hold'>): Promise<readonly { id: string }[]> {
-  const { allocation, strategy, count, note, constraints, createdAt } = input
-  const wish = { allocation, owner, strategy, count, note, constraints, createdAt: new Date(createdAt) }
+export async function hold(core: Core, caller: Caller, input: BusCallInput<'allocation.hold'>): Promise<readonly { id: string }[]> {
+  const { allocation, strategy, count, note, createdAt } = input
+  const constraints = withinGrants(input.constraints, caller)
+  const wish = { allocation, owner: caller.name, strategy, count, note, constraints, createdAt: new Date(createdAt) }
   const [only] = input.machines
   if (input.wanted === 1 && only !== undefined) {
     const held = await holdMachine(core, { ...wish, machine: only })
@@ -51,7 +59,7 @@ export async function hold(core: Core, owner: string, input: BusCallInput<'alloc
   for (let round = 0; round < holdRounds; round++) {
     const others = core.memory.candidates.find({
       requestId: input.allocation,
-      constraints: input.constraints,
+      constraints,
       strategy: input.strategy,
       count: input.wanted + (round === 0 && machines.length >= input.wanted ? 0 : alternatives),
       purpose: 'look',

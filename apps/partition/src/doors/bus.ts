@@ -231,7 +231,7 @@ async function carryOut(
 ): Promise<unknown> {
   switch (request.call) {
     case 'allocation.hold': {
-      const machines = await allocation.hold(core, request.caller.name, input as never)
+      const machines = await allocation.hold(core, request.caller, input as never)
       return { machines: machines.map(({ id }) => ({ id })) }
     }
     case 'allocation.confirm':

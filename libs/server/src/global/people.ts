@@ -13,10 +13,11 @@ interface Known {
 /** The tokens of a set of documents. A token can do what both its own role and its user's allow; one that has expired belongs to nobody. */
 export function tokensOfDocuments(documents: Documents, now: () => number = Date.now): Tokens {
   const byHash = new Map<string, Known>()
-  for (const { user: name, role, sha256, expiresAt } of Object.values(documents.token)) {
+  for (const { user: name, role, pools, sha256, expiresAt } of Object.values(documents.token)) {
     const user = documents.user[name]
     if (user?.status !== 'active') continue
-    const owner: TokenOwner = { name, role: mayAct(user.role, role) ? role : user.role }
+    const granted = within(user.pools, pools)
+    const owner: TokenOwner = { name, role: mayAct(user.role, role) ? role : user.role, ...(granted && { pools: granted }) }
     byHash.set(sha256, { hash: Buffer.from(sha256, 'hex'), owner, expiresAt: Date.parse(expiresAt) })
   }
   return {
@@ -28,6 +29,12 @@ export function tokensOfDocuments(documents: Documents, now: () => number = Date
       return timingSafeEqual(known.hash, Buffer.from(hex, 'hex')) ? known.owner : undefined
     },
   }
+}
+
+/** The pools of both, where either is limited. */
+function within(one: readonly string[] | undefined, other: readonly string[] | undefined): readonly string[] | undefined {
+  if (one === undefined || other === undefined) return one ?? other
+  return one.filter(pool => other.includes(pool))
 }
 
 /** Tokens of several places; the first that knows one decides. */

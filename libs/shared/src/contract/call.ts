@@ -2,7 +2,7 @@
 // spreads over a federation are all read from the declaration.
 import { z } from 'zod'
 import type { ErrorCode } from '../errors.ts'
-import { partitionName } from '../machine.ts'
+import { label, partitionName } from '../machine.ts'
 
 /** Who may, weakest first: a stronger role may all a weaker one may. `public` needs no token. */
 export const roles = ['public', 'read-only', 'user', 'operator', 'admin'] as const
@@ -12,8 +12,8 @@ export function mayAct(has: Role, needs: Role): boolean {
   return roles.indexOf(has) >= roles.indexOf(needs)
 }
 
-/** Who asks, as every backend sees it. */
-export const caller = z.strictObject({ name: z.string(), role: z.enum(roles) })
+/** Who asks, as every backend sees it. `pools`: those it is limited to; all where left out. */
+export const caller = z.strictObject({ name: z.string(), role: z.enum(roles), pools: z.array(label).readonly().optional() })
 export type Caller = z.infer<typeof caller>
 
 /** One line per partition asked: what it did, and how long it took. */

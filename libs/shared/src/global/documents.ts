@@ -2,7 +2,7 @@
 // never back. A kind of document is one row of this table; what refers to what is checked over the whole set, in one place.
 import { z } from 'zod'
 import { roles } from '../contract/call.ts'
-import { osName, partitionName, timestamp } from '../machine.ts'
+import { label, osName, partitionName, timestamp } from '../machine.ts'
 
 /** The roles a person or a token can have. */
 const grantedRole = z.enum(roles).exclude(['public'])
@@ -13,6 +13,8 @@ export const tokenId = z.string().regex(/^t-[0-9a-z]{12}$/, 'is not the id of a 
 
 export const joinId = z.string().regex(/^j-[0-9a-z]{12}$/, 'is not the id of a join token such as j-4y3h7nqk2c5d')
 export const natsPublicKey = z.string().regex(/^U[A-Z2-7]{55}$/, 'is not the public half of an nkey of kind user (U…)')
+/** The pools that it is limited to; all where left out. */
+const pools = z.array(label).max(100).optional()
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex')
 
 /**
@@ -27,6 +29,7 @@ const kinds = {
       displayName: z.string().max(200).default(''),
       role: grantedRole,
       status: z.enum(['active', 'disabled']).default('active'),
+      pools,
     },
     refersTo: {},
   },
@@ -36,6 +39,7 @@ const kinds = {
     shape: {
       user: userName,
       role: grantedRole,
+      pools,
       sha256,
       description: z.string().max(200).default(''),
       createdAt: timestamp,

@@ -1,0 +1,132 @@
+// Grants by pool: whoever is limited to pools sees, gets and changes machines of these pools and its own, and cannot tell that there are others.
+import type { Caller } from '@muster/shared/contract/call'
+import type { CallName } from '@muster/shared/contract/contract'
+import { Refusal } from '@muster/shared/errors'
+import { randomText } from '@muster/shared/ids'
+import { beforeAll, describe, expect, test } from 'vitest'
+import { handlers } from '../src/backend/handlers.ts'
+import { LocalBackend } from '../src/backend/local.ts'
+import type { Core } from '../src/domain/core.ts'
+import { addMachine, operator, startCore } from './harness.ts'
+
+const lab: Caller = { name: 'lena', role: 'operator', pools: ['lab'] }
+const labUser: Caller = { name: 'lou', role: 'user', pools: ['lab'] }
+const nowhere: Caller = { name: 'nora', role: 'user', pools: [] }
+const all: Caller = operator
+
+let core: Core
+let backend: LocalBackend
+
+beforeAll(async () => {
+  core = await startCore({}, () => undefined)
+  const self = { replica: { name: 'a', epoch: 1 }, version: '0', url: '', problems: () => [] }
+  backend = new LocalBackend({ partition: 'lon1', handlers: handlers(core, self), readiness: () => [] })
+})
+
+const ask = (caller: Caller) => async (name: CallName, input: object) =>
+  backend.call(name, input as never, {
+    caller,
+    from: '192.0.2.1',
+    requestId: randomText(8),
+    deadline: Date.now() + 10_000,
+    signal: AbortSignal.timeout(10_000),
+  }) as Promise<unknown>
+
+const codeOf = (asked: Promise<unknown>) =>
+  asked.then(
+    () => 'done',
+    error => (error instanceof Refusal ? error.code : String(error)),
+  )
+const list = { sort: 'id', limit: 100 }
+const wish = { strategy: 'best', count: 1, constraints: {}, dryRun: false, note: '' } as const
+const ready = (pool: string) => addMachine(core, { pool, state: 'ready' })
+
+describe('machines', () => {
+  test('of other pools are not in lists, and not found by id', async () => {
+    const [mine, other] = [await ready('lab'), await ready('prod')]
+    const own = await addMachine(core, { pool: 'prod', state: 'allocated', owner: 'lena', allocation_id: 'a-000000000001' })
+    const seen = async (caller: Caller) =>
+      ((await ask(caller)('machines.list', list)) as { items: { id: string }[] }).items.map(({ id }) => id)
+    expect(await seen(all)).toEqual(expect.arrayContaining([mine.id, other.id, own.id]))
+    const limited = await seen(lab)
+    expect(limited).toEqual(expect.arrayContaining([mine.id, own.id]))
+    expect(limited).not.toContain(other.id)
+
+    const calls: CallName[] = [
+      'machines.get',
+      'machines.explain',
+      'machines.network',
+      'machines.erasures',
+      'machines.commission',
+      'machines.retire',
+      'machines.delete',
+    ]
+    for (const name of calls) {
+      const outcome = await codeOf(ask(lab)(name, { id: other.id, limit: 10 }))
+      expect(`${name} ${outcome}`).toBe(`${name} not-found`)
+    }
+    expect(await codeOf(ask(lab)('machines.get', { id: mine.id }))).toBe('done')
+    // The same words as for a machine that is nowhere.
+    const words = (id: string) => ask(lab)('machines.get', { id }).catch((error: Error) => error.message.replace(id, 'ID'))
+    expect(await words(other.id)).toBe(await words('lon1-000000'))
+  })
+
+  test('do not leave the granted pools by a limited hand, nor come from elsewhere', async () => {
+    const mine = await ready('lab')
+    expect(await codeOf(ask(lab)('machines.update', { id: mine.id, pool: 'prod' }))).toBe('forbidden')
+    const made = { pool: 'prod', interfaces: [], arch: 'amd64', cpus: 1, memoryMib: 1024 }
+    expect(await codeOf(ask(lab)('machines.create', made))).toBe('forbidden')
+    for (const name of ['tags.delete', 'pools.put', 'zones.delete', 'machines.start'] as const)
+      expect(await codeOf(ask(lab)(name, { name: 'x', description: '' })), name).toBe('forbidden')
+  })
+})
+
+describe('allocations', () => {
+  const take = (caller: Caller, constraints: object = {}) =>
+    ask(caller)('allocations.create', { ...wish, constraints }) as Promise<{ id: string; machines: { pool: string }[] }>
+
+  test('take from the granted pools only, whatever is asked for', async () => {
+    for (let count = 0; count < 3; count++) await ready('prod')
+    const [one, two] = [await ready('lab'), await ready('lab')]
+    const free = core.memory.candidates.readyCount
+    expect(free).toBeGreaterThan(4)
+    const taken: string[] = []
+    for (;;) {
+      const outcome = await take(labUser).catch(error => error as Refusal)
+      if (outcome instanceof Refusal) {
+        expect(outcome.code).toBe('no-match')
+        // What it cannot have it is not told of.
+        expect(JSON.stringify(outcome.facts)).not.toContain('lon1-')
+        break
+      }
+      taken.push(...outcome.machines.map(({ pool }) => pool))
+    }
+    expect(taken.length).toBeGreaterThanOrEqual(2)
+    expect(new Set(taken)).toEqual(new Set(['lab']))
+    expect(await codeOf(take(labUser, { pools: ['prod'] }))).toBe('no-match')
+    expect(await codeOf(take(nowhere))).toBe('no-match')
+    expect([one.pool, two.pool]).toEqual(['lab', 'lab'])
+  })
+
+  test('of others are seen where they hold a machine of a granted pool', async () => {
+    await ready('lab')
+    await ready('prod')
+    const [inLab, inProd] = [await take(all, { pools: ['lab'] }), await take(all, { pools: ['prod'] })]
+    expect(await codeOf(ask(lab)('allocations.get', { id: inLab.id }))).toBe('done')
+    expect(await codeOf(ask(lab)('allocations.get', { id: inProd.id }))).toBe('not-found')
+    const { items } = (await ask(lab)('allocations.list', { limit: 100 })) as { items: { id: string }[] }
+    expect(items.map(({ id }) => id)).toContain(inLab.id)
+    expect(items.map(({ id }) => id)).not.toContain(inProd.id)
+  })
+})
+
+test('events are those of machines that may be seen', async () => {
+  const [mine, other] = [await ready('lab'), await ready('prod')]
+  await core.sql`update events set seq = id where seq is null`
+  await core.sql`update event_log set last_seq = (select max(seq) from events)`
+  const seen = async (caller: Caller) =>
+    ((await ask(caller)('events.list', { limit: 1000 })) as { items: { machine: string }[] }).items.map(({ machine }) => machine)
+  expect(await seen(all)).toEqual(expect.arrayContaining([mine.id, other.id]))
+  expect(await seen(lab)).toContain(mine.id)
+  expect(await seen(lab)).not.toContain(other.id)
+})
