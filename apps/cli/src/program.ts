@@ -101,6 +101,12 @@ export const nouns: readonly Noun[] = [
     load: async () => (await import('./commands/audit.ts')).fillAudit,
   },
   {
+    name: 'webhook',
+    summary: 'who is told of events',
+    group: federation,
+    load: async () => (await import('./commands/webhook.ts')).fillWebhook,
+  },
+  {
     name: 'bmc',
     summary: 'try a BMC by hand',
     group: serverless,

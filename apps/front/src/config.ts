@@ -1,5 +1,5 @@
 // The settings of a front.
-import { loadConfig, nkeySeed, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
+import { loadConfig, nkeySeed, publicKeys, sealingKey, secret, variable, wholeNumber } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
 import { natsPublicKey } from '@muster/shared/global/documents'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -19,6 +19,8 @@ export interface FrontSettings {
   readonly configKey: Secret | undefined
   /** Public keys that are trusted beside it. */
   readonly configKeys: readonly string[]
+  /** The key that fronts and partitions share, which seals the secrets in the global configuration. */
+  readonly sharedKey: Secret | undefined
   /** The database of the global configuration, which all fronts share. */
   readonly globalDatabaseUrl: Secret | undefined
   /** Where partitions that enrol find the bus; undefined: where this front finds it. */
@@ -67,6 +69,7 @@ const variables = {
       .optional(),
   ),
   configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
+  sharedKey: secret('MUSTER_SHARED_KEY', sealingKey('32 bytes in hex or base64').optional()),
   globalDatabaseUrl: secret('MUSTER_GLOBAL_DATABASE_URL', z.string().optional()),
   natsPublicUrl: variable('MUSTER_NATS_PUBLIC_URL', z.string().optional()),
   brokerFile: variable('MUSTER_NATS_AUTHORIZATION_FILE', z.string().optional()),

@@ -1,8 +1,9 @@
 // Starts the parts of a front in order. Loaded after the compile cache is on.
 import { readFileSync } from 'node:fs'
 import { connectNats } from '@muster/server/bus/nats-bus'
-import { ConfigError } from '@muster/server/config'
+import { ConfigError, keyBytes } from '@muster/server/config'
 import { tokensOfAll } from '@muster/server/global/people'
+import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
 import { createLog, type Log } from '@muster/server/log'
@@ -75,6 +76,7 @@ function globalOf(settings: FrontSettings): FrontOptions['global'] {
     signer: createSigner(settings.configKey.reveal()),
     trustedKeys: settings.configKeys,
     natsUrl: settings.natsPublicUrl ?? settings.natsUrl,
+    sealer: settings.sharedKey && createSharedSealer(keyBytes(settings.sharedKey.reveal())),
   }
 }
 

@@ -1,7 +1,7 @@
 // The settings of a partition: the only file beside main.ts that knows the environment.
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { ConfigError, loadConfig, nkeySeed, publicKeys, secret, variable, wholeNumber } from '@muster/server/config'
+import { ConfigError, keyBytes, loadConfig, nkeySeed, publicKeys, sealingKey, secret, variable, wholeNumber } from '@muster/server/config'
 import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -63,12 +63,8 @@ const variables = {
   natsToken: secret('NATS_TOKEN', z.string().optional()),
   natsCredentials: secret('NATS_CREDENTIALS', z.string().optional()),
   natsNkey: secret('NATS_NKEY', nkeySeed),
-  key: secret(
-    'MUSTER_KEY',
-    z
-      .string('32 bytes in hex or base64 that seal secrets at rest: openssl rand -hex 32')
-      .refine(text => keyBytes(text).length === 32, 'must be 32 bytes in hex or base64'),
-  ),
+  key: secret('MUSTER_KEY', sealingKey('32 bytes in hex or base64 that seal secrets at rest: openssl rand -hex 32')),
+  sharedKey: secret('MUSTER_SHARED_KEY', sealingKey('32 bytes in hex or base64').optional()),
   configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
   joinUrl: variable('MUSTER_JOIN_URL', z.url({ protocol: /^https?$/ }).optional()),
   joinToken: secret('MUSTER_JOIN_TOKEN', z.string().min(1).optional()),
@@ -100,11 +96,6 @@ const variables = {
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
-/** A sealing key as bytes, whichever way it is written. */
-function keyBytes(text: string): Buffer {
-  return Buffer.from(text, /^[0-9a-fA-F]{64}$/.test(text) ? 'hex' : 'base64')
-}
-
 export interface PartitionSettings {
   partition: string
   replica: string
@@ -113,6 +104,8 @@ export interface PartitionSettings {
   /** `credentials`: the text of a NATS credentials file; `nkey`: the seed of one. */
   nats: { url: string; token: string | undefined; credentials?: string | undefined; nkey?: string | undefined } | undefined
   key: Buffer
+  /** The key that fronts and partitions share, 32 bytes: opens the secrets of the global configuration. */
+  sharedKey?: Buffer | undefined
   /** Public keys of the fronts, hex: whose global configuration is taken. */
   configKeys?: readonly string[]
   /** The front to be accepted by; undefined: what to know stands in the settings. */
@@ -148,6 +141,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
             nkey: given.natsNkey?.reveal(),
           },
     key: keyBytes(given.key.reveal()),
+    sharedKey: given.sharedKey && keyBytes(given.sharedKey.reveal()),
     configKeys: given.configKeys,
     join: joinOf(given),
     tokensFile: given.tokensFile,

@@ -37,6 +37,7 @@ import { runRotations } from './domain/power/rotation.ts'
 import { Switchboard } from './domain/power/switchboard.ts'
 import { runPowerWorker } from './domain/power/worker.ts'
 import { Seal } from './domain/seal.ts'
+import { WebhookSender } from './domain/webhooks/sender.ts'
 import { agentDoor } from './doors/agent.ts'
 import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor } from './doors/boot.ts'
@@ -117,6 +118,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
   }
 
+  const webhooks = new WebhookSender(core, { sharedKey: settings.sharedKey })
   const replica = { name: settings.replica, epoch: 0 }
   const self = {
     replica,
@@ -127,7 +129,9 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       ...(dnsmasq?.problem === undefined ? [] : [dnsmasq.problem]),
       ...(enrolment.problem === undefined ? [] : [`not part of the federation: ${enrolment.problem}`]),
       ...federationProblems(core),
+      ...webhooks.problems.values(),
     ],
+    webhooks,
   }
   let seenAt = Date.now()
   const enrolment = new Enrolment(core)
@@ -156,6 +160,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     backend.logHasGrown()
     busDoor?.logHasGrown(lastSeq)
     dnsmasq?.changed()
+    webhooks.ring()
   })
   await follower.start()
 
@@ -220,6 +225,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     runPowerWorker(core, board, stopping.signal),
     runPowerMonitor(core, board, stopping.signal, settings.bmcEvents === 'off' ? undefined : () => self.url),
     runRotations(core, board, stopping.signal),
+    webhooks.run(stopping.signal),
   )
   if (settings.network) {
     dnsmasq = new Dnsmasq(core, settings.network, self.url)

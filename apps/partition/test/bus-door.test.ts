@@ -18,7 +18,13 @@ async function openDoor(): Promise<{
   const core = await startCore()
   const broker = createLocalBroker()
   const replica = { name: 'a', epoch: 1 }
-  const self = { replica, version: '0.0.0', url: 'http://127.0.0.1:1', problems: () => [] }
+  const self = {
+    replica,
+    version: '0.0.0',
+    url: 'http://127.0.0.1:1',
+    problems: () => [],
+    webhooks: { problems: new Map(), ring: () => undefined },
+  }
   const backend = new LocalBackend({ partition: core.partition, handlers: handlers(core, self), readiness: () => [] })
   const bus = broker.connect()
   const door = openBusDoor({ core, bus, backend, replica, version: self.version, url: self.url, log: core.log })

@@ -206,7 +206,15 @@ const people: Record<keyof TestPartition['tokens'], Exclude<Role, 'public'>> = {
 
 /** A whole partition in this process: loops, doors and all, without a bus. */
 export async function runPartition(
-  options: { rules?: Partial<Rules>; databaseUrl?: string; folder?: string; key?: Buffer; replica?: string; partition?: string } = {},
+  options: {
+    rules?: Partial<Rules>
+    databaseUrl?: string
+    folder?: string
+    key?: Buffer
+    sharedKey?: Buffer
+    replica?: string
+    partition?: string
+  } = {},
   ending: Ending = withTest,
 ): Promise<TestPartition> {
   const databaseUrl = options.databaseUrl ?? (await partitionDatabase(ending))
@@ -229,6 +237,7 @@ export async function runPartition(
       connections: 8,
       nats: undefined,
       key: options.key ?? Buffer.alloc(32, 7),
+      sharedKey: options.sharedKey,
       tokensFile,
       files: options.folder ?? virtualFiles(),
       host: '127.0.0.1',

@@ -11,6 +11,7 @@ import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { startPartition } from '@muster/partition/partition'
 import { createLocalBroker } from '@muster/server/bus/local-bus'
 import { tokensOfAll } from '@muster/server/global/people'
+import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
 import { createLog } from '@muster/server/log'
@@ -23,6 +24,7 @@ import postgres from 'postgres'
 import { writeVirtualFiles } from '../src/federation/files.ts'
 
 const configSigner = createSigner('07'.repeat(32))
+const sharedKey = Buffer.alloc(32, 'shared')
 
 export const testRoles = ['read-only', 'user', 'operator', 'admin'] as const satisfies readonly Role[]
 
@@ -96,7 +98,7 @@ export async function startServers(names: readonly string[], busOf?: (party: Bus
     bus,
     accepted: names,
     log,
-    global: { databaseUrl: home.url, signer: configSigner, trustedKeys: [] },
+    global: { databaseUrl: home.url, signer: configSigner, trustedKeys: [], sealer: createSharedSealer(sharedKey) },
   })
   const opened = openTokens({ file: tokensFile, log })
   const door = await startDoor({
@@ -132,6 +134,7 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
     connections: 6,
     nats: undefined,
     key: Buffer.alloc(32, partition),
+    sharedKey,
     tokensFile,
     configKeys: [configSigner.publicKey],
     files,

@@ -47,6 +47,16 @@ export const nkeySeed = z
   .regex(/^SU[A-Z2-7]{56}$/, 'must be the seed of an nkey (SU…): muster nats key --out FILE')
   .optional()
 
+/** The text of a sealing key, for {@link secret}; {@link keyBytes} reads it. `what` says what it is for where it is not set. */
+export function sealingKey(what: string) {
+  return z.string(what).refine(text => keyBytes(text).length === 32, 'must be 32 bytes in hex or base64: openssl rand -hex 32')
+}
+
+/** A sealing key as bytes, whichever way it is written. */
+export function keyBytes(text: string): Buffer {
+  return Buffer.from(text, /^[0-9a-fA-F]{64}$/.test(text) ? 'hex' : 'base64')
+}
+
 export type Settings<Variables extends Record<string, Variable<unknown>>> = {
   readonly [Key in keyof Variables]: Variables[Key] extends Variable<infer Value> ? Value : never
 }

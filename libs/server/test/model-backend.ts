@@ -412,6 +412,11 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
     'config.diff': needsFront,
     'config.revert': needsFront,
     'config.refill': needsFront,
+    'webhooks.deliveries': () => ({ items: [], nextCursor: null, coverage }),
+    'webhooks.deadLetters': () => ({ items: [], nextCursor: null, coverage }),
+    'webhooks.replay': input => {
+      throw new Refusal('not-found', `there is no webhook ${input.name}`)
+    },
     'session.whoami': (_input, { caller }) => ({ caller, server: { kind, name, version: 'test' } }),
   }
   const allocation = (id: string): Allocation => {

@@ -62,6 +62,41 @@ describe('a change', () => {
     expect(differences(noDocuments, readDocuments(JSON.parse(JSON.stringify(documents))).documents)).toMatchObject([{ what: 'added' }])
   })
 
+  test('of a sealed field shows that it is another, and neither what it is nor what it was', () => {
+    const webhook = (secret: string) => ({
+      put: [{ kind: 'webhook' as const, name: 'audit', document: { url: 'https://a.example/x', secret } }],
+    })
+    const one = after(noDocuments, webhook('sealed:AAAA'))
+    const two = after(one, webhook('sealed:BBBB'))
+    expect(differences(noDocuments, one)).toMatchObject([{ what: 'added', before: null, after: { secret: 'sealed' } }])
+    expect(differences(one, two)).toMatchObject([{ what: 'changed', before: { secret: 'sealed' }, after: { secret: 'sealed anew' } }])
+    expect(differences(two, noDocuments)).toMatchObject([{ what: 'removed', before: { secret: 'sealed' }, after: null }])
+    const content = { generation: 1, changedAt: at, changedBy: 'root', note: '', documents: two }
+    expect(documentsOf(content, { kind: 'webhook' }).documents).toEqual([
+      { kind: 'webhook', name: 'audit', document: { url: 'https://a.example/x', events: ['*'], status: 'active', description: '' } },
+    ])
+  })
+
+  test('takes a webhook with an address that can be called, and never a secret as it is', () => {
+    const problemsOf = (document: object, name = 'audit') => {
+      const outcome = changed(noDocuments, { put: [{ kind: 'webhook', name, document: { ...document } }], delete: [] })
+      return 'problems' in outcome ? outcome.problems.map(({ field }) => field.replace('put.0.', '')) : []
+    }
+    const right = {
+      url: 'http://10.0.0.7:8080/muster',
+      events: ['machine.moved', 'power.*', 'credentials.rotation-ended'],
+      secret: 'sealed:AAAA',
+    }
+    expect(problemsOf(right)).toEqual([])
+    expect(problemsOf({ ...right, secret: `whsec_${'A'.repeat(32)}` })).toEqual(['document.secret'])
+    expect(problemsOf({ ...right, secret: undefined })).toEqual(['document.secret'])
+    for (const url of ['ftp://a.example', 'https://alice:pw@a.example/', 'https://a.example/#x', 'a.example'])
+      expect(problemsOf({ ...right, url }), url).toEqual(['document.url'])
+    expect(problemsOf({ ...right, events: [] })).toEqual(['document.events'])
+    expect(problemsOf({ ...right, events: ['machine*'] })).toEqual(['document.events.0'])
+    expect(problemsOf(right, 'a.b')).toEqual(['name'])
+  })
+
   test('the difference between two sets, put back, makes them equal', () => {
     const name = fc.constantFrom('a', 'b', 'c', 'd')
     const user = fc.record({ displayName: fc.string({ maxLength: 5 }), role: fc.constantFrom('user' as const, 'admin' as const) })

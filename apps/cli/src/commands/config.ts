@@ -116,8 +116,9 @@ function documentsIn(text: string, file: string): unknown[] {
 export function tellChange(cli: Cli, command: Command, answer: CallOutput<'config.change'>): void {
   showOne(cli, formatOf(command), answer, {
     name: ({ generation }) => String(generation),
-    text: ({ generation, outcome, differences }) => {
-      const lines = differences.map(differenceText)
+    text: ({ generation, outcome, differences, secrets }) => {
+      const made = secrets.map(({ kind, name, field, secret }) => printable(`${field} of ${kind}/${name}, shown this once: ${secret}`))
+      const lines = [...differences.map(differenceText), ...made]
       switch (outcome) {
         case 'written':
           return `${[...lines, `generation ${generation} is in force`].join('\n')}\n`

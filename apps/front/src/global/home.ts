@@ -4,6 +4,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { tokensOfDocuments } from '@muster/server/global/people'
 import { createVerifier, type Signer } from '@muster/server/global/signature'
+import type { Sealer } from '@muster/server/seal'
 import type { Tokens } from '@muster/server/tokens'
 import { logOfFronts } from '@muster/shared/audit'
 import type { Bus, BusSubscription } from '@muster/shared/bus/bus'
@@ -28,12 +29,15 @@ import type { PartitionCalls } from '../partition-calls.ts'
 import type { Presence } from '../presence.ts'
 import { AuditLog } from './db/audit.ts'
 import * as db from './db/generations.ts'
+import { type MadeSecret, sealedChange } from './secrets.ts'
 
 export interface HomeOptions {
   readonly name: string
   /** The database that the fronts share; undefined: this front only reads. */
   readonly databaseUrl: string | undefined
   readonly signer: Signer
+  /** Seals the secrets in documents; undefined: this front has no MUSTER_SHARED_KEY, and takes none. */
+  readonly sealer?: Sealer | undefined
   /** Keys that are trusted beside the own one, hex. */
   readonly trustedKeys: readonly string[]
   readonly bus: Bus
@@ -75,6 +79,8 @@ export interface Written {
   generation: number
   outcome: 'written' | 'dry-run' | 'nothing-to-do'
   differences: Difference[]
+  /** What this front made. */
+  secrets: MadeSecret[]
 }
 
 /** Other fronts' changes are seen within this time; partitions hear of them at once. */
@@ -151,8 +157,9 @@ class GlobalHome implements Home {
 
   change(by: Caller, change: Change, options: WriteOptions): Promise<Written> {
     return this.#write(by, options, before => {
-      const outcome = changed(before, change)
-      if ('documents' in outcome) return outcome.documents
+      const { change: sealed, made } = sealedChange(change, before, this.#options.sealer)
+      const outcome = changed(before, sealed)
+      if ('documents' in outcome) return { documents: outcome.documents, secrets: made }
       const text = outcome.problems.map(({ field, message }) => `${field}: ${message}`).join('; ')
       throw new Refusal('invalid-input', text, { errors: outcome.problems })
     })
@@ -160,7 +167,7 @@ class GlobalHome implements Home {
 
   async revert(by: Caller, to: number, options: WriteOptions): Promise<Written> {
     const documents = await this.documentsAt(to)
-    return this.#write(by, { ...options, note: options.note || `back to generation ${to}` }, () => documents)
+    return this.#write(by, { ...options, note: options.note || `back to generation ${to}` }, () => ({ documents, secrets: [] }))
   }
 
   async refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>> {
@@ -215,7 +222,11 @@ class GlobalHome implements Home {
     await this.#sql?.end({ timeout: 2 })
   }
 
-  async #write(by: Caller, options: WriteOptions, next: (before: Documents) => Documents): Promise<Written> {
+  async #write(
+    by: Caller,
+    options: WriteOptions,
+    next: (before: Documents) => { documents: Documents; secrets: MadeSecret[] },
+  ): Promise<Written> {
     for (let attempt = 1; ; attempt++) {
       await this.#readHome()
       const before = this.content
@@ -229,10 +240,10 @@ class GlobalHome implements Home {
         )
       if (options.expectedGeneration !== undefined && options.expectedGeneration !== generation)
         throw new Refusal('stale-version', `generation ${generation} is in force, not ${options.expectedGeneration}`, { generation })
-      const documents = next(before?.documents ?? noDocuments)
+      const { documents, secrets } = next(before?.documents ?? noDocuments)
       const found = differences(before?.documents ?? noDocuments, documents)
-      if (found.length === 0) return { generation, outcome: 'nothing-to-do', differences: [] }
-      if (options.kind === 'dry-run') return { generation, outcome: 'dry-run', differences: found }
+      if (found.length === 0) return { generation, outcome: 'nothing-to-do', differences: [], secrets: [] }
+      if (options.kind === 'dry-run') return { generation, outcome: 'dry-run', differences: found, secrets: [] }
       const signed = this.#sign({
         generation: generation + 1,
         changedAt: new Date().toISOString(),
@@ -241,7 +252,7 @@ class GlobalHome implements Home {
         documents,
       })
       if ((await this.#tryInsert(signed, generation)) === 'written')
-        return { generation: signed.content.generation, outcome: 'written', differences: found }
+        return { generation: signed.content.generation, outcome: 'written', differences: found, secrets }
       if (options.expectedGeneration !== undefined || attempt === maxAttempts)
         throw new Refusal('stale-version', `the configuration was changed by somebody else while this was tried (${attempt} times)`)
     }

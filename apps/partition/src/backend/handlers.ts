@@ -10,6 +10,7 @@ import { endOfLog, endPage, parsePosition, positionText, readUpTo } from '@muste
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
+import type { WebhookDelivery } from '@muster/shared/contract/webhooks'
 import { Refusal } from '@muster/shared/errors'
 import { documentsOf } from '@muster/shared/global/copy'
 import type { ErasePolicy } from '@muster/shared/machine'
@@ -18,6 +19,7 @@ import { lastSequenceNumber, listEvents } from '../db/events.ts'
 import * as labelRows from '../db/labels.ts'
 import * as machineRows from '../db/machines.ts'
 import { liveReplicas } from '../db/replicas.ts'
+import { listCursors, listDeadLetters, replayDeadLetters } from '../db/webhooks.ts'
 import { allocationView } from '../domain/allocation.ts'
 import type { Core } from '../domain/core.ts'
 import { rotateCredentials } from '../domain/credentials.ts'
@@ -25,7 +27,8 @@ import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/def
 import { erasePolicyFor, erasureCertificates } from '../domain/erase.ts'
 import * as machines from '../domain/machines.ts'
 import { existingMachine, moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
-import { viewOf } from '../domain/view.ts'
+import { deadLetterViewOf, eventViewOf, viewOf } from '../domain/view.ts'
+import type { WebhookSender } from '../domain/webhooks/sender.ts'
 import { allocateHere } from './allocate.ts'
 import { withGrants } from './grants.ts'
 
@@ -36,6 +39,7 @@ export interface Self {
   readonly url: string
   /** What is wrong just now, in words. */
   problems(): string[]
+  readonly webhooks: Pick<WebhookSender, 'problems' | 'ring'>
 }
 
 export type Handlers = { readonly [Name in CallName]: (input: CallInput<Name>, context: CallContext) => Promise<CallAnswer<Name>> }
@@ -128,6 +132,12 @@ export function handlers(core: Core, self: Self): Handlers {
     ...enrolmentHandlers(core),
     'audit.fronts': () => needsFront(core, 'knows nothing of the log of the fronts'),
     ...configHandlers(core),
+    'webhooks.deliveries': ({ webhook }) => webhookDeliveries(core, self, webhook),
+    'webhooks.deadLetters': async input => {
+      const rows = await listDeadLetters(core.sql, { webhook: input.webhook, limit: input.limit })
+      return { items: rows.map(row => deadLetterViewOf(row, core.partition)), nextCursor: null }
+    },
+    'webhooks.replay': ({ name }) => replayWebhook(core, self, name),
     'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
   })
 }
@@ -298,15 +308,7 @@ async function eventsBehind(core: Core, input: CallInput<'events.list'>, caller:
     kind: input.kind,
     seenBy: limited(caller),
   })
-  const items = rows.map(row => ({
-    partition: core.partition,
-    seq: row.seq,
-    at: row.at.toISOString(),
-    kind: row.kind,
-    machine: row.machine_id,
-    actor: row.actor,
-    data: row.data,
-  }))
+  const items = rows.map(row => eventViewOf(row, core.partition))
   // A short page was read to the end, whatever the filter hid.
   const lastItem = items.at(-1)?.seq ?? asked
   const last = items.length === input.limit ? lastItem : Math.max(lastSeq, lastItem)
@@ -321,6 +323,40 @@ async function auditBehind(core: Core, input: CallInput<'audit.list'>): Promise<
   // As with events: a short page was read to the end, whatever the filter hid.
   const lastItem = items.at(-1)?.seq ?? after
   return { items, nextCursor: positionText(new Map([[core.partition, items.length === limit ? lastItem : Math.max(lastSeq, lastItem)]])) }
+}
+
+async function webhookDeliveries(core: Core, self: Self, only: string | undefined): Promise<CallAnswer<'webhooks.deliveries'>> {
+  const documents = core.configuration.content?.documents.webhook ?? {}
+  const rows = await listCursors(core.sql)
+  const items = rows.flatMap((row): WebhookDelivery[] => {
+    const document = documents[row.webhook]
+    if (!document || (only !== undefined && row.webhook !== only)) return []
+    const problem = self.webhooks.problems.get(row.webhook)
+    return [
+      {
+        partition: core.partition,
+        webhook: row.webhook,
+        status: document.status,
+        seq: row.seq,
+        behind: row.last_seq - row.seq,
+        deliveredAt: row.delivered_at?.toISOString() ?? null,
+        failedAt: row.failed_at?.toISOString() ?? null,
+        tries: row.tries,
+        reason: problem ?? row.reason,
+        nextTryAt: row.tries > 0 && document.status === 'active' && problem === undefined ? row.again_at.toISOString() : null,
+        deadLetters: row.dead_letters,
+      },
+    ]
+  })
+  return { items, nextCursor: null }
+}
+
+async function replayWebhook(core: Core, self: Self, webhook: string): Promise<CallAnswer<'webhooks.replay'>> {
+  if (!core.configuration.content?.documents.webhook[webhook])
+    throw new Refusal('not-found', `partition ${core.partition} knows no webhook ${webhook}`)
+  const letters = await replayDeadLetters(core.sql, webhook)
+  self.webhooks.ring()
+  return { items: [{ partition: core.partition, webhook, letters }], nextCursor: null }
 }
 
 /** The partition as it sees itself. */

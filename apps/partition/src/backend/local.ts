@@ -5,6 +5,7 @@ import { type Coverage, hasCoverage, mayAct } from '@muster/shared/contract/call
 import { type CallAnswer, type CallInput, type CallName, type CallOutput, callNamed } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
 import { refusalOfDatabase } from '../db/connect.ts'
+import { withoutBmc } from '../domain/view.ts'
 import type { Handlers } from './handlers.ts'
 
 export interface LocalBackendOptions {
@@ -73,17 +74,4 @@ export class LocalBackend implements Backend {
   readiness(): ReadinessCheck[] {
     return this.#options.readiness()
   }
-}
-
-/**
- * The answer as tenants may see it: a fault of the power names the BMC and its address, which are an operator's business; its code and its hint
- * stay. Faults stand in machines, orders, explanations and events, so it is looked for everywhere.
- */
-function withoutBmc(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(withoutBmc)
-  if (typeof value !== 'object' || value === null) return value
-  const copy = Object.fromEntries(Object.entries(value).map(([name, item]) => [name, withoutBmc(item)]))
-  if (typeof copy.code === 'string' && copy.code.startsWith('power-') && typeof copy.message === 'string')
-    copy.message = 'the power of the machine could not be switched or read; an operator can see why'
-  return copy
 }

@@ -38,6 +38,8 @@ const changeAnswer = z.object({
   generation: z.number().int(),
   outcome: z.enum(['written', 'dry-run', 'nothing-to-do']),
   differences: z.array(difference),
+  /** Secrets that the front made because none was given. They are shown this once. */
+  secrets: z.array(z.object({ kind: documentKind, name: z.string(), field: z.string(), secret: z.string() })).default([]),
 })
 
 export const config = {
@@ -61,6 +63,8 @@ export const config = {
   }),
   change: declareCall({
     summary: 'Change the global configuration: put and delete documents, all of them or none',
+    description:
+      'A secret within a document (of a webhook) is sealed before it is kept, and never answered again; put without it, a document keeps the secret it has, and a new one is given one, which the answer says this once.',
     rest: { method: 'POST', path: '/config/changes' },
     status: 200,
     role: 'admin',

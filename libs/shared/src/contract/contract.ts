@@ -9,6 +9,7 @@ import { pools, tags, zones } from './labels.ts'
 import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
 import { session } from './session.ts'
+import { webhooks } from './webhooks.ts'
 
 export const contract = {
   machines,
@@ -22,6 +23,7 @@ export const contract = {
   config,
   enrolment,
   audit,
+  webhooks,
   session,
 }
 export type Contract = typeof contract

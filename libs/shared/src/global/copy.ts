@@ -2,7 +2,7 @@
 // agree on how JSON is written. Of two copies the one with the higher generation is true; generations never fall.
 import { z } from 'zod'
 import { Refusal } from '../errors.ts'
-import { type DocumentKind, type Documents, documentKinds, noDocuments, readDocuments } from './documents.ts'
+import { type DocumentKind, type Documents, documentKinds, noDocuments, readDocuments, shownDocument } from './documents.ts'
 
 /** The generation of a federation whose configuration nobody has written yet. */
 export const noGeneration = 0
@@ -51,7 +51,7 @@ export function readPayload(text: string): CopyContent & { skipped: readonly str
   return { ...head, ...readDocuments(documents) }
 }
 
-/** Some of a configuration's documents, as `config.get` answers them. Throws not-found for one that is not there. */
+/** Some of a configuration's documents, as `config.get` answers them: without what is sealed. Throws not-found for one that is not there. */
 export function documentsOf(
   content: CopyContent | undefined,
   { kind, name }: { kind?: DocumentKind | undefined; name?: string | undefined },
@@ -60,7 +60,11 @@ export function documentsOf(
   const found = documentKinds
     .filter(each => kind === undefined || each === kind)
     .flatMap(each =>
-      Object.entries(documents[each]).map(([own, document]) => ({ kind: each, name: own, document: document as Record<string, unknown> })),
+      Object.entries<object>(documents[each]).map(([own, document]) => ({
+        kind: each,
+        name: own,
+        document: shownDocument(each, document),
+      })),
     )
     .filter(each => name === undefined || each.name === name)
   if (name !== undefined && found.length === 0)

@@ -16,10 +16,47 @@ export const natsPublicKey = z.string().regex(/^U[A-Z2-7]{55}$/, 'is not the pub
 /** The pools that it is limited to; all where left out. */
 const pools = z.array(label).max(100).optional()
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'is not a SHA-256 in lower-case hex')
+export const webhookName = z
+  .string()
+  .regex(/^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$/, 'must be 1 to 40 lower-case letters, digits or dashes, such as audit')
+
+/** What a webhook is told of: `machine.moved`, all that begins with `power.`, or everything. */
+const eventPattern = z
+  .string()
+  .max(64)
+  .regex(/^(?:\*|[a-z]+(?:[.-][a-z]+)*(?:\.\*)?)$/, 'must be a kind of event such as machine.moved, or power.*, or *')
+
+/** A secret of the Standard Webhooks specification: 24 to 64 bytes. */
+const webhookSecret = z
+  .string()
+  .regex(/^whsec_(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/, {
+    error: 'must be whsec_ and base64 behind it',
+    abort: true,
+  })
+  .refine(text => {
+    const bytes = atob(text.slice('whsec_'.length)).length
+    return bytes >= 24 && bytes <= 64
+  }, 'must have 24 to 64 bytes')
+
+/** An http or https URL without a user, a password or a fragment. */
+const plainUrl = z
+  .url({ protocol: /^https?$/, error: 'must be an http or https URL', abort: true })
+  .max(2000)
+  .refine(text => {
+    const url = URL.parse(text)
+    return url !== null && url.username === '' && url.password === '' && url.hash === ''
+  }, 'must have no user, password or # in it')
+
+/** As a sealed field is kept: see libs/server/src/seal.ts. */
+const sealedText = z
+  .string()
+  .max(4000)
+  .regex(/^sealed:[A-Za-z0-9+/]+={0,2}$/, 'is not sealed')
 
 /**
  * The kinds of documents. `name`: what a document may be called; `shape`: its fields, flat; `refersTo`: fields that name a document of another
- * kind, which must exist.
+ * kind, which must exist; `sealed`: fields that are secrets, with their form as a person writes them. A front seals them with the key it shares
+ * with the partitions, and nobody is shown them again.
  */
 const kinds = {
   /** Who may come in. Disabling a user ends all of its tokens. */
@@ -32,6 +69,7 @@ const kinds = {
       pools,
     },
     refersTo: {},
+    sealed: {},
   },
   /** An API token, of which only the hash is known; it can do what both its role and its user's allow, until it expires. */
   token: {
@@ -46,6 +84,7 @@ const kinds = {
       expiresAt: timestamp,
     },
     refersTo: { user: 'user' },
+    sealed: {},
   },
   /** A partition of the federation. */
   partition: {
@@ -60,6 +99,7 @@ const kinds = {
       acceptedAt: timestamp,
     },
     refersTo: {},
+    sealed: {},
   },
   /** With which one partition may ask to take part; gone once it is accepted. */
   join: {
@@ -72,8 +112,29 @@ const kinds = {
       expiresAt: timestamp,
     },
     refersTo: {},
+    sealed: {},
   },
-} as const satisfies Record<string, { name: z.ZodType<string>; shape: z.ZodRawShape; refersTo: Readonly<Record<string, string>> }>
+  /** Who is told of events, by every partition of its own. */
+  webhook: {
+    name: webhookName,
+    shape: {
+      url: plainUrl,
+      events: z.array(eventPattern).min(1).max(50).default(['*']),
+      status: z.enum(['active', 'paused']).default('active'),
+      description: z.string().max(200).default(''),
+      secret: sealedText,
+    },
+    refersTo: {},
+    sealed: { secret: webhookSecret },
+  },
+} as const satisfies Record<string, Kind>
+
+interface Kind {
+  readonly name: z.ZodType<string>
+  readonly shape: z.ZodRawShape
+  readonly refersTo: Readonly<Record<string, string>>
+  readonly sealed: Readonly<Record<string, z.ZodType<string>>>
+}
 
 type Kinds = typeof kinds
 export type DocumentKind = keyof Kinds
@@ -84,6 +145,17 @@ export type DocumentOf<Kind extends DocumentKind> = z.output<z.ZodObject<Kinds[K
 export type UserDocument = DocumentOf<'user'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
+export type WebhookDocument = DocumentOf<'webhook'>
+
+/** The sealed fields of a kind: each with its form as a person writes it. */
+export function sealedFieldsOf(kind: DocumentKind): Readonly<Record<string, z.ZodType<string>>> {
+  return kinds[kind].sealed
+}
+
+/** A document as it is shown: without its sealed fields. Put back, it keeps the ones it has. */
+export function shownDocument(kind: DocumentKind, document: object): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(document).filter(([field]) => !(field in kinds[kind].sealed)))
+}
 
 /** All documents, by kind and name. */
 export type Documents = { readonly [Kind in DocumentKind]: Readonly<Record<string, DocumentOf<Kind>>> }
@@ -180,7 +252,7 @@ export const difference = z.object({
 })
 export type Difference = z.infer<typeof difference>
 
-/** What is different, by kind and name. */
+/** What is different, by kind and name. Of a sealed field it is said only whether it is another. */
 export function differences(before: Documents, after: Documents): Difference[] {
   return documentKinds.flatMap(kind => {
     const [old, current] = [before[kind] as Record<string, object>, after[kind] as Record<string, object>]
@@ -189,9 +261,21 @@ export function differences(before: Documents, after: Documents): Difference[] {
       const [was, is] = [old[name], current[name]]
       if (JSON.stringify(was, sortedKeys(was)) === JSON.stringify(is, sortedKeys(is))) return []
       const what = was === undefined ? 'added' : is === undefined ? 'removed' : 'changed'
-      return [{ kind, name, what, before: (was as Record<string, unknown>) ?? null, after: (is as Record<string, unknown>) ?? null }]
+      return [{ kind, name, what, ...shownSides(kind, was as Fields, is as Fields) }]
     })
   })
+}
+
+type Fields = Readonly<Record<string, unknown>> | undefined
+
+function shownSides(kind: DocumentKind, was: Fields, is: Fields): Pick<Difference, 'before' | 'after'> {
+  const before = was ? shownDocument(kind, was) : null
+  const after = is ? shownDocument(kind, is) : null
+  for (const field of Object.keys(kinds[kind].sealed)) {
+    if (before && was?.[field] !== undefined) before[field] = 'sealed'
+    if (after && is?.[field] !== undefined) after[field] = was && was[field] !== is[field] ? 'sealed anew' : 'sealed'
+  }
+  return { before, after }
 }
 
 /** The members in one order: documents that say the same are the same. Documents are flat. */
