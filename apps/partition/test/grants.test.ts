@@ -19,7 +19,13 @@ let backend: LocalBackend
 
 beforeAll(async () => {
   core = await startCore({}, () => undefined)
-  const self = { replica: { name: 'a', epoch: 1 }, version: '0', url: '', problems: () => [] }
+  const self = {
+    replica: { name: 'a', epoch: 1 },
+    version: '0',
+    url: '',
+    problems: () => [],
+    webhooks: { problems: new Map(), ring: () => undefined },
+  }
   backend = new LocalBackend({ partition: 'lon1', handlers: handlers(core, self), readiness: () => [] })
 })
 

@@ -441,14 +441,22 @@ describe('a partition', () => {
     const receiver = await startReceiver()
     const without = await runPartition({ databaseUrl })
     await configure(without.core, { audit: { url: receiver.url } })
-    const problem = await until(async () => (await without.as('rita').partitions.status({})).problems[0]?.problem)
+    const problem = await until(
+      async () =>
+        (await without.as('rita').partitions.status({})).problems.find(({ problem: text }) => text.includes('MUSTER_SHARED_KEY'))?.problem,
+    )
     expect(problem).toContain('webhook audit: MUSTER_SHARED_KEY is not set')
     await hasCursor(without.core, 'audit')
     await addEvents(without.core, 1)
     await without.stop()
 
     const wrong = await runPartition({ databaseUrl, sharedKey: Buffer.alloc(32, 6) })
-    expect(await until(async () => (await wrong.as('rita').partitions.status({})).problems[0]?.problem)).toContain('is not the key')
+    expect(
+      await until(
+        async () =>
+          (await wrong.as('rita').partitions.status({})).problems.find(({ problem: text }) => text.includes('MUSTER_SHARED_KEY'))?.problem,
+      ),
+    ).toContain('is not the key')
     const { items } = await wrong.as('olga').webhooks.deliveries({})
     expect(items).toMatchObject([
       { partition: 'lon1', webhook: 'audit', status: 'active', behind: 1, reason: expect.stringContaining('is not the key') },
