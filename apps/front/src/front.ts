@@ -23,7 +23,9 @@ export interface FrontOptions {
   /** The accepted partitions. Undefined: all that make themselves heard; then Idempotency-Keys hold only while none comes or goes. */
   readonly accepted: readonly string[] | undefined
   /** Where the global configuration lives, and the key it is signed with; undefined: this front has none. */
-  readonly global?: (Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys' | 'sealer'> & { readonly natsUrl?: string | undefined }) | undefined
+  readonly global?:
+    | (Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys' | 'sealer'> & { readonly natsUrl?: string | undefined })
+    | undefined
   /** Is told who may come to the bus. */
   readonly broker?: BrokerFile | undefined
   readonly log: HomeOptions['log']
