@@ -1,6 +1,7 @@
 // A partition, put together: database, memory, workers, doors. Started by main.ts as a process, and by tests in theirs.
 
 import { readFileSync } from 'node:fs'
+import { networkInterfaces } from 'node:os'
 import { AuditLog, connectAudit } from '@muster/database/audit-log'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { connectNats } from '@muster/server/bus/nats-bus'
@@ -22,6 +23,7 @@ import { closeEmptyAllocations, forgetDroppedHolds } from './db/allocations.ts'
 import { connect, refusalOfDatabase } from './db/connect.ts'
 import { forgetOldKeys } from './db/keys.ts'
 import { migrate } from './db/migrate.ts'
+import { forgetOldServices, saveNetworkServices } from './db/network-services.ts'
 import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
 import { Bell, runLoop } from './domain/bell.ts'
 import { Catalogue } from './domain/catalogue.ts'
@@ -227,6 +229,13 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     runRotations(core, board, stopping.signal),
     webhooks.run(stopping.signal),
   )
+  const { network } = settings
+  await saveNetworkServices(sql, {
+    replica: settings.replica,
+    addresses: network ? addressesOn(network.interfaces) : [],
+    ranges: (network?.ranges ?? []).map(({ gateway, ...range }) => ({ ...range, gateway: gateway ?? null })),
+    zone: network?.zone ?? null,
+  })
   if (settings.network) {
     dnsmasq = new Dnsmasq(core, settings.network, self.url)
     loops.push(dnsmasq.run(stopping.signal))
@@ -240,6 +249,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     await forgetDroppedHolds(sql, keptHoldsHours)
     await closeEmptyAllocations(sql)
     await forgetOldReplicas(sql, keptReplicasHours)
+    await forgetOldServices(sql)
   })
   loops.push(
     runLoop({ name: 'audit log', bell: new Bell(), everyMs: chainEveryMs, signal: stopping.signal, log, look: () => audit.chain() }),
@@ -276,6 +286,12 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   }
   own('door', () => door.close())
   return { url: self.url, core }
+}
+
+/** This host's own addresses on interfaces. */
+function addressesOn(interfaces: readonly string[]): string[] {
+  const known = networkInterfaces()
+  return interfaces.flatMap(name => (known[name] ?? []).map(({ address }) => address))
 }
 
 function busOf({ natsUrl: url, nkey }: Membership) {

@@ -43,9 +43,11 @@ export function isUnstorable(error: unknown): boolean {
   return error instanceof postgres.PostgresError && (error.code === '22021' || error.code === '22P05')
 }
 
-/** Whether a statement failed because a row like it exists; `constraint` is the name of the index. */
+/** Whether a statement failed because a row like it exists, or one that overlaps it; `constraint` is the name of the index. */
 export function isDuplicate(error: unknown, constraint: string): boolean {
-  return error instanceof postgres.PostgresError && error.code === '23505' && error.constraint_name === constraint
+  return (
+    error instanceof postgres.PostgresError && (error.code === '23505' || error.code === '23P01') && error.constraint_name === constraint
+  )
 }
 
 /** Runs several statements as one. For changes of more than one table that no single statement says; never on the hot path. */

@@ -3,6 +3,7 @@
 
 import { createHash } from 'node:crypto'
 import type { Constraints } from '@muster/shared/allocation/constraints'
+import { type Address, addressKey } from '@muster/shared/contract/addresses'
 import { type Allocation, type AllocationRequest, allocationKey } from '@muster/shared/contract/allocations'
 import type { Coverage } from '@muster/shared/contract/call'
 import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
@@ -11,6 +12,7 @@ import type { LabelEntry, LabelKind } from '@muster/shared/contract/labels'
 import { endOfLog, endPage, parsePosition, readUpTo } from '@muster/shared/contract/log'
 import { machineKey } from '@muster/shared/contract/machines'
 import { compareKeys, decodeCursor, directionOf, type Key, type Page, pageFrom, positionOf } from '@muster/shared/contract/page'
+import { type Subnet, subnetKey } from '@muster/shared/contract/subnets'
 import { Refusal } from '@muster/shared/errors'
 import { documentsOf } from '@muster/shared/global/copy'
 import { newAllocationId, newMachineId } from '@muster/shared/ids'
@@ -168,6 +170,26 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       return { ...entry, coverage }
     },
   })
+  const subnets = new Map<string, Subnet>()
+  const addresses = new Map<number, Address>()
+  let addressIds = 0
+  const subnet = (text: string): Subnet => {
+    const known = subnets.get(text)
+    if (!known) throw new Refusal('not-found', `there is no subnet ${text}`)
+    return known
+  }
+  const reserve = (input: Omit<CallInput<'addresses.reserve'>, 'partition'>, by: string): Address => {
+    const id = ++addressIds
+    const { address = `10.0.0.${(id % 250) + 1}`, machine = null, mac = null, name: dnsName = null, ...rest } = input
+    if ([...addresses.values()].some(held => held.address === address)) throw new Refusal('already-taken', `${address} has a holder`)
+    const { subnet: within, aliases, note: text } = rest
+    const held: Address = {
+      ...{ id, partition: name, subnet: within, address, source: 'reserved', machine, mac, name: dnsName, aliases, note: text, by },
+      ...{ createdAt: at(), place: address },
+    }
+    addresses.set(id, held)
+    return held
+  }
   const tagCalls = labelCalls('tag')
   const poolCalls = labelCalls('pool')
   const zoneCalls = labelCalls('zone')
@@ -363,6 +385,47 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       known.state = 'released'
       return { ...known, coverage }
     },
+    'subnets.list': input => ({ ...paged([...subnets.values()], subnetKey, input, 'name'), coverage }),
+    'subnets.get': input => subnet(input.name),
+    'subnets.put': ({ partition: _, ...input }) => {
+      subnets.set(input.name, { ...input, partition: name, used: 0 })
+      return subnet(input.name)
+    },
+    'subnets.delete': input => {
+      const gone = subnet(input.name)
+      if ([...addresses.values()].some(held => held.subnet === gone.name)) throw new Refusal('wrong-state', `${gone.name} is in use`)
+      subnets.delete(gone.name)
+      return gone
+    },
+    'addresses.list': input => {
+      const items = [...addresses.values()].filter(
+        held =>
+          (input.subnet === undefined || held.subnet === input.subnet) &&
+          (input.machine === undefined || held.machine === input.machine) &&
+          (input.mac === undefined || held.mac === input.mac),
+      )
+      return { ...paged(items, addressKey, input, 'address'), coverage }
+    },
+    'addresses.reserve': (input, { caller }) => {
+      if (input.machine !== undefined) found(input.machine)
+      return reserve({ ...input, subnet: subnet(input.subnet).name }, caller.name)
+    },
+    'addresses.release': input => {
+      const gone = [...addresses.values()].find(held => held.subnet === input.subnet && held.address === input.address)
+      if (!gone) throw new Refusal('not-found', `nobody has ${input.address}`)
+      addresses.delete(gone.id)
+      return gone
+    },
+    'dhcpHosts.set': (input, { caller }) => {
+      for (const held of addresses.values()) if (held.mac === input.mac) addresses.delete(held.id)
+      return reserve({ ...input, machine: undefined, subnet: input.subnet ?? 'default' }, caller.name)
+    },
+    'dhcpHosts.delete': input => {
+      const items = [...addresses.values()].filter(({ mac }) => mac === input.mac)
+      if (items.length === 0) throw new Refusal('not-found', `nothing is reserved for ${input.mac}`)
+      for (const { id } of items) addresses.delete(id)
+      return { items }
+    },
     'tags.list': tagCalls.list,
     'tags.get': tagCalls.get,
     'tags.put': tagCalls.put,
@@ -392,6 +455,7 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       if (input.name !== name) throw new Refusal('not-found', `there is no partition ${input.name}`)
       return status()
     },
+    'partitions.dhcp': () => ({ servers: [] }),
     'partitions.status': () => ({ machines: counts(), overdue: 0, faulty: 0, problems: [], coverage }),
     'operatingSystems.list': () => ({
       items: [{ name: 'debian/12', title: 'Debian 12', arch: 'amd64', supported: true, available: true, partitions: [name] }],

@@ -10,14 +10,14 @@ const deviceName = z
 /** Names that mean something to the kernel or to renderers. */
 const reservedNames = new Set(['lo', 'all', 'default'])
 
-const address = z.union([z.ipv4(), z.ipv6()], 'is not an IP address')
+export const ipAddress = z.union([z.ipv4(), z.ipv6()], 'is not an IP address')
 const addressWithLength = z.union([z.cidrv4(), z.cidrv6()], 'is not an address with its prefix length, such as 10.0.0.5/24')
 export const domain = z
   .string()
   .regex(/^[a-z0-9]([a-z0-9-]{0,62}\.?)+$/i, 'is not a domain')
   .max(253)
 
-const route = z.strictObject({ to: addressWithLength, via: address, metric: z.number().int().min(0).max(0xffff_ffff).optional() })
+const route = z.strictObject({ to: addressWithLength, via: ipAddress, metric: z.number().int().min(0).max(0xffff_ffff).optional() })
 
 /** What every device may have. */
 const onDevice = {
@@ -26,7 +26,7 @@ const onDevice = {
   dhcp6: z.boolean().default(false),
   gateway4: z.ipv4().optional(),
   gateway6: z.ipv6().optional(),
-  nameservers: z.array(address).max(8).default([]),
+  nameservers: z.array(ipAddress).max(8).default([]),
   search: z.array(domain).max(16).default([]),
   routes: z.array(route).max(64).default([]),
   mtu: z.number().int().min(576).max(9216).optional(),
@@ -264,6 +264,15 @@ function bondProblems({ bonds }: Shape): Problem[] {
 }
 
 const isVersion6 = (text: string) => text.includes(':')
+
+/** The addresses that a machine has by its document, with the VLAN of the device (null: untagged) and, on a port, its MAC address. */
+export function staticAddresses(document: NetworkDocument): { address: string; vlan: number | null; mac: string | null }[] {
+  return kinds.flatMap(kind =>
+    Object.values(document[kind] as Record<string, NetworkDevice & { id?: number; mac?: string }>).flatMap(({ addresses, id, mac: port }) =>
+      addresses.map(text => ({ address: text.split('/')[0] as string, vlan: id ?? null, mac: port ?? null })),
+    ),
+  )
+}
 
 /** Whether the network of `cidr` has the address. */
 export function isInNetwork(cidr: string, ip: string): boolean {

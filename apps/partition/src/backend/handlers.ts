@@ -2,6 +2,7 @@
 // compiler refuses a call without a handler.
 import type { CallContext } from '@muster/server/backend'
 import { maySee } from '@muster/shared/allocation/grants'
+import { addressKey } from '@muster/shared/contract/addresses'
 import { allocationKey } from '@muster/shared/contract/allocations'
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
@@ -10,16 +11,21 @@ import { endOfLog, endPage, parsePosition, positionText, readUpTo } from '@muste
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
+import { subnetKey } from '@muster/shared/contract/subnets'
 import type { WebhookDelivery } from '@muster/shared/contract/webhooks'
 import { Refusal } from '@muster/shared/errors'
 import { documentsOf } from '@muster/shared/global/copy'
 import type { ErasePolicy } from '@muster/shared/machine'
+import * as addressRows from '../db/addresses.ts'
 import * as allocationRows from '../db/allocations.ts'
 import { lastSequenceNumber, listEvents } from '../db/events.ts'
 import * as labelRows from '../db/labels.ts'
 import * as machineRows from '../db/machines.ts'
+import { networkServices } from '../db/network-services.ts'
 import { liveReplicas } from '../db/replicas.ts'
+import * as subnetRows from '../db/subnets.ts'
 import { listCursors, listDeadLetters, replayDeadLetters } from '../db/webhooks.ts'
+import * as addresses from '../domain/addresses.ts'
 import { allocationView } from '../domain/allocation.ts'
 import type { Core } from '../domain/core.ts'
 import { rotateCredentials } from '../domain/credentials.ts'
@@ -97,6 +103,8 @@ export function handlers(core: Core, self: Self): Handlers {
     'allocations.list': (input, context) => listAllocations(core, input, context),
     'allocations.get': ({ id }, context) => getAllocation(core, id, context),
     'allocations.release': (input, context) => releaseAllocation(core, input, context),
+    ...subnetHandlers(core),
+    ...addressHandlers(core),
     ...labelHandlers(core, 'tag'),
     ...labelHandlers(core, 'pool'),
     ...labelHandlers(core, 'zone'),
@@ -107,6 +115,10 @@ export function handlers(core: Core, self: Self): Handlers {
     'partitions.get': ({ name }) => {
       refuseOtherPartition(core, name)
       return statusOf(core, self)
+    },
+    'partitions.dhcp': async ({ name }) => {
+      refuseOtherPartition(core, name)
+      return { servers: await networkServices(core.sql) }
     },
     'partitions.status': async () => {
       const status = await statusOf(core, self)
@@ -179,6 +191,62 @@ const limited = ({ name, pools }: Caller) => (pools === undefined ? undefined : 
 function refuseOtherPartition(core: Core, name: string | undefined): void {
   if (name !== undefined && name !== core.partition)
     throw new Refusal('not-found', `this is partition ${core.partition}; it knows no partition ${name}`)
+}
+
+/** An input that names no other partition. */
+function meantHere(core: Core) {
+  return <Input extends { partition?: string | undefined }>(input: Input): Input => {
+    refuseOtherPartition(core, input.partition)
+    return input
+  }
+}
+
+type SubnetHandlers = { readonly [Name in Extract<CallName, `subnets.${string}`>]: Handlers[Name] }
+
+function subnetHandlers(core: Core): SubnetHandlers {
+  const here = meantHere(core)
+  return {
+    'subnets.list': input => listSubnets(core, input),
+    'subnets.get': async input => addresses.getSubnet(core, here(input).name),
+    'subnets.put': async (input, { caller }) => addresses.putSubnet(core, caller, here(input)),
+    'subnets.delete': async (input, { caller }) => addresses.deleteSubnet(core, caller, here(input).name),
+  }
+}
+
+async function listSubnets(core: Core, { limit, cursor }: CallInput<'subnets.list'>): Promise<CallAnswer<'subnets.list'>> {
+  const sort = 'name'
+  const after = checkedKey(positionOf(decodeCursor(cursor, sort), core.partition), sort)
+  // One of that name may come from another partition, and then ours is still to come.
+  const from = after !== null && after[1] < core.partition ? 'at' : 'behind'
+  const rows = await subnetRows.listSubnets(core.sql, { after: (after?.[0] as string | undefined) ?? null, from, limit: limit + 1 })
+  return pageFrom(
+    rows.map(row => addresses.subnetViewOf(row, core.partition)),
+    { sort, limit, keyOf: subnetKey },
+  )
+}
+
+type AddressHandlers = { readonly [Name in Extract<CallName, `addresses.${string}` | `dhcpHosts.${string}`>]: Handlers[Name] }
+
+function addressHandlers(core: Core): AddressHandlers {
+  const here = meantHere(core)
+  return {
+    'addresses.list': input => listAddresses(core, input),
+    'addresses.reserve': async (input, { caller }) => addresses.reserveAddress(core, caller, here(input)),
+    'addresses.release': async (input, { caller }) => addresses.releaseAddress(core, caller, here(input)),
+    'dhcpHosts.set': async (input, { caller }) => addresses.setDhcpHost(core, caller, here(input)),
+    'dhcpHosts.delete': async (input, { caller }) => addresses.deleteDhcpHost(core, caller, here(input).mac),
+  }
+}
+
+async function listAddresses(core: Core, input: CallInput<'addresses.list'>): Promise<CallAnswer<'addresses.list'>> {
+  const { limit, cursor, partition: _, ...filter } = input
+  const sort = 'address'
+  const after = checkedKey(positionOf(decodeCursor(cursor, sort), core.partition), sort) as readonly [string, string] | null
+  const rows = await addressRows.listAddresses(core.sql, { filter, prefix: core.partition, after, limit: limit + 1 })
+  return pageFrom(
+    rows.map(row => addresses.addressViewOf(row, core.partition)),
+    { sort, limit, keyOf: addressKey },
+  )
 }
 
 async function listMachines(core: Core, input: CallInput<'machines.list'>, caller: Caller): Promise<CallAnswer<'machines.list'>> {

@@ -21,6 +21,7 @@ import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
+import { recordDocuments } from './static-addresses.ts'
 import { orderViewOf, rotationViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
@@ -278,7 +279,7 @@ export async function machineNetwork(core: Core, id: string): Promise<CallAnswer
 
 const networkViewOf = (row: db.MachineRow) => ({ document: row.network, deployment: row.deployment_network, config: networkOf(row) })
 
-/** Sets it from the next deployment on. Idempotent. */
+/** Sets it from the next deployment on. Idempotent. Throws already-taken where somebody else has an address of it. */
 export async function setNetwork(
   core: Core,
   caller: Caller,
@@ -288,12 +289,16 @@ export async function setNetwork(
     const row = await existingMachine(core, id)
     refuseLocked(row)
     if (document) refuseUnfitNetwork(document, row, 'document')
-    const changed = await db.changeMachine(core.sql, {
-      id,
-      version: row.version,
-      patch: { network: document },
-      actor: caller.name,
-      events: [{ kind: 'machine.updated', data: { fields: ['network'] } }],
+    const changed = await inTransaction(core.sql, async sql => {
+      const next = await db.changeMachine(sql, {
+        id,
+        version: row.version,
+        patch: { network: document },
+        actor: caller.name,
+        events: [{ kind: 'machine.updated', data: { fields: ['network'] } }],
+      })
+      if (next) await recordDocuments(sql, next, caller.name)
+      return next
     })
     if (!changed) continue
     noteChange(core, changed)

@@ -9,9 +9,11 @@ import { randomText } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, type State } from '@muster/shared/life-cycle'
 import type { Deployment, ErasePolicy, Fault } from '@muster/shared/machine'
 import * as allocations from '../db/allocations.ts'
-import { changeMachine, findMachine, type MachinePatch, type MachineRow } from '../db/machines.ts'
+import { inTransaction } from '../db/connect.ts'
+import { changeMachine, findMachine, type MachineChange, type MachinePatch, type MachineRow } from '../db/machines.ts'
 import { type Core, deadlineFor } from './core.ts'
 import { eraseMs, eraseOf } from './erase.ts'
+import { recordDocuments } from './static-addresses.ts'
 import { leavingRescue } from './steps.ts'
 
 /** Machines are changed by several hands at once; more than this many collisions in a row means that something is wrong. */
@@ -42,7 +44,7 @@ export interface Moved {
   row: MachineRow
 }
 
-/** Moves the machine. Throws Refusal: not-found, wrong-state, machine-owned, locked, or what `check` throws. */
+/** Moves the machine. Throws Refusal: not-found, wrong-state, machine-owned, locked, already-taken (an address), or what `check` throws. */
 export async function moveMachine(core: Core, request: MoveRequest): Promise<Moved> {
   for (let attempt = 1; attempt <= maxAttempts; attempt++) {
     const row = await existingMachine(core, request.id)
@@ -59,7 +61,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
     const erase = next.to === 'releasing' ? eraseOf(row, request.erase ?? core.rules.erase) : null
     const tableMs = deadlineFor(core, next.to)
     const deadlineMs = tableMs === undefined ? undefined : tableMs + eraseMs(row, erase)
-    const changed = await changeMachine(core.sql, {
+    const change: MachineChange = {
       id: row.id,
       version: row.version,
       patch: {
@@ -85,7 +87,8 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
           data: { move: request.move, from: row.state, to: next.to, ...(request.fault && { fault: request.fault }), ...request.data },
         },
       ],
-    })
+    }
+    const changed = await changeWithAddresses(core, row, change)
     if (!changed) continue
     if (request.move === 'released' && row.allocation_id !== null) await allocations.closeAllocation(core.sql, row.allocation_id)
     noteChange(core, changed)
@@ -93,6 +96,17 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
     return { outcome: 'moved', row: changed }
   }
   throw new Refusal('stale-version', `${request.move} ${request.id}: it was changed ${maxAttempts} times while this was tried`)
+}
+
+/** The change; where it is of the deployment's network document too, with the addresses that this has. */
+async function changeWithAddresses(core: Core, row: MachineRow, change: MachineChange): Promise<MachineRow | undefined> {
+  const { deployment_network: document } = change.patch
+  if (document === undefined || (document === null && row.deployment_network === null)) return changeMachine(core.sql, change)
+  return inTransaction(core.sql, async sql => {
+    const changed = await changeMachine(sql, change)
+    if (changed) await recordDocuments(sql, changed, change.actor)
+    return changed
+  })
 }
 
 /** What a machine forgets and gets on its way into a state, beside what every move resets. */

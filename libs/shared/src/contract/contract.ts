@@ -1,4 +1,5 @@
 // The contract: every call of Muster's API, declared once. Name = path in this object, e.g. `machines.list`.
+import { addresses, dhcpHosts } from './addresses.ts'
 import { allocations } from './allocations.ts'
 import { audit } from './audit.ts'
 import type { AnsweredByOne, AnswerOf, Call, Coverage, InputOf, RequestOf } from './call.ts'
@@ -9,6 +10,7 @@ import { pools, tags, zones } from './labels.ts'
 import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
 import { session } from './session.ts'
+import { subnets } from './subnets.ts'
 import { webhooks } from './webhooks.ts'
 
 export const contract = {
@@ -17,6 +19,9 @@ export const contract = {
   tags,
   pools,
   zones,
+  subnets,
+  addresses,
+  dhcpHosts,
   events,
   partitions,
   operatingSystems,

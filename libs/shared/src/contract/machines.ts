@@ -237,7 +237,7 @@ export const machines = {
       network: networkDocument.optional().describe("for this deployment, instead of the machine's own"),
       dataSource: z.enum(dataSources).optional().describe('how the installed system reads its metadata; the image says so where left out'),
     },
-    ['not-installable', 'no-power-driver'],
+    ['not-installable', 'no-power-driver', 'already-taken'],
   ),
   release: move('release', 'Give a machine back', 'user', { erase: releaseErase }),
   markBroken: move('mark-broken', 'Take a machine out of service', 'operator', { reason: z.string().max(1000).default('') }),
@@ -334,7 +334,7 @@ export const machines = {
     input: z.strictObject({ ...id, document: networkDocument.nullable().describe('null: DHCP') }),
     answer: machineNetwork,
     spread: ofMachine,
-    errors: ['not-found', 'locked'],
+    errors: ['not-found', 'locked', 'already-taken'],
   }),
   erasures: declareCall({
     summary: 'The erasure certificates of a machine, latest first: which disk, how, and signed by the partition',
@@ -364,7 +364,7 @@ function move<const Shape extends z.core.$ZodShape>(
   summary: string,
   role: 'user' | 'operator',
   shape: Shape,
-  errors: readonly ('no-power-driver' | 'not-installable' | 'machine-owned')[] = [],
+  errors: readonly ('no-power-driver' | 'not-installable' | 'machine-owned' | 'already-taken')[] = [],
 ) {
   return declareCall({
     summary,

@@ -25,6 +25,17 @@ export const partitionStatus = z.object({
 })
 export type PartitionStatus = z.infer<typeof partitionStatus>
 
+/** What DHCP one replica serves, as it was told at its start. */
+export const dhcpServer = z.object({
+  replica: z.string(),
+  /** Its own addresses there: by them its offers are known. */
+  addresses: z.array(z.string()),
+  /** What it gives to anybody, both ends included. */
+  ranges: z.array(z.object({ from: z.string(), to: z.string(), prefix: z.number().int(), gateway: z.string().nullable() })),
+  zone: z.string().nullable(),
+})
+export type DhcpServer = z.infer<typeof dhcpServer>
+
 const silentStatus = (name: string): PartitionStatus => ({
   name,
   status: 'silent',
@@ -62,6 +73,16 @@ export const partitions = {
     role: 'read-only',
     input: z.strictObject({ name: partitionName }),
     answer: partitionStatus,
+    spread: { kind: 'owner', of: input => input.name },
+    errors: ['not-found'],
+  }),
+  dhcp: declareCall({
+    summary: 'What DHCP the replicas of a partition serve: where, and which addresses',
+    rest: { method: 'GET', path: '/partitions/{name}/dhcp' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject({ name: partitionName }),
+    answer: z.object({ servers: z.array(dhcpServer) }),
     spread: { kind: 'owner', of: input => input.name },
     errors: ['not-found'],
   }),
