@@ -12,8 +12,9 @@ import { isInNetwork } from '@muster/shared/network'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
 import { deleteMachine } from '../src/db/machines.ts'
-import { dhcpRanges, dnsmasqConfig, dnsmasqHosts, loaders } from '../src/domain/dnsmasq.ts'
-import { addMachine, partitionDatabase, startCore, type TestCore } from './harness.ts'
+import { deleteDhcpHost, putSubnet, reserveAddress, setDhcpHost } from '../src/domain/addresses.ts'
+import { dhcpRanges, dnsmasqConfig, dnsmasqHosts, dnsmasqNames, loaders } from '../src/domain/dnsmasq.ts'
+import { addMachine, operator, partitionDatabase, startCore, type TestCore } from './harness.ts'
 
 const run = promisify(execFile)
 const range = '10.98.0.100-10.98.0.199/24@10.98.0.254'
@@ -48,6 +49,19 @@ describe('what dnsmasq is told', () => {
   test('has a line per machine, with all its addresses', () => {
     expect(dnsmasqHosts([{ hostname: 'node1', macs: ['52:54:00:00:00:01', '52:54:00:00:00:02'] }])).toBe(
       '52:54:00:00:00:01,52:54:00:00:00:02,node1\n',
+    )
+  })
+
+  test('has a line per reserved address for who gets it by DHCP, and the names that lead to it for all', () => {
+    const reserved = [
+      { address: '10.98.0.5', mac: '52:54:00:00:00:03', names: ['cam', 'door'] },
+      { address: '10.98.0.6', mac: '52:54:00:00:00:04', names: [] },
+      { address: '10.98.0.7', mac: null, names: ['nas'] },
+      { address: '2001:db8::5', mac: '52:54:00:00:00:03', names: ['cam6'] },
+    ]
+    expect(dnsmasqHosts([], reserved)).toBe('52:54:00:00:00:03,10.98.0.5,cam\n52:54:00:00:00:04,10.98.0.6\n')
+    expect(dnsmasqNames(reserved, 'lab.example')).toBe(
+      '10.98.0.5 cam.lab.example cam door.lab.example door\n10.98.0.7 nas.lab.example nas\n2001:db8::5 cam6.lab.example cam6\n',
     )
   })
 
@@ -145,6 +159,44 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     await site.settled()
     const again = await site.ask(late.interfaces[0]?.mac as string)
     expect(again.hostname).not.toBe('late')
+  })
+
+  test('gives reserved addresses to whom they are reserved for, and answers their names, within 3 s', async () => {
+    const site = await openSite()
+    const { core } = site
+    const machine = await addMachine(core, { hostname: 'node1' })
+    const mac = machine.interfaces[0]?.mac as string
+    await putSubnet(core, operator, {
+      ...{ name: 'lab', cidr: '10.98.0.0/24', vlan: null, gateway: '10.98.0.254', nameservers: [], description: '' },
+      reserved: [{ from: '10.98.0.1', to: '10.98.0.9', note: 'partition' }],
+    })
+    await site.serve()
+    await site.told('node1')
+    const before = await site.ask(mac)
+    expect(before.ip).toMatch(/^10\.98\.0\.1\d\d$/)
+
+    const began = Date.now()
+    const { address } = await reserveAddress(core, operator, { subnet: 'lab', machine: machine.id, aliases: ['web'], note: '' })
+    expect(address).toBe('10.98.0.10')
+    await site.told('node1', `${mac},${address},`)
+    expect(Date.now() - began).toBeLessThan(3_000)
+    expect(await site.ask(mac)).toMatchObject({ ip: address, hostname: 'node1' })
+    for (const name of ['node1.lab.example', 'web.lab.example']) expect(await site.resolve(name)).toContain(`Address: ${address}`)
+
+    // A thing that Muster does not manage: one with a MAC address, one without.
+    const camera = '52:54:00:ca:ca:ca'
+    await setDhcpHost(core, operator, { mac: camera, address: '10.98.0.30', name: 'camera', aliases: [], note: '' })
+    await reserveAddress(core, operator, { subnet: 'lab', address: '10.98.0.20', name: 'nas', aliases: ['files'], note: '' })
+    await site.told('camera')
+    expect(await site.ask(camera)).toMatchObject({ ip: '10.98.0.30', hostname: 'camera' })
+    expect(await site.resolve('camera.lab.example')).toContain('Address: 10.98.0.30')
+    await expect.poll(() => site.resolve('files.lab.example').catch(String), { timeout: 5_000 }).toContain('Address: 10.98.0.20')
+
+    await deleteDhcpHost(core, operator, camera)
+    await expect.poll(() => site.hosts(), { timeout: 5_000 }).not.toContain('camera')
+    // A stranger again.
+    expect((await site.ask(camera)).ip).toMatch(/^10\.98\.0\.1\d\d$/)
+    await expect.poll(() => site.resolve('camera.lab.example').catch(String), { timeout: 5_000 }).not.toContain('Address: 10.')
   })
 
   test('comes back: after its dnsmasq was killed, after the partition was killed, and from an empty folder', async () => {
@@ -282,9 +334,9 @@ async function openSite() {
       partition?.kill('SIGKILL')
       if (partition) await once(partition, 'exit')
     },
-    /** Until dnsmasq has read that there is a machine of this name. */
-    told: async (name: string) => {
-      await expect.poll(() => hosts().includes(`,${name}\n`), { timeout: 20_000, interval: 20 }).toBe(true)
+    /** Until dnsmasq has read that there is a machine of this name, behind `line`. */
+    told: async (name: string, line = ',') => {
+      await expect.poll(() => hosts().includes(`${line}${name}\n`), { timeout: 20_000, interval: 20 }).toBe(true)
       await sleep(200)
     },
     /** Until nothing more is on its way. */

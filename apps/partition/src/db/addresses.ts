@@ -40,6 +40,11 @@ export function reservedFor(sql: Sql, mac: string): Promise<AddressRow[]> {
     select ${addressRow(sql)} from ${withMachine(sql)} where a.mac = ${mac} and a.source = 'reserved' order by a.subnet`
 }
 
+/** Every reservation, by address: what DHCP and DNS are told. */
+export function allReserved(sql: Sql): Promise<AddressRow[]> {
+  return sql<AddressRow[]>`select ${addressRow(sql)} from ${withMachine(sql)} where a.source = 'reserved' order by a.place, a.id`
+}
+
 /** What a machine has, by whatever right. */
 export function addressesOf(sql: Sql, machine: string): Promise<AddressRow[]> {
   return sql<AddressRow[]>`select ${addressRow(sql)} from ${withMachine(sql)} where m.id = ${machine}`

@@ -144,11 +144,12 @@ export async function findMachineByMac(sql: Sql, macs: readonly string[]): Promi
   return row
 }
 
-/** What DHCP and DNS know of the machines here, by host name: all their addresses. */
+/** What DHCP and DNS know of the machines here, by host name: all their MAC addresses but those for which an address is reserved. */
 export function networkHosts(sql: Sql): Promise<{ hostname: string; macs: string[] }[]> {
   return sql<{ hostname: string; macs: string[] }[]>`
     select hostname, array_agg(mac order by mac) as macs from machines join macs on machine_id = id
-    where state <> 'retired' group by hostname order by hostname`
+    where state <> 'retired' and not exists (select from addresses where addresses.mac = macs.mac and source = 'reserved')
+    group by hostname order by hostname`
 }
 
 /** Every machine: what a starting replica builds its memory from. */

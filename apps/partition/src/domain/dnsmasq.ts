@@ -74,7 +74,7 @@ export interface NetworkServices {
 }
 
 /** Names in the folder of network services. */
-export const networkFiles = { config: 'dnsmasq.conf', hosts: 'hosts', leases: 'leases' } as const
+export const networkFiles = { config: 'dnsmasq.conf', hosts: 'hosts', names: 'names', leases: 'leases' } as const
 
 const leaseTime = '10m'
 
@@ -121,11 +121,12 @@ export function dnsmasqConfig(
   return `${lines.join('\n')}\n`
 }
 
-function dnsLines({ zone, upstreams }: NetworkServices): string[] {
+function dnsLines({ zone, upstreams, folder }: NetworkServices): string[] {
   if (zone === undefined) return ['port=0']
   return [
     'no-resolv',
     'no-hosts',
+    `addn-hosts=${path.join(folder, networkFiles.names)}`,
     `domain=${zone}`,
     `local=/${zone}/`,
     'domain-needed',
@@ -139,7 +140,32 @@ function netmask(prefix: number): string {
   return [24, 16, 8, 0].map(shift => (bits >>> shift) & 255).join('.')
 }
 
-/** The hosts file: a line per machine, all its MAC addresses and its name. */
-export function dnsmasqHosts(hosts: readonly { hostname: string; macs: readonly string[] }[]): string {
-  return hosts.map(({ hostname, macs }) => `${macs.join(',')},${hostname}\n`).join('')
+/** An address that somebody has, and the names that lead to it, the first one first. */
+export interface ReservedHost {
+  address: string
+  /** Gets it by DHCP; null: has it by other means. */
+  mac: string | null
+  names: readonly string[]
+}
+
+/** The hosts file: a line per machine, its MAC addresses and its name; then one per reserved address. */
+export function dnsmasqHosts(
+  machines: readonly { hostname: string; macs: readonly string[] }[],
+  reserved: readonly ReservedHost[] = [],
+): string {
+  return [
+    ...machines.map(({ hostname, macs }) => [...macs, hostname]),
+    // DHCP is served for IPv4 only.
+    ...reserved.flatMap(({ mac, address, names }) => (mac === null || address.includes(':') ? [] : [[mac, address, ...names.slice(0, 1)]])),
+  ]
+    .map(words => `${words.join(',')}\n`)
+    .join('')
+}
+
+/** The names file, as /etc/hosts: what leads to reserved addresses, in the zone and by itself. */
+export function dnsmasqNames(reserved: readonly ReservedHost[], zone: string): string {
+  return reserved
+    .filter(({ names }) => names.length > 0)
+    .map(({ address, names }) => `${address} ${names.flatMap(name => [`${name}.${zone}`, name]).join(' ')}\n`)
+    .join('')
 }

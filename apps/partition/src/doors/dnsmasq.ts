@@ -7,10 +7,20 @@ import { userInfo } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { type AddressRow, allReserved } from '../db/addresses.ts'
 import { networkHosts } from '../db/machines.ts'
 import { Bell, runLoop } from '../domain/bell.ts'
 import type { Core } from '../domain/core.ts'
-import { dnsmasqConfig, dnsmasqHosts, loaders, loadersFolder, type NetworkServices, networkFiles } from '../domain/dnsmasq.ts'
+import {
+  dnsmasqConfig,
+  dnsmasqHosts,
+  dnsmasqNames,
+  loaders,
+  loadersFolder,
+  type NetworkServices,
+  networkFiles,
+  type ReservedHost,
+} from '../domain/dnsmasq.ts'
 
 /** Many changes at once are one: told after so long without another, but not later than the cap. */
 const gather = { quietMs: 250, capMs: 2_000 }
@@ -80,9 +90,9 @@ export class Dnsmasq {
     const config = path.join(folder, networkFiles.config)
     const place = { baseUrl: this.#baseUrl, files: this.#core.catalogue.folder, user: userInfo().username, group: ownGroup(), present }
     replaceFile(config, dnsmasqConfig(this.#services, place))
-    const hosts = path.join(folder, networkFiles.hosts)
     // Those of the last time are better than none, while the database is away.
-    if (!existsSync(hosts)) writeFileSync(hosts, '')
+    for (const file of [networkFiles.hosts, networkFiles.names].map(name => path.join(folder, name)))
+      if (!existsSync(file)) writeFileSync(file, '')
     // The kernel ends it when this process dies, however it dies: an orphan would keep the port.
     const words = ['--pdeathsig', 'TERM', 'dnsmasq', '--keep-in-foreground', `--conf-file=${config}`]
     const child = spawn('setpriv', words, { stdio: ['ignore', 'ignore', 'pipe'] })
@@ -135,13 +145,31 @@ export class Dnsmasq {
   }
 
   async #writeHosts(): Promise<'changed' | 'same'> {
-    mkdirSync(this.#services.folder, { recursive: true })
-    const file = path.join(this.#services.folder, networkFiles.hosts)
-    const text = dnsmasqHosts(await networkHosts(this.#core.sql))
-    if (existsSync(file) && readFileSync(file, 'utf8') === text) return 'same'
-    replaceFile(file, text)
-    return 'changed'
+    const { folder, zone } = this.#services
+    mkdirSync(folder, { recursive: true })
+    const { sql } = this.#core
+    const [machines, rows] = await Promise.all([networkHosts(sql), allReserved(sql)])
+    const reserved = rows.map(reservedHost)
+    const texts = [
+      [networkFiles.hosts, dnsmasqHosts(machines, reserved)],
+      [networkFiles.names, zone === undefined ? '' : dnsmasqNames(reserved, zone)],
+    ] as const
+    const changed = texts.filter(([name, text]) => replaceIfOther(path.join(folder, name), text) === 'changed')
+    return changed.length > 0 ? 'changed' : 'same'
   }
+}
+
+/** A machine's host name leads to its address where it has no other name there. */
+const reservedHost = ({ address, mac, name, hostname, aliases }: AddressRow): ReservedHost => ({
+  address,
+  mac,
+  names: [...[name ?? hostname].flatMap(first => first ?? []), ...aliases],
+})
+
+function replaceIfOther(file: string, text: string): 'changed' | 'same' {
+  if (existsSync(file) && readFileSync(file, 'utf8') === text) return 'same'
+  replaceFile(file, text)
+  return 'changed'
 }
 
 function ownGroup(): string {
