@@ -246,7 +246,7 @@ export const machines = {
     'no-power-driver',
   ]),
   exitRescue: move('exit-rescue', 'Leave the rescue system, back to the state before', 'user', {}),
-  retire: move('retire', 'Take a machine out for good; its row stays', 'operator', {}),
+  retire: move('retire', 'Take a machine out for good; its row stays', 'operator', {}, ['machine-owned']),
   restore: move('restore', 'Bring a retired machine back as new', 'operator', {}),
   lock: move('lock', 'Protect a machine from every change', 'user', { reason: z.string().max(1000).default('') }),
   unlock: move('unlock', 'Lift the lock', 'user', {}),
