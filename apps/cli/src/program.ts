@@ -57,6 +57,18 @@ export const nouns: readonly Noun[] = [
     group: machines,
     load: async () => (await import('./commands/label.ts')).fillLabel('zone'),
   },
+  {
+    name: 'subnet',
+    summary: 'networks, and which of their addresses are not given out',
+    group: machines,
+    load: async () => (await import('./commands/subnet.ts')).fillSubnet,
+  },
+  {
+    name: 'address',
+    summary: 'who has which address, and reserving one',
+    group: machines,
+    load: async () => (await import('./commands/address.ts')).fillAddress,
+  },
   { name: 'os', summary: 'what can be deployed, and where', group: machines, load: async () => (await import('./commands/os.ts')).fillOs },
   {
     name: 'status',
@@ -105,6 +117,12 @@ export const nouns: readonly Noun[] = [
     summary: 'who is told of events',
     group: federation,
     load: async () => (await import('./commands/webhook.ts')).fillWebhook,
+  },
+  {
+    name: 'doctor',
+    summary: 'what is wrong on this host, and what to do',
+    group: federation,
+    load: async () => (await import('./commands/doctor.ts')).fillDoctor,
   },
   {
     name: 'bmc',

@@ -24,6 +24,8 @@ export interface Home extends Disposable {
 export interface RunOptions {
   readonly env?: Record<string, string>
   readonly stdin?: string
+  /** What runs it: a command that takes the program and its words, such as `ip netns exec NAME`. */
+  readonly by?: readonly string[]
 }
 
 export interface Running {
@@ -44,7 +46,8 @@ process.on('exit', () => rmSync(cache, { recursive: true, force: true }))
 export function aHome(env: Record<string, string> = {}): Home {
   const folder = mkdtempSync(join(tmpdir(), 'muster-cli-'))
   const start = (words: readonly string[], options: RunOptions = {}): Running => {
-    const child = spawn(process.execPath, [main, ...words], {
+    const [program, ...rest] = [...(options.by ?? []), process.execPath, main, ...words] as [string, ...string[]]
+    const child = spawn(program, rest, {
       cwd: folder,
       env: { PATH: process.env.PATH, HOME: folder, NO_COLOR: '1', NODE_COMPILE_CACHE: cache, ...env, ...options.env },
       stdio: ['pipe', 'pipe', 'pipe'],

@@ -146,7 +146,8 @@ async function readCall(request: IncomingMessage): Promise<{ name: CallName; cal
     if (!match) continue
     const text = (await request.toArray()).map(String).join('')
     const body = text === '' ? {} : (JSON.parse(text) as object)
-    const parsed = call.input.safeParse({ ...readQuery(url, call), ...body, ...match.groups })
+    const fromPath = Object.fromEntries(Object.entries(match.groups ?? {}).map(([field, text]) => [field, decodeURIComponent(text)]))
+    const parsed = call.input.safeParse({ ...readQuery(url, call), ...body, ...fromPath })
     if (!parsed.success) throw invalidInput(parsed.error)
     return { name, call, input: parsed.data as Record<string, unknown> }
   }

@@ -1,0 +1,174 @@
+// What `muster doctor net` makes of what it saw: pure, each finding with what to do.
+import type { Address } from '@muster/shared/contract/addresses'
+import type { DhcpServer } from '@muster/shared/contract/partitions'
+import type { Subnet } from '@muster/shared/contract/subnets'
+import { bitsOf, isInNetwork } from '@muster/shared/network'
+import type { Offer } from './dhcp.ts'
+import { type Holder, isMusters } from './ports.ts'
+
+export interface Finding {
+  topic: string
+  /** `odd`: it works, or could not be looked at. */
+  verdict: 'good' | 'odd' | 'bad'
+  found: string
+  /** What to do. */
+  hint?: string
+}
+
+/** The ports that a partition's dnsmasq wants. */
+export const servicePorts = [
+  { port: 67, protocol: 'udp', service: 'DHCP' },
+  { port: 69, protocol: 'udp', service: 'TFTP' },
+  { port: 53, protocol: 'udp', service: 'DNS' },
+  { port: 53, protocol: 'tcp', service: 'DNS' },
+] as const
+
+/** Who holds the ports. `own`: addresses of this host; `isServedHere`: by its settings, a replica on this host serves DHCP. */
+export function portFindings(
+  holders: readonly Holder[],
+  { own, isServedHere }: { own: readonly string[]; isServedHere: boolean },
+): Finding[] {
+  return servicePorts.map(({ port, protocol, service }) => {
+    const topic = `port ${port}/${protocol}`
+    const here = holders.filter(
+      // A name server for this host alone is in nobody's way.
+      holder => holder.port === port && holder.protocol === protocol && (isEverywhere(holder.address) || own.includes(holder.address)),
+    )
+    const foreign = here.filter(holder => !isMusters(holder))
+    const [first] = foreign
+    if (first?.process === undefined && first)
+      return {
+        topic,
+        verdict: 'odd',
+        found: `${service}: somebody has ${first.address}:${port}, and only root can see who`,
+        hint: 'run this as root',
+      }
+    if (first)
+      return {
+        topic,
+        verdict: 'bad',
+        found: `${service}: ${first.process?.name} (process ${first.process?.pid}) has ${first.address}:${port}`,
+        hint: `stop it and keep it from starting (systemctl disable --now …), or let it serve and leave MUSTER_DHCP_INTERFACES out; docs/network.md says what it must be told`,
+      }
+    if (here.length > 0) return { topic, verdict: 'good', found: `${service}: the partition's dnsmasq has it` }
+    if (isServedHere && port === 67)
+      return {
+        topic,
+        verdict: 'bad',
+        found: `${service}: nobody has it, though the partition serves DHCP on this host`,
+        hint: 'see why with: muster partition status',
+      }
+    return { topic, verdict: 'good', found: `${service}: free` }
+  })
+}
+
+const isEverywhere = (address: string) => address === '0.0.0.0' || address === '::'
+
+/** Who offers on a network. `servers`: what the partition serves; `isServedHere`: this interface is one that it serves. */
+export function offerFindings(
+  offers: readonly Offer[],
+  { topic, servers, isServedHere }: { topic: string; servers: readonly DhcpServer[]; isServedHere: boolean },
+): Finding[] {
+  const ours = (offer: Offer) => servers.find(({ addresses }) => addresses.includes(offer.server))
+  const what = ({ address, bootFile }: Offer) =>
+    [address === null ? 'no address' : `address ${address}`, ...(bootFile === null ? [] : [`boot file ${bootFile}`])].join(' and ')
+  const findings = offers
+    .toSorted((a, b) => (a.server < b.server ? -1 : 1))
+    .map((offer): Finding => {
+      const replica = ours(offer)?.replica
+      const via = offer.from === offer.server ? '' : ` by ${offer.from}`
+      if (replica !== undefined)
+        return { topic, verdict: 'good', found: `${offer.server}${via} is replica ${replica}: it offers ${what(offer)}` }
+      return {
+        topic,
+        verdict: 'bad',
+        found: `${offer.server}${via} is not this partition's: it offers ${what(offer)}`,
+        hint: `find it (ip neighbour show ${offer.from}; then its MAC address in the switch) and stop its DHCP, or keep its port from answering (DHCP snooping)`,
+      }
+    })
+  if (isServedHere && !offers.some(ours))
+    findings.push({
+      topic,
+      verdict: 'bad',
+      found: 'the partition does not answer, though it serves DHCP here',
+      hint: 'see why with: muster partition status; a firewall here may drop UDP 67 and 68',
+    })
+  if (findings.length === 0) findings.push({ topic, verdict: 'good', found: 'nobody offers addresses' })
+  return findings
+}
+
+/** What does not go together of what DHCP gives to anybody, the subnets, and what others have. */
+export function rangeFindings(servers: readonly DhcpServer[], subnets: readonly Subnet[], held: readonly Address[]): Finding[] {
+  const ranges = servers.flatMap(({ replica, ranges: given }) =>
+    given.map(range => ({ ...range, replica, topic: `range ${range.from}-${range.to}` })),
+  )
+  return ranges.flatMap((range, index): Finding[] => {
+    const { topic } = range
+    const bad = (found: string, hint: string): Finding => ({ topic, verdict: 'bad', found, hint })
+    const twice = ranges
+      .slice(0, index)
+      .filter(other => other.replica !== range.replica && overlap(other, range))
+      .map(other =>
+        bad(
+          `replica ${range.replica} gives addresses that replica ${other.replica} gives too (${other.from}-${other.to}), and neither knows what the other gave`,
+          'let each replica give a part of the addresses: MUSTER_DHCP_RANGES is a setting of each',
+        ),
+      )
+    const subnet = subnets.find(({ cidr }) => isInNetwork(cidr, range.from))
+    if (!subnet)
+      return [
+        ...twice,
+        {
+          topic,
+          verdict: 'odd',
+          found: 'it is in no subnet, so its addresses are not looked after',
+          hint: `describe the network: muster subnet set NAME --cidr …/${range.prefix}`,
+        },
+      ]
+    const { name, cidr, gateway, reserved } = subnet
+    const problems = [
+      ...twice,
+      ...(isInNetwork(cidr, range.to) ? [] : [bad(`it goes beyond subnet ${name} (${cidr})`, 'shorten it in MUSTER_DHCP_RANGES')]),
+      ...(cidr.endsWith(`/${range.prefix}`)
+        ? []
+        : [
+            bad(
+              `its prefix is ${range.prefix}, and subnet ${name} is ${cidr}`,
+              'say the same in both: machines are told the one of MUSTER_DHCP_RANGES',
+            ),
+          ]),
+      ...(gateway !== null && isWithin(range, gateway)
+        ? [bad(`it has the gateway of subnet ${name}, ${gateway}`, 'shorten it in MUSTER_DHCP_RANGES')]
+        : []),
+      ...reserved
+        .filter(other => overlap(other, range))
+        .map(other =>
+          bad(
+            `subnet ${name} does not give out ${other.from}-${other.to}${other.note && ` (${other.note})`}, and DHCP gives some of it to anybody`,
+            'shorten one of them: MUSTER_DHCP_RANGES, or --reserved of muster subnet set',
+          ),
+        ),
+      ...held
+        .filter(
+          address => address.subnet === name && isWithin(range, address.address) && (address.mac === null || address.source === 'document'),
+        )
+        .map(address =>
+          bad(
+            `${address.machine ?? address.name} has ${address.address} without DHCP, which gives it to anybody`,
+            'give it an address outside of the range, or shorten the range in MUSTER_DHCP_RANGES',
+          ),
+        ),
+    ]
+    return problems.length > 0 ? problems : [{ topic, verdict: 'good', found: `it is in subnet ${name} (${cidr}), and in nobody's way` }]
+  })
+}
+
+interface Span {
+  from: string
+  to: string
+}
+
+const isBefore = (a: string, b: string) => bitsOf(a) < bitsOf(b)
+const isWithin = ({ from, to }: Span, address: string) =>
+  bitsOf(address).length === bitsOf(from).length && !isBefore(address, from) && !isBefore(to, address)
+const overlap = (a: Span, b: Span) => bitsOf(a.from).length === bitsOf(b.from).length && !isBefore(a.to, b.from) && !isBefore(b.to, a.from)
