@@ -11,7 +11,7 @@ import { domain } from '@muster/shared/network'
 import type { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
-import { dhcpRanges, type NetworkServices } from './domain/dnsmasq.ts'
+import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkServices, shareOfRanges } from './domain/dnsmasq.ts'
 
 const duration = (fallbackMs: number) =>
   z
@@ -90,6 +90,7 @@ const variables = {
     words(z.string().regex(/^[A-Za-z0-9_.-]{1,15}$/, 'is not the name of a network interface')),
   ),
   dhcpRanges: variable('MUSTER_DHCP_RANGES', dhcpRanges),
+  dhcpShare: variable('MUSTER_DHCP_SHARE', dhcpShare),
   dnsZone: variable('MUSTER_DNS_ZONE', domain.optional()),
   dnsUpstreams: variable('MUSTER_DNS_UPSTREAMS', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'))),
   networkFolder: variable('MUSTER_NETWORK_DIR', folder('network')),
@@ -193,26 +194,39 @@ function joinOf({
 function networkServices(given: {
   dhcpInterfaces: string[]
   dhcpRanges: NetworkServices['ranges'][number][]
+  dhcpShare: DhcpShare
   dnsZone: string | undefined
   dnsUpstreams: string[]
   networkFolder: string
   url: string | undefined
 }): NetworkServices | undefined {
-  const { dhcpInterfaces: interfaces, dhcpRanges: ranges, dnsZone: zone, dnsUpstreams: upstreams, networkFolder: folder, url } = given
+  const {
+    dhcpInterfaces: interfaces,
+    dhcpRanges: whole,
+    dhcpShare: share,
+    dnsZone: zone,
+    dnsUpstreams: upstreams,
+    networkFolder: folder,
+    url,
+  } = given
+  const ranges = shareOfRanges(whole, share)
   const isWanted = interfaces.length > 0
   const problems = [
-    ...(isWanted && ranges.length === 0
+    ...(isWanted && ranges.length === 0 && whole.length > 0
+      ? [`MUSTER_DHCP_SHARE leaves nothing to give: no range has ${share.of} addresses or more`]
+      : []),
+    ...(isWanted && whole.length === 0
       ? ['MUSTER_DHCP_RANGES is not set: MUSTER_DHCP_INTERFACES has DHCP served, with which addresses?']
       : []),
     ...(isWanted && url === undefined
       ? ['MUSTER_URL is not set: MUSTER_DHCP_INTERFACES has DHCP served, and machines are told this URL']
       : []),
-    ...(!isWanted && ranges.length > 0 ? ['MUSTER_DHCP_RANGES is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
+    ...(!isWanted && whole.length > 0 ? ['MUSTER_DHCP_RANGES is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
     ...(!isWanted && zone !== undefined
       ? ['MUSTER_DNS_ZONE is set, but not MUSTER_DHCP_INTERFACES: names are those of machines that DHCP serves']
       : []),
     ...(zone === undefined && upstreams.length > 0 ? ['MUSTER_DNS_UPSTREAMS is set, but not MUSTER_DNS_ZONE: DNS is off'] : []),
   ]
   if (problems.length > 0) throw new ConfigError(problems)
-  return isWanted ? { interfaces, ranges, zone, upstreams, folder } : undefined
+  return isWanted ? { interfaces, ranges, rule: share.of === 1 ? 'alone' : 'shared', zone, upstreams, folder } : undefined
 }

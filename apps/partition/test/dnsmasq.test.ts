@@ -9,11 +9,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { isInNetwork } from '@muster/shared/network'
+import fc from 'fast-check'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
 import { deleteMachine } from '../src/db/machines.ts'
 import { deleteDhcpHost, putSubnet, reserveAddress, setDhcpHost } from '../src/domain/addresses.ts'
-import { dhcpRanges, dnsmasqConfig, dnsmasqHosts, dnsmasqNames, loaders } from '../src/domain/dnsmasq.ts'
+import { dhcpRanges, dhcpShare, dnsmasqConfig, dnsmasqHosts, dnsmasqNames, loaders, shareOfRanges } from '../src/domain/dnsmasq.ts'
 import { addMachine, operator, partitionDatabase, startCore, type TestCore } from './harness.ts'
 
 const run = promisify(execFile)
@@ -24,6 +25,7 @@ describe('what dnsmasq is told', () => {
     const services = {
       interfaces: ['eno1', 'bond0.20'],
       ranges: dhcpRanges.parse(`${range},172.16.0.10-172.16.3.250/22`),
+      rule: 'alone' as const,
       zone: 'lon1.example.com',
       upstreams: ['9.9.9.9'],
       folder: '/var/lib/muster/network',
@@ -42,6 +44,7 @@ describe('what dnsmasq is told', () => {
     ]
     expect(dark).toContain('\nport=0\n')
     expect(dark).not.toContain('server=')
+    expect(dnsmasqConfig({ ...services, rule: 'shared' }, place)).not.toContain('authoritative')
     expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64,snponly-arm64.efi\n')
     expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64http,http://10.98.0.1:5250/boot/files/loaders/snponly-arm64.efi\n')
   })
@@ -78,6 +81,28 @@ describe('what dnsmasq is told', () => {
     expect(dhcpRanges.safeParse(text).error?.message).toContain(why)
   })
 
+  test('replicas share every range: their parts are the whole, and none is in two', () => {
+    const sizes = fc.array(fc.integer({ min: 1, max: 250 }), { minLength: 1, maxLength: 3 })
+    fc.assert(
+      fc.property(sizes, fc.integer({ min: 1, max: 9 }), (counts, of) => {
+        const ranges = counts.map((count, index) => ({
+          from: `10.${index}.0.1`,
+          to: `10.${index}.0.${count}`,
+          prefix: 24,
+          gateway: undefined,
+        }))
+        const hosts = (all: typeof ranges) =>
+          all.flatMap(({ from, to }) => {
+            const [first, last] = [from, to].map(text => Number(text.split('.')[3])) as [number, number]
+            return Array.from({ length: last - first + 1 }, (_, index) => `${from.slice(0, from.lastIndexOf('.'))}.${first + index}`)
+          })
+        const parts = Array.from({ length: of }, (_, index) => hosts(shareOfRanges(ranges, { part: index + 1, of }) as typeof ranges))
+        expect(parts.flat().sort()).toEqual(hosts(ranges).sort())
+      }),
+    )
+    expect(['2/1', '0/2', '1/0', 'half', '1/2/3'].filter(text => dhcpShare.safeParse(text).success)).toEqual([])
+  })
+
   test('half a setting is refused, naming the other half', () => {
     const base = { MUSTER_PARTITION: 'lon1', DATABASE_URL: 'postgres://x', MUSTER_KEY: '07'.repeat(32), MUSTER_TOKENS_FILE: 'tokens.json' }
     expect(readSettings(base).settings.network).toBeUndefined()
@@ -87,7 +112,13 @@ describe('what dnsmasq is told', () => {
     expect(() => readSettings({ ...base, MUSTER_DHCP_RANGES: range })).toThrow('but not MUSTER_DHCP_INTERFACES')
     expect(() => readSettings({ ...base, MUSTER_DNS_UPSTREAMS: '9.9.9.9' })).toThrow('but not MUSTER_DNS_ZONE')
     const whole = { ...base, MUSTER_URL: 'http://10.98.0.1:5250', MUSTER_DHCP_INTERFACES: 'eno1,eno2', MUSTER_DHCP_RANGES: range }
-    expect(readSettings(whole).settings.network).toMatchObject({ interfaces: ['eno1', 'eno2'], zone: undefined })
+    expect(readSettings(whole).settings.network).toMatchObject({ interfaces: ['eno1', 'eno2'], zone: undefined, rule: 'alone' })
+    expect(readSettings({ ...whole, MUSTER_DHCP_SHARE: '2/2' }).settings.network).toMatchObject({
+      ranges: [{ from: '10.98.0.150', to: '10.98.0.199' }],
+      rule: 'shared',
+    })
+    const tiny = { ...whole, MUSTER_DHCP_RANGES: '10.98.0.5-10.98.0.5/24', MUSTER_DHCP_SHARE: '1/2' }
+    expect(() => readSettings(tiny)).toThrow('MUSTER_DHCP_SHARE leaves nothing to give')
   })
 })
 
@@ -199,6 +230,39 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     await expect.poll(() => site.resolve('camera.lab.example').catch(String), { timeout: 5_000 }).not.toContain('Address: 10.')
   })
 
+  test('is shared by two replicas: the same reservations, other addresses, and one serves on when the other has gone', async () => {
+    const site = await openSite()
+    const { core } = site
+    const second = await site.secondReplica()
+    const machine = await addMachine(core, { hostname: 'node1' })
+    const mac = machine.interfaces[0]?.mac as string
+    await putSubnet(core, operator, {
+      ...{ name: 'lab', cidr: '10.98.0.0/24', vlan: null, gateway: '10.98.0.254', nameservers: [], description: '' },
+      reserved: [],
+    })
+    await reserveAddress(core, operator, { subnet: 'lab', address: '10.98.0.30', machine: machine.id, aliases: [], note: '' })
+    await site.serve('well', { MUSTER_DHCP_SHARE: '1/2' })
+    await second.serve('well', { MUSTER_DHCP_SHARE: '2/2' })
+    await site.told('node1', `${mac},10.98.0.30,`)
+    const services = await core.sql<{ from: string; to: string }[]>`
+      select r ->> 'from' as from, r ->> 'to' as to from network_services, jsonb_array_elements(ranges) r order by 1`
+    expect([...services]).toEqual([
+      { from: '10.98.0.100', to: '10.98.0.149' },
+      { from: '10.98.0.150', to: '10.98.0.199' },
+    ])
+    expect((await site.ask(mac)).ip).toBe('10.98.0.30')
+    const strangers = ['52:54:00:aa:00:01', '52:54:00:aa:00:02', '52:54:00:aa:00:03']
+    for (const stranger of strangers) {
+      const { ip, serverid } = await site.ask(stranger)
+      const host = Number(ip?.split('.')[3])
+      expect(host, `${serverid} gave ${ip}`).toBeGreaterThanOrEqual(serverid === '10.98.0.1' ? 100 : 150)
+      expect(host, `${serverid} gave ${ip}`).toBeLessThanOrEqual(serverid === '10.98.0.1' ? 149 : 199)
+    }
+    await site.kill()
+    expect(await site.ask(mac)).toMatchObject({ ip: '10.98.0.30', serverid: '10.98.0.2', hostname: 'node1' })
+    expect(Number((await site.ask('52:54:00:aa:00:04')).ip?.split('.')[3])).toBeGreaterThanOrEqual(150)
+  })
+
   test('comes back: after its dnsmasq was killed, after the partition was killed, and from an empty folder', async () => {
     const site = await openSite()
     const { interfaces } = await addMachine(site.core, { hostname: 'node1' })
@@ -268,9 +332,12 @@ async function openSite() {
   let partition: ChildProcess | undefined
   let log = ''
 
-  const serve = async (how: 'well' | 'in vain' = 'well') => {
-    const [program, ...words] = [...within(here), process.execPath, fileURLToPath(new URL('../src/main.ts', import.meta.url))]
-    partition = spawn(program as string, words, {
+  const serve = async (how: 'well' | 'in vain' = 'well', more: Record<string, string> = {}) => {
+    partition = await serveIn(here, how, more)
+  }
+  const serveIn = async (place: string, how: 'well' | 'in vain', more: Record<string, string>): Promise<ChildProcess> => {
+    const [program, ...words] = [...within(place), process.execPath, fileURLToPath(new URL('../src/main.ts', import.meta.url))]
+    const child = spawn(program as string, words, {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: {
         PATH: `${process.env.PATH}:/usr/sbin`,
@@ -286,14 +353,16 @@ async function openSite() {
         MUSTER_URL: 'http://10.98.0.1:5250',
         HOST: '0.0.0.0',
         LOG_LEVEL: 'debug',
+        ...more,
       },
     })
     const startsBefore = starts()
-    for (const stream of [partition.stdout, partition.stderr])
+    for (const stream of [child.stdout, child.stderr])
       createInterface({ input: stream as NodeJS.ReadableStream }).on('line', line => {
         log += `${line}\n`
       })
     if (how === 'well') await started(startsBefore + 1)
+    return child
   }
   const count = (pattern: RegExp) => (log.match(pattern) ?? []).length
   const starts = () => count(/"dnsmasq":"started/g)
@@ -333,6 +402,37 @@ async function openSite() {
     kill: async () => {
       partition?.kill('SIGKILL')
       if (partition) await once(partition, 'exit')
+    },
+    /** The host of another replica, 10.98.0.2, on the same cable. */
+    secondReplica: async () => {
+      const other = here.replace('-p-', '-q-')
+      let child: ChildProcess | undefined
+      await ip('netns', 'add', other)
+      onTestFinished(async () => {
+        child?.kill('SIGKILL')
+        for (const pid of (await ip('netns', 'pids', other)).stdout.split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
+        await ip('netns', 'delete', other)
+      })
+      // The cable becomes one end of a switch.
+      await ip('-n', here, 'link', 'set', 'lan0', 'down')
+      await ip('-n', here, 'address', 'flush', 'dev', 'lan0')
+      await ip('-n', here, 'link', 'set', 'lan0', 'name', 'cable')
+      await ip('-n', here, 'link', 'add', 'lan0', 'type', 'bridge')
+      await ip('-n', here, 'link', 'add', 'cable2', 'type', 'veth', 'peer', 'name', 'lan0', 'netns', other)
+      for (const cable of ['cable', 'cable2']) await ip('-n', here, 'link', 'set', cable, 'master', 'lan0', 'up')
+      for (const [place, own] of [
+        [here, '10.98.0.1/24'],
+        [other, '10.98.0.2/24'],
+      ] as const) {
+        await ip('-n', place, 'address', 'add', own, 'dev', 'lan0')
+        for (const device of ['lan0', 'lo']) await ip('-n', place, 'link', 'set', device, 'up')
+      }
+      const own = { MUSTER_REPLICA: 'second', MUSTER_URL: 'http://10.98.0.2:5250', MUSTER_NETWORK_DIR: path.join(base, 'network2') }
+      return {
+        serve: async (how: 'well' | 'in vain', more: Record<string, string>) => {
+          child = await serveIn(other, how, { ...own, ...more })
+        },
+      }
     },
     /** Until dnsmasq has read that there is a machine of this name, behind `line`. */
     told: async (name: string, line = ',') => {

@@ -111,7 +111,7 @@ export function rangeFindings(servers: readonly DhcpServer[], subnets: readonly 
       .map(other =>
         bad(
           `replica ${range.replica} gives addresses that replica ${other.replica} gives too (${other.from}-${other.to}), and neither knows what the other gave`,
-          'let each replica give a part of the addresses: MUSTER_DHCP_RANGES is a setting of each',
+          'let each replica give a part of the addresses: MUSTER_DHCP_SHARE=1/2 for one and 2/2 for the other',
         ),
       )
     const subnet = subnets.find(({ cidr }) => isInNetwork(cidr, range.from))

@@ -61,10 +61,41 @@ export const dhcpRanges = z
     }
   })
 
+/** `1/2`: this replica gives the first half of each range. */
+export interface DhcpShare {
+  part: number
+  of: number
+}
+
+export const dhcpShare = z
+  .string()
+  .default('1/1')
+  .transform((text, context): DhcpShare => {
+    const [part, of] = /^([1-9])\/([1-9])$/.exec(text)?.slice(1).map(Number) ?? []
+    if (part !== undefined && of !== undefined && part <= of) return { part, of }
+    context.addIssue({ code: 'custom', message: `"${text}" is not PART/PARTS, such as 1/2 and 2/2 for two replicas` })
+    return z.NEVER
+  })
+
+/** What one of several replicas gives: parts do not overlap, and together they are the whole. A range with fewer addresses than parts leaves some with none. */
+export function shareOfRanges(ranges: readonly DhcpRange[], { part, of }: DhcpShare): DhcpRange[] {
+  return ranges.flatMap(range => {
+    const [first, last] = [numberOf(range.from), numberOf(range.to)]
+    const count = last - first + 1
+    const [from, to] = [first + Math.floor((count * (part - 1)) / of), first + Math.floor((count * part) / of) - 1]
+    return from > to ? [] : [{ ...range, from: addressOf(from), to: addressOf(to) }]
+  })
+}
+
+const numberOf = (address: string) => Number.parseInt(bitsOf(address), 2)
+const addressOf = (number: number) => [24, 16, 8, 0].map(shift => (number >>> shift) & 255).join('.')
+
 export interface NetworkServices {
   /** Network interfaces that are served; all others are left alone. */
   interfaces: readonly string[]
   ranges: readonly DhcpRange[]
+  /** `shared`: another replica gives other addresses of the same networks. */
+  rule: 'alone' | 'shared'
   /** Machines are HOSTNAME.ZONE; undefined: no DNS. */
   zone: string | undefined
   /** Other DNS servers, asked for what is not in the zone; none: such names are not found. */
@@ -96,7 +127,8 @@ export function dnsmasqConfig(
     'except-interface=lo',
     ...services.interfaces.map(name => `interface=${name}`),
     ...dnsLines(services),
-    'dhcp-authoritative',
+    // Who has the word in a network denies what it does not know, and that may be the other replica's to give.
+    ...(services.rule === 'alone' ? ['dhcp-authoritative'] : []),
     `dhcp-leasefile=${inFolder(networkFiles.leases)}`,
     `dhcp-hostsfile=${inFolder(networkFiles.hosts)}`,
     ...services.ranges.flatMap(({ from, to, prefix, gateway }, index) => [
@@ -136,8 +168,7 @@ function dnsLines({ zone, upstreams, folder }: NetworkServices): string[] {
 }
 
 function netmask(prefix: number): string {
-  const bits = (0xffffffff << (32 - prefix)) >>> 0
-  return [24, 16, 8, 0].map(shift => (bits >>> shift) & 255).join('.')
+  return addressOf((0xffffffff << (32 - prefix)) >>> 0)
 }
 
 /** An address that somebody has, and the names that lead to it, the first one first. */
