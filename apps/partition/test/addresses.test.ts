@@ -256,6 +256,12 @@ describe('an address', () => {
     expect(twice).toMatchObject({ code: 'already-taken', message: expect.stringContaining('nas (reserved by olga)') })
     const machine = await refusalOf(olga.addresses.reserve({ subnet: name, name: 'node-with-name' }))
     expect(machine).toMatchObject({ code: 'already-taken', message: expect.stringContaining('"node-with-name"') })
+    const called = await refusalOf(olga.machines.create({ hostname: 'files', interfaces: [{ mac: newMac() }] }))
+    expect(called).toMatchObject({ code: 'already-exists', message: expect.stringContaining('nas (reserved by olga)') })
+    // Its own alias a machine may be called.
+    const own = await addMachine(partition.core)
+    await olga.addresses.reserve({ subnet: name, machine: own.id, aliases: ['its-alias'] })
+    expect((await olga.machines.update({ id: own.id, hostname: 'its-alias' })).hostname).toBe('its-alias')
   })
 
   test('is listed by subnet, machine and MAC address, in the order of addresses, page by page', async () => {

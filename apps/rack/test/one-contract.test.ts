@@ -102,6 +102,37 @@ describe.each(targets)('on $title', ({ names, pick }) => {
     expect((await refusalOf(operator.machines.get({ id: 'nowhere-123456' }))).code).toBe('not-found')
   })
 
+  test('a subnet is of one partition, and its addresses are given once', async () => {
+    const { operator } = server.as
+    const [partition] = names as [string]
+    for (const name of names) await operator.subnets.put({ partition: name, name: 'lab', cidr: '10.50.0.0/29' })
+    const listed = await server.as['read-only'].subnets.list({})
+    expect(listed.items.map(item => `${item.partition} ${item.name}`)).toEqual(names.map(name => `${name} lab`))
+    expect(listed.coverage).toMatchObject({ asked: names.length, answered: names.length })
+    expect((await refusalOf(operator.subnets.put({ partition: 'nowhere', name: 'lab', cidr: '10.50.0.0/29' }))).code).toBe('not-found')
+    const machine = await operator.machines.create({ partition, interfaces: [{ mac: newMac() }] })
+    // The machine says which partition is meant.
+    const first = await operator.addresses.reserve({ subnet: 'lab', machine: machine.id })
+    expect(first).toMatchObject({ partition, address: '10.50.0.1', machine: machine.id })
+    const taken = await refusalOf(operator.addresses.reserve({ partition, subnet: 'lab', address: '10.50.0.1', name: 'printer' }))
+    expect(taken).toMatchObject({ code: 'already-taken', facts: { holder: { machine: machine.id } } })
+    for (const name of names) await operator.addresses.reserve({ partition: name, subnet: 'lab', name: 'nas' })
+    const seen: string[] = []
+    let cursor: string | undefined
+    do {
+      const page = await operator.addresses.list({ subnet: 'lab', limit: 2, ...(cursor && { cursor }) })
+      seen.push(...page.items.map(item => `${item.address} ${item.partition}`))
+      cursor = page.nextCursor ?? undefined
+    } while (cursor)
+    expect(seen).toEqual([...names.map(name => `10.50.0.1 ${name}`), `10.50.0.2 ${partition}`])
+    await operator.machines.delete({ id: machine.id })
+    for (const name of names) {
+      const { items } = await operator.addresses.list({ partition: [name], subnet: 'lab' })
+      for (const { address } of items) await operator.addresses.release({ partition: name, subnet: 'lab', address })
+      await operator.subnets.delete({ partition: name, name: 'lab' })
+    }
+  })
+
   test('the network of a machine is said, shown, and refused by field', async () => {
     const { operator } = server.as
     const mac = newMac()
@@ -289,6 +320,10 @@ test('a front over one partition answers as the partition does', async () => {
     `machines/${machine.id}/explain`,
     'machines/solo-000000',
     'machines?limit=0',
+    'subnets',
+    'subnets/nowhere?partition=solo',
+    'addresses',
+    'partitions/solo/dhcp',
     'tags',
     'pools',
     'zones/default',

@@ -80,7 +80,7 @@ export async function replaceRanges(sql: Sql, subnet: string, ranges: SubnetRow[
     on conflict (subnet, first) do update set last = excluded.last, note = excluded.note`
 }
 
-/** Forgets it unless an address of it is reserved; those of network documents are forgotten with it. Returns whether it did. */
+/** Forgets it unless an address of it is reserved; those of network documents are forgotten with it. Who asks holds both of the locks above. */
 export async function deleteSubnet(sql: Sql, name: string, actor: string): Promise<'deleted' | 'in use'> {
   const rows = await sql`
     with held as (delete from addresses where subnet = ${name} and source = 'document'

@@ -83,8 +83,13 @@ const wireText = ({ cidr, vlan }: { cidr: string; vlan: number | null }) => `${c
 
 export async function deleteSubnet(core: Core, caller: Caller, name: string): Promise<Subnet> {
   const found = await getSubnet(core, name)
-  if ((await subnetRows.deleteSubnet(core.sql, name, caller.name)) === 'in use')
-    throw new Refusal('wrong-state', `delete subnet ${name}: addresses of it are reserved; release them first`)
+  const outcome = await inTransaction(core.sql, async sql => {
+    // Nobody may come to have an address of it meanwhile: neither by a document nor by asking.
+    await subnetRows.holdMachineWrites(sql)
+    await subnetRows.lockSubnet(sql, name)
+    return subnetRows.deleteSubnet(sql, name, caller.name)
+  })
+  if (outcome === 'in use') throw new Refusal('wrong-state', `delete subnet ${name}: addresses of it are reserved; release them first`)
   core.bells.log.ring()
   return found
 }

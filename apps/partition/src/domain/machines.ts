@@ -21,7 +21,7 @@ import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
-import { recordDocuments } from './static-addresses.ts'
+import { recordDocuments, refuseReservedName } from './static-addresses.ts'
 import { orderViewOf, rotationViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
@@ -29,6 +29,7 @@ const idAttempts = 5
 
 /** Adds a machine by hand. Throws already-exists where the hostname or a MAC is known. */
 export async function createMachine(core: Core, caller: Caller, input: CallInput<'machines.create'>): Promise<Machine> {
+  if (input.hostname !== undefined) await refuseReservedName(core.sql, input.hostname)
   for (let attempt = 1; ; attempt++) {
     const id = newMachineId(core.partition)
     const stored = storedPowerSettings(core, id, input.powerDriver ?? null, input.powerSettings ?? {})
@@ -77,6 +78,7 @@ export async function updateMachine(core: Core, caller: Caller, input: CallInput
     refuseLocked(found)
     if (version !== undefined && found.version !== version)
       throw new Refusal('stale-version', `${id} is at version ${found.version}, not ${version}`, { version: found.version })
+    if (plain.hostname !== undefined) await refuseReservedName(core.sql, plain.hostname, id)
     const isSwitchGiven = powerDriver !== undefined || powerSettings !== undefined
     const stored =
       isSwitchGiven && storedPowerSettings(core, id, powerDriver === undefined ? found.power_driver : powerDriver, powerSettings ?? {})

@@ -105,6 +105,13 @@ export function refuseUnusable(subnet: SubnetRow, address: string, wantedBy: str
   }
 }
 
+/** A reserved address has its names to itself: throws already-exists where a machine is to be called by one of another's. */
+export async function refuseReservedName(sql: Sql, hostname: string, machine?: string): Promise<void> {
+  const found = await db.findByName(sql, [hostname])
+  if (found && found.machine_id !== machine)
+    throw new Refusal('already-exists', `the name ${hostname} leads to ${found.address}, which ${holderText(found)} has`)
+}
+
 /** Says who has an address and who wanted it. */
 export function takenRefusal(row: db.AddressRow, wantedBy: string): Refusal {
   const detail = `${row.address} of subnet ${row.subnet} for ${wantedBy}: ${holderText(row)} has it`
