@@ -3,6 +3,7 @@ import type { Caller } from '@muster/shared/contract/call'
 import type { CallName } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
 import { randomText } from '@muster/shared/ids'
+import { networkDocument } from '@muster/shared/network'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { handlers } from '../src/backend/handlers.ts'
 import { LocalBackend } from '../src/backend/local.ts'
@@ -135,4 +136,40 @@ test('events are those of machines that may be seen', async () => {
   expect(await seen(all)).toEqual(expect.arrayContaining([mine.id, other.id]))
   expect(await seen(lab)).toContain(mine.id)
   expect(await seen(lab)).not.toContain(other.id)
+})
+
+describe('addresses', () => {
+  test('of machines in other pools are in no list, nobody of them is named, and none is given by who is limited', async () => {
+    const [mine, other] = [await ready('lab'), await ready('prod')]
+    const olga = ask(all)
+    await olga('subnets.put', {
+      name: 'wire',
+      cidr: '10.60.0.0/24',
+      vlan: null,
+      gateway: null,
+      nameservers: [],
+      reserved: [],
+      description: '',
+    })
+    for (const machine of [mine, other]) await olga('addresses.reserve', { subnet: 'wire', machine: machine.id, aliases: [], note: '' })
+    const listed = (await ask(lab)('addresses.list', { limit: 100 })) as { items: { machine: string }[] }
+    expect(listed.items.map(({ machine }) => machine)).toEqual([mine.id])
+    expect(await codeOf(ask(lab)('addresses.reserve', { subnet: 'wire', name: 'mine', aliases: [], note: '' }))).toBe('forbidden')
+    expect(await codeOf(ask(lab)('subnets.delete', { name: 'wire' }))).toBe('forbidden')
+
+    const wanting = await ready('lab')
+    const document = networkDocument.parse({
+      ethernets: { wan: { mac: wanting.interfaces[0]?.mac as string, addresses: ['10.60.0.2/24'] } },
+    })
+    const refusals = [lab, all].map(caller =>
+      ask(caller)('machines.setNetwork', { id: wanting.id, document }).then(
+        () => 'done',
+        (error: Refusal) => `${error.code} ${error.message} ${JSON.stringify(error.facts)}`,
+      ),
+    )
+    const [veiled, open] = (await Promise.all(refusals)) as [string, string]
+    expect(veiled).toContain("already-taken 10.60.0.2 of subnet wire is somebody else's")
+    expect(veiled).not.toContain(other.id)
+    expect(open).toContain(other.id)
+  })
 })

@@ -12,6 +12,8 @@ import type { Handlers } from './handlers.ts'
 /** Calls that reach beyond the machines of any pool. */
 const needAllPools: readonly CallName[] = [
   ...(['tags.put', 'tags.delete', 'pools.put', 'pools.delete', 'zones.put', 'zones.delete'] as const),
+  // Networks are not of any pool.
+  ...(['subnets.put', 'subnets.delete', 'addresses.reserve', 'addresses.release', 'dhcpHosts.set', 'dhcpHosts.delete'] as const),
   // A definition names its machine by an address: which one, and whose pool, is known only when it is under way.
   ...(['machines.start', 'machines.stop'] as const),
 ]
@@ -23,12 +25,26 @@ export function withGrants(core: Core, handlers: Handlers): Handlers {
     return [
       name,
       async (input: unknown, context: CallContext) => {
-        if (context.caller.pools) await refuseBeyondGrants(core, name as CallName, input as CallInput<CallName>, context.caller)
-        return act(input, context)
+        if (!context.caller.pools) return act(input, context)
+        await refuseBeyondGrants(core, name as CallName, input as CallInput<CallName>, context.caller)
+        return act(input, context).catch(async (error: unknown) => {
+          throw await withoutHolder(core, context.caller, error)
+        })
       },
     ]
   })
   return Object.fromEntries(guarded) as Handlers
+}
+
+/** Who has an address or a name is said only where the caller may see it; that somebody has it cannot be kept from who is refused. */
+async function withoutHolder(core: Core, caller: Caller, error: unknown): Promise<unknown> {
+  if (!(error instanceof Refusal) || error.facts.holder === undefined) return error
+  const { machine: id } = error.facts.holder as { machine?: string | null }
+  const holder = id ? await findMachine(core.sql, id) : undefined
+  if (holder && maySee(caller, holder)) return error
+  const { address, subnet } = error.facts
+  const what = address === undefined ? 'that name' : `${address} of subnet ${subnet}`
+  return new Refusal(error.code, `${what} is somebody else's`, { ...(address !== undefined && { address, subnet }) })
 }
 
 async function refuseBeyondGrants(core: Core, name: CallName, input: object, caller: Caller): Promise<void> {

@@ -230,7 +230,7 @@ type AddressHandlers = { readonly [Name in Extract<CallName, `addresses.${string
 function addressHandlers(core: Core): AddressHandlers {
   const here = meantHere(core)
   return {
-    'addresses.list': input => listAddresses(core, input),
+    'addresses.list': (input, { caller }) => listAddresses(core, input, caller),
     'addresses.reserve': async (input, { caller }) => addresses.reserveAddress(core, caller, here(input)),
     'addresses.release': async (input, { caller }) => addresses.releaseAddress(core, caller, here(input)),
     'dhcpHosts.set': async (input, { caller }) => addresses.setDhcpHost(core, caller, here(input)),
@@ -238,11 +238,17 @@ function addressHandlers(core: Core): AddressHandlers {
   }
 }
 
-async function listAddresses(core: Core, input: CallInput<'addresses.list'>): Promise<CallAnswer<'addresses.list'>> {
+async function listAddresses(core: Core, input: CallInput<'addresses.list'>, caller: Caller): Promise<CallAnswer<'addresses.list'>> {
   const { limit, cursor, partition: _, ...filter } = input
   const sort = 'address'
   const after = checkedKey(positionOf(decodeCursor(cursor, sort), core.partition), sort) as readonly [string, string] | null
-  const rows = await addressRows.listAddresses(core.sql, { filter, prefix: core.partition, after, limit: limit + 1 })
+  const rows = await addressRows.listAddresses(core.sql, {
+    filter,
+    prefix: core.partition,
+    after,
+    limit: limit + 1,
+    seenBy: limited(caller),
+  })
   return pageFrom(
     rows.map(row => addresses.addressViewOf(row, core.partition)),
     { sort, limit, keyOf: addressKey },

@@ -1,7 +1,7 @@
 // Addresses that somebody has, with the DNS names that lead to them. That each is given out once is a constraint of the table; who is refused by it
 // finds the holder in the row.
 import type { Sql } from './connect.ts'
-import type { MachineRow } from './machines.ts'
+import type { MachineRow, SeenBy } from './machines.ts'
 
 export interface AddressRow {
   id: number
@@ -73,10 +73,12 @@ export interface AddressPage {
   prefix: string
   after: readonly [place: string, id: string] | null
   limit: number
+  /** Of machines that this caller may not see there are no addresses; undefined: all are. */
+  seenBy: SeenBy | undefined
 }
 
 /** At most `limit` behind `after`, by address. */
-export function listAddresses(sql: Sql, { filter, prefix, after, limit }: AddressPage): Promise<AddressRow[]> {
+export function listAddresses(sql: Sql, { filter, prefix, after, limit, seenBy }: AddressPage): Promise<AddressRow[]> {
   const id = sql`(${prefix}::text || '-' || a.id) collate "C"`
   return sql<AddressRow[]>`
     select ${addressRow(sql)} from ${withMachine(sql)}
@@ -84,6 +86,7 @@ export function listAddresses(sql: Sql, { filter, prefix, after, limit }: Addres
       ${filter.subnet === undefined ? sql`` : sql`and a.subnet = ${filter.subnet}`}
       ${filter.machine === undefined ? sql`` : sql`and m.id = ${filter.machine}`}
       ${filter.mac === undefined ? sql`` : sql`and a.mac = ${filter.mac}`}
+      ${seenBy === undefined ? sql`` : sql`and (m.id is null or m.pool = any(${seenBy.pools as string[]}) or m.owner = ${seenBy.name})`}
       ${after === null ? sql`` : sql`and (a.place, ${id}) > (${after[0]}, ${after[1]})`}
     order by a.place, ${id} limit ${limit}`
 }

@@ -109,7 +109,9 @@ export function refuseUnusable(subnet: SubnetRow, address: string, wantedBy: str
 export async function refuseReservedName(sql: Sql, hostname: string, machine?: string): Promise<void> {
   const found = await db.findByName(sql, [hostname])
   if (found && found.machine_id !== machine)
-    throw new Refusal('already-exists', `the name ${hostname} leads to ${found.address}, which ${holderText(found)} has`)
+    throw new Refusal('already-exists', `the name ${hostname} leads to ${found.address}, which ${holderText(found)} has`, {
+      holder: { machine: found.machine_id, mac: found.mac, name: found.name },
+    })
 }
 
 /** Says who has an address and who wanted it. */
