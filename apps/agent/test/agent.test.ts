@@ -163,7 +163,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
     'commissions: sends the inventory with its token, is heard on the way, and says that it is done',
     async ({ expect }) => {
       const partition = await partitionFor()
-      partition.job = { kind: 'commission', ...common }
+      partition.job = { kind: 'commission', ...common, scripts: [] }
       const machine = boot(partition, 'commission', { disks: virtio(disk('commission')) })
       await machine.ended(bootLimitMs)
       expect(partition.complaints, machine.console()).toEqual([])

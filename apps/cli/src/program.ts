@@ -71,6 +71,12 @@ export const nouns: readonly Noun[] = [
   },
   { name: 'os', summary: 'what can be deployed, and where', group: machines, load: async () => (await import('./commands/os.ts')).fillOs },
   {
+    name: 'script',
+    summary: 'what commissioning and tests can run',
+    group: machines,
+    load: async () => (await import('./commands/script.ts')).fillScript,
+  },
+  {
     name: 'status',
     summary: 'the whole federation at a glance',
     group: federation,

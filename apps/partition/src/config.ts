@@ -9,6 +9,7 @@ import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
 import { erasePolicies } from '@muster/shared/machine'
 import { domain } from '@muster/shared/network'
 import type { Secret } from '@muster/shared/secret'
+import { scriptName } from '@muster/shared/scripts'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
 import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkServices, shareOfRanges } from './domain/dnsmasq.ts'
@@ -42,10 +43,10 @@ const folder = (fallback: string) =>
     .default(fallback)
     .transform(written => path.resolve(written))
 
-const words = (shape: z.ZodType<string, string>) =>
+const words = (shape: z.ZodType<string, string>, fallback: readonly string[] = []) =>
   z
     .string()
-    .default('')
+    .default(fallback.join(','))
     .transform(text => text.split(',').filter(Boolean))
     .pipe(z.array(shape))
 
@@ -78,6 +79,7 @@ const variables = {
   agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration(defaultRules.agentSilenceMs)),
   agentStartMs: variable('MUSTER_AGENT_START', duration(defaultRules.agentStartMs)),
   erase: variable('MUSTER_ERASE', z.enum(erasePolicies).default(defaultRules.erase)),
+  tests: variable('MUSTER_TESTS', words(scriptName, defaultRules.tests)),
   powerCheckMs: variable('MUSTER_POWER_CHECK', duration(defaultRules.powerCheckMs)),
   powerTransitionMs: variable('MUSTER_POWER_TRANSITION_CHECK', duration(defaultRules.powerTransitionMs)),
   powerChangeMs: variable('MUSTER_POWER_CHANGE', duration(defaultRules.powerChangeMs)),
@@ -157,6 +159,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
       agentSilenceMs: given.agentSilenceMs,
       agentStartMs: given.agentStartMs,
       erase: given.erase,
+      tests: given.tests,
       powerCheckMs: given.powerCheckMs,
       powerTransitionMs: given.powerTransitionMs,
       powerChangeMs: given.powerChangeMs,

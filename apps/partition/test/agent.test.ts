@@ -135,7 +135,7 @@ describe('the agent’s token', () => {
   test('opens its own machine’s job, and dies with its run', async () => {
     const machine = await add({ state: 'commissioning', run: 'r1' })
     const job = await partition.ask('GET', '/agent/job', { token: tokenOf(machine) })
-    expect(JSON.parse(job.text)).toEqual({ kind: 'commission', machine: machine.id, heartbeatMs: 5000 })
+    expect(JSON.parse(job.text)).toEqual({ kind: 'commission', machine: machine.id, heartbeatMs: 5000, scripts: [] })
     for (const [why, token] of [
       ['none', undefined],
       ['nonsense', 'nonsense'],

@@ -33,6 +33,7 @@ export const usualRules: Rules = {
   agentStartMs: 600_000,
   // Those who ask for it have an agent to do it.
   erase: 'none',
+  tests: [],
   powerCheckMs: 30_000,
   powerChangeMs: 5_000,
   powerTransitionMs: 5_000,

@@ -163,7 +163,7 @@ export async function startTestPartition({ port = 0 }: { port?: number } = {}): 
 
 function jobOf(machine: KnownMachine, facts: { url: string; image: Buffer; sha256: string | undefined }): Job | undefined {
   const common = { machine: machine.id, heartbeatMs: 200 }
-  if (machine.state === 'commissioning') return { kind: 'commission', ...common }
+  if (machine.state === 'commissioning') return { kind: 'commission', ...common, scripts: [] }
   if (machine.state === 'rescue') return { kind: 'rescue', sshKeys: [], ...common }
   if (machine.state !== 'deploying') return undefined
   const sha256 = facts.sha256 ?? createHash('sha256').update(facts.image).digest('hex')

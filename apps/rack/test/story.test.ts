@@ -87,6 +87,10 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
       expect(machine.cpus).toBeGreaterThan(0)
       expect(machine.disks.length).toBeGreaterThan(0)
       expect(await movesOf(machine.id)).toEqual(['commission', 'commissioned'])
+      const { items } = await client.machines.scriptResults({ id: machine.id, run: 'latest' })
+      expect(items.map(({ script, part, status }) => [script, part, status]).reverse()).toEqual(
+        machine.disks.map(({ name }) => ['disk-health', name, 'passed']),
+      )
     }
     // The rack has both kinds of BMC, and each machine told its own.
     expect(new Set(machines.map(({ powerDriver }) => powerDriver))).toEqual(new Set(['ipmi', 'redfish']))
@@ -107,6 +111,7 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
     ],
     ['dies-in-commissioning', 'failed_commissioning', failed('agent-silent', /last heard \d+ s ago/)],
     ['fails-commissioning', 'failed_commissioning', failed('memory-failed', /3 errors at .* on DIMM A2/)],
+    ['fails-a-test', 'failed_commissioning', failed('script-failed', /^test disk-health failed on \S+: simulated: SMART/)],
     ['wrong-password', 'failed_commissioning', failed('power-authentication', /via ipmi 127\./)],
     ['dead-bmc', 'failed_commissioning', failed('power-silent', /via ipmi 127\./)],
     ['never-phones-home', 'ready', null],
@@ -122,6 +127,24 @@ describe('the rack', { timeout: limitMs + 10_000 }, () => {
       expect(told.lastFault).toMatchObject(fault)
       expect(told.allowed).toEqual(['commission', 'markBroken', 'retire'])
     }
+  })
+
+  test('whose test failed can be read, is tested again by what is named, and is ready where nothing is tested', async () => {
+    const { id } = (await machineCalled('fails-a-test')) as Machine
+    const { items: failures } = await client.machines.scriptResults({ id })
+    const failure = failures.find(({ status }) => status === 'failed')
+    expect(await client.machines.scriptOutput({ id, result: failure?.id as number })).toMatchObject({
+      part: failure?.part,
+      output: expect.stringContaining('SMART overall health'),
+    })
+    await client.machines.commission({ id, tests: ['cpu', 'disk-speed', 'network'], parameters: { cpu: { seconds: 1 } } })
+    const tested = await comesTo('fails-a-test', 'failed_commissioning')
+    expect(tested.fault).toMatchObject({ code: 'script-failed', message: 'test cpu failed: simulated: an error was found' })
+    const { items } = await client.machines.scriptResults({ id, run: 'latest' })
+    expect(new Set(items.map(({ script }) => script))).toEqual(new Set(['cpu', 'disk-speed', 'network']))
+    expect(items.filter(({ script }) => script === 'network')).toHaveLength(tested.interfaces.length)
+    await client.machines.commission({ id, tests: [] })
+    await comesTo('fails-a-test', 'ready', isOff)
   })
 
   let late: { allocation: string; id: string }

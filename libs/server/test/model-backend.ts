@@ -369,6 +369,14 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       found(id)
       return { items: [] }
     },
+    'machines.scriptResults': ({ id }) => {
+      found(id)
+      return { items: [] }
+    },
+    'machines.scriptOutput': ({ id, result }) => {
+      found(id)
+      throw new Refusal('not-found', `machine ${id} has no result ${result}`)
+    },
     'machines.powerOrders': input => ({ items: orders.filter(({ machine }) => machine === found(input.id).id).slice(0, input.limit) }),
     'allocations.create': (input, context) => ({ ...allocate(input, context), coverage }),
     'allocations.list': input => {
@@ -474,6 +482,7 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
     'config.change': needsFront,
     'config.history': needsFront,
     'config.diff': needsFront,
+    'scripts.list': () => ({ items: [], nextCursor: null, coverage }),
     'config.revert': needsFront,
     'config.refill': needsFront,
     'webhooks.deliveries': () => ({ items: [], nextCursor: null, coverage }),

@@ -5,6 +5,7 @@
 //   POST /agent/enlist               anonymous; {@link enlistment} → {@link enlisted}
 //   GET  /agent/job                  Bearer agent token; {@link job}
 //   POST /agent/inventory            Bearer agent token; {@link inventory} → 204
+//   POST /agent/script-result        Bearer agent token; {@link scriptResult} → 204, for each script and part before the job is done
 //   POST /agent/erasure              Bearer agent token; {@link erasure} → 204, for each disk before the job is done
 //   POST /agent/signal               Bearer agent token; {@link signal} → 204; repeats are harmless
 //   GET  /metadata/<token>/meta-data | user-data | vendor-data | network-config      cloud-init's NoCloud seed
@@ -14,6 +15,7 @@
 import { z } from 'zod'
 import { dataSources, metadataCredentials } from './cloud-init.ts'
 import { architecture, disk, eraseMethods, erasureOutcomes, hostname, machineId, networkInterface, osName } from './machine.ts'
+import { jobScript, scriptsMax } from './scripts.ts'
 
 /** Kernel arguments of the scripts that start the agent. `muster.token` is absent when enlisting. */
 export const kernelArguments = { url: 'muster.url', token: 'muster.token', mode: 'muster.mode' } as const
@@ -40,7 +42,16 @@ export type Enlistment = z.output<typeof enlistment>
 export const enlisted = z.strictObject({ id: machineId, outcome: z.enum(['created', 'known']) })
 
 export const job = z.discriminatedUnion('kind', [
-  z.object({ kind: z.literal('commission'), machine: machineId, heartbeatMs: z.number().int() }),
+  z.object({
+    kind: z.literal('commission'),
+    machine: machineId,
+    heartbeatMs: z.number().int(),
+    /** In the order in which they run, after the inventory. */
+    scripts: z
+      .array(jobScript)
+      .max(scriptsMax * 2)
+      .default([]),
+  }),
   z.object({
     kind: z.literal('install'),
     machine: machineId,

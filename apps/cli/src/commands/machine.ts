@@ -17,6 +17,7 @@ import { addFilters, checked, choicesOf, fieldsOf, inputFrom, kebab, optionsOf }
 import { readInput } from '../secrets.ts'
 import { judgePower, splitWait } from '../wait.ts'
 import { actOnMachines, distinct, eachAtMost } from './actions.ts'
+import { addCommission, addResults } from './commission.ts'
 import { addDefinition } from './definition.ts'
 import { addErasures } from './erasures.ts'
 import { addNetwork, readDocument } from './network.ts'
@@ -36,6 +37,8 @@ export const fillMachine: Fill = (command, cli) => {
   addCreate(command, cli)
   addUpdate(command, cli)
   addDelete(command, cli)
+  addCommission(command, cli, waitOption())
+  addResults(command, cli)
   addDeploy(command, cli)
   addRescue(command, cli)
   addPower(command, cli)
@@ -50,7 +53,7 @@ export const fillMachine: Fill = (command, cli) => {
 function plainActions(): [name: ActionName, call: Call][] {
   const isAction = ({ rest }: Call) => rest.method === 'POST' && rest.path.startsWith('/machines/{id}/')
   return Object.entries(calls as unknown as Record<string, Call>).filter(
-    ([name, call]) => isAction(call) && !['deploy', 'power', 'rescue', 'rotateCredentials'].includes(name),
+    ([name, call]) => isAction(call) && !['commission', 'deploy', 'power', 'rescue', 'rotateCredentials'].includes(name),
   ) as [ActionName, Call][]
 }
 
@@ -63,6 +66,9 @@ type ActionName = Exclude<
   | 'create'
   | 'update'
   | 'delete'
+  | 'commission'
+  | 'scriptResults'
+  | 'scriptOutput'
   | 'deploy'
   | 'power'
   | 'powerOrders'

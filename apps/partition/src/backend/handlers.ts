@@ -35,6 +35,8 @@ import * as machines from '../domain/machines.ts'
 import { existingMachine, moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
 import { deadLetterViewOf, eventViewOf, viewOf } from '../domain/view.ts'
 import type { WebhookSender } from '../domain/webhooks/sender.ts'
+import { listScripts, scriptOutput, scriptResults } from '../domain/scripts.ts'
+import { viewOf } from '../domain/view.ts'
 import { allocateHere } from './allocate.ts'
 import { withGrants } from './grants.ts'
 
@@ -71,7 +73,7 @@ export function handlers(core: Core, self: Self): Handlers {
       await machines.deleteMachine(core, caller, id)
       return null
     },
-    'machines.commission': plain('commission'),
+    'machines.commission': (input, { caller }) => machines.commission(core, caller, input),
     'machines.adopt': ({ id }, { caller }) => adoptMachine(core, caller, id),
     'machines.start': (input, { caller, signal }) => {
       refuseOtherPartition(core, input.partition)
@@ -97,6 +99,14 @@ export function handlers(core: Core, self: Self): Handlers {
     'machines.network': ({ id }) => machines.machineNetwork(core, id),
     'machines.setNetwork': (input, { caller }) => machines.setNetwork(core, caller, input),
     'machines.erasures': async ({ id, limit }) => erasureCertificates(core, (await existingMachine(core, id)).id, limit),
+    'machines.scriptResults': async input => {
+      await existingMachine(core, input.id)
+      return scriptResults(core, input)
+    },
+    'machines.scriptOutput': async input => {
+      await existingMachine(core, input.id)
+      return scriptOutput(core, input)
+    },
     'machines.powerOrders': input => machines.powerOrders(core, input),
     'machines.power': (input, { caller, signal }) => machines.orderPower(core, caller, input, signal),
     'allocations.create': (input, context) => allocateHere(core, self.replica, input, context),
@@ -143,6 +153,7 @@ export function handlers(core: Core, self: Self): Handlers {
     'audit.list': input => auditBehind(core, input),
     ...enrolmentHandlers(core),
     'audit.fronts': () => needsFront(core, 'knows nothing of the log of the fronts'),
+    'scripts.list': async () => listScripts(core),
     ...configHandlers(core),
     'webhooks.deliveries': ({ webhook }) => webhookDeliveries(core, self, webhook),
     'webhooks.deadLetters': async input => {

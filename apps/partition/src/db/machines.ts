@@ -4,6 +4,7 @@ import type { Direction, Key } from '@muster/shared/contract/page'
 import type { State } from '@muster/shared/life-cycle'
 import type { Deployment, Disk, EraseMethod, Fault, NetworkInterface } from '@muster/shared/machine'
 import type { NetworkDocument } from '@muster/shared/network'
+import type { ScriptChoice } from '@muster/shared/scripts'
 import type { Sql } from './connect.ts'
 
 /** A row of `machines` with what the monitor knows of its power, and without its secrets: see {@link findDeploymentSecrets}. */
@@ -35,6 +36,7 @@ export interface MachineRow {
   disks_used: boolean
   erase: EraseMethod | null
   rescue_keys: string[]
+  scripts: ScriptChoice[]
   deployment: Deployment | null
   network: NetworkDocument | null
   deployment_network: NetworkDocument | null
@@ -81,6 +83,7 @@ const columns = [
   'disks_used',
   'erase',
   'rescue_keys',
+  'scripts',
   'deployment',
   'network',
   'deployment_network',
@@ -285,6 +288,7 @@ export type MachinePatch = { deployment_secrets?: Buffer | null } & Partial<
     | 'disks_used'
     | 'erase'
     | 'rescue_keys'
+    | 'scripts'
     | 'deployment'
     | 'network'
     | 'deployment_network'
@@ -316,7 +320,7 @@ export interface MachineChange {
   events: NewEvent[]
 }
 
-const jsonColumns = new Set(['interfaces', 'disks', 'deployment', 'network', 'deployment_network', 'fault'])
+const jsonColumns = new Set(['interfaces', 'disks', 'scripts', 'deployment', 'network', 'deployment_network', 'fault'])
 
 /** Changes one machine and appends its events, in one statement. Undefined where the version is not the current one. */
 export async function changeMachine(sql: Sql, change: MachineChange): Promise<MachineRow | undefined> {

@@ -12,6 +12,7 @@ import { machineToken, readMachineToken, type TokenPurpose } from './machine-tok
 import { dataSourceOf, metadataCredentials } from './metadata.ts'
 import { moveMachine, noteChange } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
+import { chooseScripts, forgetOldResults, jobScripts, scriptsFault } from './scripts.ts'
 
 /** How often the agent says that it lives. */
 export const heartbeatMs = 5_000
@@ -86,7 +87,7 @@ async function insertEnlisted(core: Core, input: Enlistment, hostname: string | 
 /** Also for a machine that is known and still new: the partition may have died between the two. */
 async function commissionIfWanted(core: Core, row: db.MachineRow): Promise<void> {
   if (core.rules.enlisted !== 'commission' || row.power_driver === null || row.state !== 'new') return
-  await moveMachine(core, { id: row.id, move: 'commission', actor: 'enlistment', from: 'new' })
+  await moveMachine(core, { id: row.id, move: 'commission', actor: 'enlistment', from: 'new', patch: { scripts: chooseScripts(core) } })
 }
 
 /** Where a machine says it stands, as far as it is a usable label. */
@@ -103,7 +104,7 @@ async function freeHostname(core: Core, wanted: string | undefined, id: string):
 /** What the agent of this machine should do. */
 export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl: string): Job {
   const common = { machine: row.id, heartbeatMs }
-  if (row.state === 'commissioning') return { kind: 'commission', ...common }
+  if (row.state === 'commissioning') return { kind: 'commission', ...common, scripts: jobScripts(core, row) }
   if (row.state === 'releasing' && row.erase !== null) return { kind: 'erase', ...common, method: row.erase }
   if (row.state === 'rescue') return { kind: 'rescue', ...common, sshKeys: row.rescue_keys }
   if (row.state === 'deploying' && row.netboot && row.deployment) {
@@ -170,10 +171,7 @@ export async function receiveSignal(core: Core, machine: db.MachineRow, signal: 
     if (state !== 'rescue') await moveMachine(core, { id: machine.id, move: 'fail', actor: 'agent', from: state, fault })
     return
   }
-  if (signal.status === 'done' && state === 'commissioning') {
-    await moveMachine(core, { id: machine.id, move: 'commissioned', actor: 'agent', from: 'commissioning' })
-    return
-  }
+  if (signal.status === 'done' && state === 'commissioning') return endCommissioning(core, machine)
   if (signal.status === 'done' && state === 'releasing') return endErasure(core, machine)
   const isInstalled = signal.status === 'done' && state === 'deploying'
   await storeReport(core, machine, row => ({
@@ -190,6 +188,14 @@ export async function receiveSignal(core: Core, machine: db.MachineRow, signal: 
         ? []
         : [{ kind: 'machine.step', data: { step: signal.step, message: signal.message } }],
   }))
+}
+
+/** The agent says that it is done; whether the machine is fit, the results of its scripts say. */
+async function endCommissioning(core: Core, machine: db.MachineRow): Promise<void> {
+  const fault = await scriptsFault(core, machine)
+  const move = fault ? ({ move: 'fail', fault } as const) : ({ move: 'commissioned' } as const)
+  await moveMachine(core, { id: machine.id, actor: 'agent', from: 'commissioning', ...move })
+  await forgetOldResults(core, machine)
 }
 
 /** The agent says that it is done; the partition believes certificates, one for each disk that commissioning had found. */

@@ -2,13 +2,16 @@
 //   agent/<arch>/vmlinuz, agent/<arch>/initrd                     the agent's kernel and memory image
 //   images/<os>/<release>/<arch>/image.json                       {"title", "file", "sha256", "sizeBytes"}, and "dataSource" where it is maas
 //   images/<os>/<release>/<arch>/<file>
+//   scripts/<name>.sh                                            see script-files.ts
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { Log } from '@muster/server/log'
 import type { Place } from '@muster/shared/allocation/matcher'
 import { type DataSource, dataSources } from '@muster/shared/cloud-init'
 import { architectures } from '@muster/shared/machine'
+import type { Script } from '@muster/shared/scripts'
 import { z } from 'zod'
+import { readScripts } from './script-files.ts'
 
 const imageFile = z.strictObject({
   title: z.string().min(1).max(200),
@@ -41,6 +44,7 @@ export class Catalogue implements Place {
   #installable = new Map<string, Set<string>>()
   #agents = new Set<string>()
   #selection: ReadonlySet<string> | undefined
+  #scripts: Script[] = []
 
   constructor(options: { partition: string; folder: string; log: Log }) {
     this.partition = options.partition
@@ -68,6 +72,11 @@ export class Catalogue implements Place {
     return [...(this.#selection ?? [])].filter(os => !this.#images.some(image => image.os === os))
   }
 
+  /** What commissioning can run, by name. */
+  get scripts(): readonly Script[] {
+    return this.#scripts
+  }
+
   hasAgent(arch: string): boolean {
     return this.#agents.has(arch)
   }
@@ -83,6 +92,7 @@ export class Catalogue implements Place {
       architectures.filter(arch => ['vmlinuz', 'initrd'].every(name => existsSync(path.join(this.folder, 'agent', arch, name)))),
     )
     this.#images = this.#readImages()
+    this.#scripts = readScripts(this.folder, this.#log)
     this.#installable = new Map(
       architectures.map(arch => [
         arch,

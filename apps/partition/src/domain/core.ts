@@ -22,6 +22,8 @@ export interface Rules {
   readonly agentStartMs: number
   /** How disks are erased when a machine is given back, where the release does not say more. */
   readonly erase: ErasePolicy
+  /** The test scripts of a commissioning that does not say which. */
+  readonly tests: readonly string[]
   /** How often a BMC is read when nothing happens. */
   readonly powerCheckMs: number
   /** The same for machines on their way somewhere. */
@@ -45,6 +47,8 @@ export const defaultRules: Rules = {
   // Twice, and still within the time for a commissioning.
   agentStartMs: 720_000,
   erase: 'quick',
+  // Takes seconds and harms nothing; those that load a machine are asked for.
+  tests: ['disk-health'],
   powerCheckMs: 30_000,
   powerTransitionMs: 5_000,
   powerChangeMs: 60_000,

@@ -8,6 +8,7 @@ import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, requestsIn } from '@muster/shared/life-cycle'
 import type { ErasePolicy, Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import type { ScriptChoice } from '@muster/shared/scripts'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
@@ -22,6 +23,7 @@ import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, 
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
 import { recordDocuments, refuseReservedName } from './static-addresses.ts'
+import { chooseScripts } from './scripts.ts'
 import { orderViewOf, rotationViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
@@ -210,15 +212,16 @@ export async function requestMove(
   core: Core,
   caller: Caller,
   verb: PlainRequest,
-  input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[] },
+  input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[]; scripts?: ScriptChoice[] },
 ): Promise<Machine> {
   const request: { move: MoveName; needs?: 'power' } = requests[verb]
   // An operator may leave rescue or abort for anybody; a user only on machines of their own.
-  const { row } = await moveMachine(core, {
+  const { outcome, row } = await moveMachine(core, {
     id: input.id,
     move: request.move,
     actor: caller.name,
     ...(verb === 'rescue' && { patch: { rescue_keys: input.sshKeys ?? [] } }),
+    ...(input.scripts && { patch: { scripts: input.scripts }, data: { scripts: input.scripts.map(({ name }) => name) } }),
     ...(verb === 'release' && { erase: erasePolicyFor(core, caller, input.erase) }),
     check: found => {
       refuseForeign(caller, found)
@@ -226,7 +229,23 @@ export async function requestMove(
     },
     ...(input.reason && { data: { reason: input.reason }, fault: { code: 'marked-broken', message: input.reason } }),
   })
+  if (outcome === 'joined' && input.scripts && !sameChoices(row.scripts, input.scripts))
+    throw new Refusal('wrong-state', `${verb} ${row.id}: it is ${row.state} with other scripts already; abort it first`, {
+      state: row.state,
+    })
   return viewOf(row, core.partition)
+}
+
+/** Asks for a commissioning. The scripts must be ones that this partition or its agent has. */
+export async function commission(core: Core, caller: Caller, input: CallInput<'machines.commission'>): Promise<Machine> {
+  return requestMove(core, caller, 'commission', { id: input.id, scripts: chooseScripts(core, input) })
+}
+
+/** PostgreSQL keeps objects in an order of its own. */
+function sameChoices(a: readonly ScriptChoice[], b: readonly ScriptChoice[]): boolean {
+  const text = (choices: readonly ScriptChoice[]) =>
+    JSON.stringify(choices.map(({ name, parameters }) => [name, Object.entries(parameters).sort(([x], [y]) => (x < y ? -1 : 1))]))
+  return text(a) === text(b)
 }
 
 function refuseWithoutPower(row: db.MachineRow): void {

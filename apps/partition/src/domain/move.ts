@@ -13,6 +13,7 @@ import { inTransaction } from '../db/connect.ts'
 import { changeMachine, findMachine, type MachineChange, type MachinePatch, type MachineRow } from '../db/machines.ts'
 import { type Core, deadlineFor } from './core.ts'
 import { eraseMs, eraseOf } from './erase.ts'
+import { scriptsMs } from './scripts.ts'
 import { recordDocuments } from './static-addresses.ts'
 import { leavingRescue } from './steps.ts'
 
@@ -60,7 +61,8 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
     if (isRequest) refuseLocked(row)
     const erase = next.to === 'releasing' ? eraseOf(row, request.erase ?? core.rules.erase) : null
     const tableMs = deadlineFor(core, next.to)
-    const deadlineMs = tableMs === undefined ? undefined : tableMs + eraseMs(row, erase)
+    const patch = typeof request.patch === 'function' ? request.patch(row) : request.patch
+    const deadlineMs = tableMs === undefined ? undefined : tableMs + eraseMs(row, erase) + scriptsMs(core, row, patch?.scripts ?? [])
     const change: MachineChange = {
       id: row.id,
       version: row.version,
@@ -74,7 +76,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
         erase,
         ...(row.rescue_keys.length > 0 && { rescue_keys: [] }),
         ...entering(next.to, request.move, row, erase),
-        ...(typeof request.patch === 'function' ? request.patch(row) : request.patch),
+        ...patch,
       },
       deadlineMs: deadlineMs ?? null,
       attentionMs: 0,
@@ -114,7 +116,7 @@ function entering(to: State, move: MoveName, row: MachineRow, erase: MachineRow[
   const forgotten: MachinePatch = { run: null, netboot: true, deployment: null, deployment_secrets: null, deployment_network: null }
   switch (to) {
     case 'commissioning':
-      return { run: newRun(), netboot: true }
+      return { run: newRun(), netboot: true, scripts: [] }
     case 'deploying':
       return { run: newRun(), netboot: true, disks_used: true }
     case 'rescue':

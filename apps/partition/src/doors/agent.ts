@@ -1,13 +1,15 @@
-// The agent door: enlistment (anonymous), jobs, inventories and signals (with the token from the boot script).
+// The agent door: enlistment (anonymous), jobs, inventories, results and signals (with the token from the boot script).
 
 import type { DoorEnv } from '@muster/server/http/incoming'
 import { enlistment, erasure, inventory, signal } from '@muster/shared/agent'
 import { invalidInput, Refusal } from '@muster/shared/errors'
+import { scriptResult } from '@muster/shared/scripts'
 import type { Hono } from 'hono'
 import type { z } from 'zod'
 import { enlist, jobOf, machineOfToken, receiveSignal, saveInventory } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
 import { receiveErasure } from '../domain/erase.ts'
+import { receiveScriptResult } from '../domain/scripts.ts'
 import { jsonBody, machineDoor } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
@@ -21,6 +23,11 @@ export function agentDoor(core: Core, options: { baseUrl: string }): Hono<DoorEn
   app.post('/inventory', async c => {
     const machine = await machineOf(core, c.req.header('authorization'))
     await saveInventory(core, machine, checked(inventory, await jsonBody(c.req)))
+    return c.body(null, 204)
+  })
+  app.post('/script-result', async c => {
+    const machine = await machineOf(core, c.req.header('authorization'))
+    await receiveScriptResult(core, machine, checked(scriptResult, await jsonBody(c.req)))
     return c.body(null, 204)
   })
   app.post('/erasure', async c => {

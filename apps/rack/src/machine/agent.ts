@@ -12,9 +12,11 @@ import {
   kernelArguments,
   type Signal,
 } from '@muster/shared/agent'
+import type { JobScript, ScriptResult } from '@muster/shared/scripts'
 import type { Boot, Ending } from './boot.ts'
 import { HttpFailure, patientAttempts } from './http.ts'
 import { durations } from './pace.ts'
+import { partsFor, simulatedResult } from './scripts.ts'
 
 /** Plays the agent until the machine reboots, powers itself off or has nothing left to do. Rejects only when the power goes. */
 export async function runAgent(boot: Boot, args: ReadonlyMap<string, string>): Promise<Ending> {
@@ -111,7 +113,7 @@ const commissioningSteps = [
   { step: 'network', realMs: 15_000 },
 ] as const
 
-async function commission(agent: Agent, job: Job): Promise<Ending> {
+async function commission(agent: Agent, job: Job & { kind: 'commission' }): Promise<Ending> {
   const { boot } = agent
   await post(agent, 'inventory', boot.inventory)
   boot.note('inventory sent')
@@ -128,8 +130,42 @@ async function commission(agent: Agent, job: Job): Promise<Ending> {
     }
     await work(agent, { step, realMs, heartbeatMs: job.heartbeatMs, progress: share })
   }
-  await signal(agent, { status: 'done', step: 'commission', message: `${commissioningSteps.length} steps passed`, progress: 100 })
+  for (const [at, script] of job.scripts.entries())
+    await runScript(agent, script, {
+      heartbeatMs: job.heartbeatMs,
+      progress: part => Math.round((100 * (at + part)) / job.scripts.length),
+      // The first test, whichever that is.
+      ends:
+        boot.behaviour.commissioning === 'a test fails' && script === job.scripts.find(({ kind }) => kind === 'test') ? 'badly' : 'well',
+    })
+  const message = `${commissioningSteps.length} steps and ${job.scripts.length} scripts ended`
+  await signal(agent, { status: 'done', step: 'commission', message, progress: 100 })
   return 'power-off'
+}
+
+/** How long a script really takes on one part of a machine. */
+const scriptRealMs = 5_000
+
+/** Tells of each part as the script has run on it. Where it ends badly it does so on the first. */
+async function runScript(
+  agent: Agent,
+  script: JobScript,
+  { heartbeatMs, progress, ends }: { heartbeatMs: number; progress: (part: number) => number; ends: 'well' | 'badly' },
+): Promise<void> {
+  const { inventory } = agent.boot
+  const tell = (result: ScriptResult) => post(agent, 'script-result', result)
+  const parts = partsFor(script, inventory)
+  if ('skipped' in parts) {
+    const common = { script: script.name, part: '', exitCode: null, seconds: 0, output: '', result: null }
+    await tell({ ...common, status: 'skipped', message: parts.skipped })
+    return
+  }
+  for (const [at, part] of parts.entries()) {
+    const share = (done: number) => progress((at + done) / parts.length)
+    await work(agent, { step: script.name, realMs: scriptRealMs, heartbeatMs, progress: share })
+    await tell(simulatedResult(script, part, { inventory, ends: at === 0 ? ends : 'well' }))
+  }
+  agent.boot.note('script ran', { script: script.name, parts: parts.length })
 }
 
 async function install(agent: Agent, job: Job & { kind: 'install' }): Promise<Ending> {
@@ -286,7 +322,12 @@ function isRefusal({ status }: HttpFailure): boolean {
   return status !== undefined && status >= 400 && status < 500 && status !== 429
 }
 
-async function post(agent: Agent, door: 'inventory' | 'signal' | 'erasure', body: unknown, attempts = patientAttempts): Promise<void> {
+async function post(
+  agent: Agent,
+  door: 'inventory' | 'signal' | 'erasure' | 'script-result',
+  body: unknown,
+  attempts = patientAttempts,
+): Promise<void> {
   await agent.boot.http.ask({
     method: 'POST',
     url: `${agent.base}/agent/${door}`,

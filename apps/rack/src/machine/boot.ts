@@ -43,6 +43,7 @@ export const happenings = [
   'job',
   'job refused',
   'inventory sent',
+  'script ran',
   'signal',
   'fell silent',
   'image written',

@@ -9,7 +9,7 @@ export interface Behaviour {
   readonly powerOrders?: 'on is ignored'
   /** What enlistment reports as the BMC's password. */
   readonly reportedPassword?: 'wrong'
-  readonly commissioning?: 'falls silent' | 'signals failed'
+  readonly commissioning?: 'falls silent' | 'signals failed' | 'a test fails'
   readonly install?: 'disk errors'
   readonly erase?: 'a disk refuses'
   readonly phoneHome?: 'never'
@@ -22,6 +22,7 @@ export const sadMachines = {
   'slow-bmc': { bmc: { latencyMs: [1_500, 3_000] } },
   'dies-in-commissioning': { commissioning: 'falls silent' },
   'fails-commissioning': { commissioning: 'signals failed' },
+  'fails-a-test': { commissioning: 'a test fails' },
   'never-phones-home': { phoneHome: 'never' },
   'wrong-password': { reportedPassword: 'wrong' },
   'dead-bmc': { bmc: { life: 'silent' } },

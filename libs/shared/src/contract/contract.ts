@@ -9,6 +9,7 @@ import { events } from './events.ts'
 import { pools, tags, zones } from './labels.ts'
 import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
+import { scripts } from './scripts.ts'
 import { session } from './session.ts'
 import { subnets } from './subnets.ts'
 import { webhooks } from './webhooks.ts'
@@ -25,6 +26,7 @@ export const contract = {
   events,
   partitions,
   operatingSystems,
+  scripts,
   config,
   enrolment,
   audit,

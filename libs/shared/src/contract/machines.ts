@@ -25,6 +25,7 @@ import {
   state,
 } from '../machine.ts'
 import { networkDocument } from '../network.ts'
+import { scriptInputs, scriptName, scriptReport, scriptsMax } from '../scripts.ts'
 import { declareCall } from './call.ts'
 import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
@@ -222,7 +223,17 @@ export const machines = {
     spread: ofMachine,
     errors: ['not-found', 'wrong-state', 'machine-owned', 'locked'],
   }),
-  commission: move('commission', 'Look inside and test a machine', 'operator', {}, ['no-power-driver']),
+  commission: move(
+    'commission',
+    'Look inside and test a machine',
+    'operator',
+    {
+      scripts: z.array(scriptName).max(scriptsMax).optional().describe("commissioning scripts; the partition's own where left out"),
+      tests: z.array(scriptName).max(scriptsMax).optional().describe("test scripts; the partition's rule where left out"),
+      parameters: scriptInputs.optional().describe('by script and parameter'),
+    },
+    ['no-power-driver'],
+  ),
   adopt: move('adopt', 'Take a machine that is in use already as it is: deployed, and yours', 'operator', {}),
   abort: move('abort', 'Stop commissioning or deploying', 'user', {}),
   deploy: move(
@@ -343,6 +354,31 @@ export const machines = {
     role: 'operator',
     input: z.strictObject({ ...id, limit: z.number().int().min(1).max(1000).default(100) }),
     answer: z.object({ items: z.array(erasureCertificate) }),
+    spread: ofMachine,
+    errors: ['not-found'],
+  }),
+  scriptResults: declareCall({
+    summary: 'What came of the scripts of a machine, latest first',
+    rest: { method: 'GET', path: '/machines/{id}/script-results' },
+    status: 200,
+    role: 'operator',
+    input: z.strictObject({
+      ...id,
+      run: z.string().max(64).optional().describe('only of this commissioning; `latest`: of the last that ran any'),
+      script: scriptName.optional(),
+      limit: z.number().int().min(1).max(1000).default(100),
+    }),
+    answer: z.object({ items: z.array(scriptReport) }),
+    spread: ofMachine,
+    errors: ['not-found'],
+  }),
+  scriptOutput: declareCall({
+    summary: 'What a script wrote, at most the last 64 KiB of it',
+    rest: { method: 'GET', path: '/machines/{id}/script-output' },
+    status: 200,
+    role: 'operator',
+    input: z.strictObject({ ...id, result: z.number().int().min(1).max(Number.MAX_SAFE_INTEGER).describe('id of the result') }),
+    answer: scriptReport.extend({ output: z.string() }),
     spread: ofMachine,
     errors: ['not-found'],
   }),
