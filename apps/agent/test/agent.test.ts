@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import { builtInScripts, type JobScript, type ParameterValue, parametersOf, type ScriptHead } from '@muster/shared/scripts'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { buildAgent, imageBytesMax } from '../src/build.ts'
 import { missingPrograms } from './needs.ts'
@@ -36,7 +37,8 @@ const noShellcheck = missingPrograms(['shellcheck'], 'shellcheck')
 test.skipIf(noShellcheck !== undefined)("the agent's shell is sound", async () => {
   const files = [
     'init',
-    ...['boot', 'erase', 'fetch', 'http', 'install', 'inventory', 'lease', 'say', 'work'].map(name => `muster/${name}.sh`),
+    ...['boot', 'erase', 'fetch', 'http', 'install', 'inventory', 'lease', 'say', 'scripts', 'work'].map(name => `muster/${name}.sh`),
+    ...Object.keys(builtInScripts).map(name => `muster/scripts/${name}.sh`),
   ]
   // Variables go from file to file, and udhcpc gives some.
   const args = ['--shell=sh', '--severity=warning', '--exclude=SC2034,SC2154', ...files]
@@ -110,6 +112,12 @@ describe.skipIf(missing !== undefined)('the agent', () => {
     return `${raw}.zst`
   }
 
+  const builtIn = (name: string, given: Record<string, ParameterValue> = {}): JobScript => {
+    const head = builtInScripts[name] as ScriptHead
+    const { values: parameters } = parametersOf(head, given)
+    return { name, kind: head.kind, on: head.on, timeoutSeconds: 120, parameters, only: head.only, text: null }
+  }
+
   const installJob = (partition: TestPartition, file: string, sha256 = digestOf(file)) => {
     partition.imageFile = file
     return {
@@ -160,16 +168,56 @@ describe.skipIf(missing !== undefined)('the agent', () => {
   )
 
   test.concurrent(
-    'commissions: sends the inventory with its token, is heard on the way, and says that it is done',
+    'commissions: sends the inventory with its token, runs scripts and tells of each, is heard on the way, and says that it is done',
     async ({ expect }) => {
       const partition = await partitionFor()
-      partition.job = { kind: 'commission', ...common, scripts: [] }
-      const machine = boot(partition, 'commission', { disks: virtio(disk('commission')) })
+      const ownText = '#!/bin/sh\necho "{\\"kernel\\": \\"$(uname -s)\\"}" >"$RESULT"\necho "of $vendor"\n'
+      const own = { name: 'own', kind: 'commissioning' as const, on: 'machine' as const, timeoutSeconds: 60 }
+      partition.job = {
+        kind: 'commission',
+        ...common,
+        // Each heartbeat costs an emulated processor a second.
+        heartbeatMs: 4_000,
+        scripts: [
+          { ...own, parameters: { vendor: 'ours' }, only: { vendor: 'muster' }, text: ownText },
+          { ...own, name: 'endless', timeoutSeconds: 2, parameters: {}, only: {}, text: 'yes' },
+          builtIn('cpu', { seconds: 1 }),
+          builtIn('memory', { limitMib: 8 }),
+          builtIn('disk-health'),
+          builtIn('disk-speed', { sizeMib: 8 }),
+          builtIn('network', { requests: 3 }),
+        ],
+      }
+      const disks = [...virtio(disk('commission')), { file: disk('commission-nvme'), as: 'nvme' as const, serial: 'NVME-1' }]
+      const machine = boot(partition, 'commission', { disks })
       await machine.ended(bootLimitMs)
       expect(partition.complaints, machine.console()).toEqual([])
-      expect(partition.inventories).toMatchObject([{ disks: [{ name: 'vda', serial: 'DISK-1' }] }])
+      expect(partition.inventories).toMatchObject([{ disks: [{ serial: 'NVME-1' }, { name: 'vda', serial: 'DISK-1' }] }])
+      expect(
+        partition.results.map(({ script, part, status }) => [script, part, status]),
+        machine.console(),
+      ).toEqual([
+        ['own', '', 'passed'],
+        ['endless', '', 'timed-out'],
+        ['cpu', '', 'passed'],
+        ['memory', '', 'passed'],
+        ['disk-health', 'nvme0n1', 'passed'],
+        ['disk-health', 'vda', 'skipped'],
+        ['disk-speed', 'nvme0n1', 'passed'],
+        ['disk-speed', 'vda', 'passed'],
+        ['network', 'eth0', 'passed'],
+      ])
+      const found = (name: string) => partition.results.find(({ script }) => script === name)
+      expect(found('own')).toMatchObject({ message: 'of ours', result: { kernel: 'Linux' } })
+      expect(found('endless')?.output.length).toBe(65_536)
+      expect(found('cpu')?.result).toMatchObject({ cpus: 2, wrong: 0 })
+      expect(found('memory')?.result).toMatchObject({ testedMib: 8, patterns: 5, wrong: 0 })
+      expect(found('disk-health')?.result).toMatchObject({ healthy: true, wearPercent: 0 })
+      expect(found('disk-speed')?.result).toMatchObject({ readMib: 8 })
+      expect(found('network')?.result).toMatchObject({ reached: true, lossPercent: 0 })
       expect(partition.signals.at(-1)).toMatchObject({ status: 'done', step: 'commission' })
       expect(partition.signals.some(({ status, step }) => status === 'working' && step === 'inventory')).toBe(true)
+      expect(partition.signals.some(({ message, progress = 0 }) => message.startsWith('test script ') && progress > 20)).toBe(true)
     },
     bootLimitMs * 2,
   )

@@ -13,6 +13,7 @@ import {
   type Signal,
   signal,
 } from '@muster/shared/agent'
+import { type ScriptResult, scriptResult } from '@muster/shared/scripts'
 
 export interface TestPartition extends AsyncDisposable {
   /** As the machine sees it, through QEMU's own network. */
@@ -25,6 +26,7 @@ export interface TestPartition extends AsyncDisposable {
   readonly inventories: Inventory[]
   readonly signals: Signal[]
   readonly erasures: Erasure[]
+  readonly results: ScriptResult[]
   /** Requests that were no good: a wrong token, a body that the schema refuses. */
   readonly complaints: string[]
   /** So many requests are answered with 503 first. */
@@ -49,6 +51,7 @@ export async function startPartition(): Promise<TestPartition> {
       return
     }
     if (path === '/image' && partition.imageFile) return serveFile(request, response, partition.imageFile)
+    if (path === '/healthz') return void response.end('{}')
     if (path === '/seed/network-config') return void response.end(networkConfig)
     if (method === 'POST' && path === '/agent/enlist') {
       partition.enlisted.push(enlistment.parse(JSON.parse(body)))
@@ -61,6 +64,7 @@ export async function startPartition(): Promise<TestPartition> {
     if (path === '/agent/job' && partition.job) return void response.end(JSON.stringify(partition.job))
     if (path === '/agent/inventory') partition.inventories.push(inventory.parse(JSON.parse(body)))
     else if (path === '/agent/erasure') partition.erasures.push(erasure.parse(JSON.parse(body)))
+    else if (path === '/agent/script-result') partition.results.push(scriptResult.parse(JSON.parse(body)))
     else if (path === '/agent/signal') partition.signals.push(signal.parse(JSON.parse(body)))
     else return void response.writeHead(404).end('{"detail":"nothing is there"}')
     response.writeHead(204).end()
@@ -75,6 +79,7 @@ export async function startPartition(): Promise<TestPartition> {
     inventories: [],
     signals: [],
     erasures: [],
+    results: [],
     complaints: [],
     busy: 0,
     [Symbol.asyncDispose]: async () => {

@@ -40,12 +40,13 @@ name_of_machine() {
 }
 
 commission() {
-    stand inventory 'reading the inventory' 10
+    stand inventory 'reading the inventory' 5
     inventory >/run/inventory
-    stand inventory 'sending the inventory' 60
+    stand inventory 'sending the inventory' 15
     ask POST /agent/inventory /run/inventory || fail inventory "the inventory was not taken: $(trouble)"
+    run_scripts
     stop_heartbeat
-    signal 'done' commission 'the inventory is sent' 100 || say "the end was not heard: $(trouble)"
+    signal 'done' commission "the inventory is sent, $total scripts ran, $bad ended badly" 100 || say "the end was not heard: $(trouble)"
     end off commissioned
 }
 
