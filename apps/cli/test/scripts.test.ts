@@ -31,9 +31,18 @@ test('a commissioning says which scripts and tests run, none of them, or nothing
     { id, tests: [], scripts: ['label'], parameters: { label: { shelf: '7', deep: true } } },
     { id, tests: [], scripts: [] },
   ])
-  for (const wrong of ['cpu', 'cpu=1', 'cpu.seconds', 'a.b.c=1'])
-    expect(await commission('--parameter', wrong), wrong).toMatchObject({ code: 2, stderr: expect.stringContaining('memory.limitMib=64') })
-  expect(await commission('--test', 'No Name')).toMatchObject({ code: 2, stderr: expect.stringContaining('tests') })
+})
+
+test('a parameter that says not of which script, or a name that is none, is a mistake of the command line', async () => {
+  const wrong = await Promise.all(
+    ['cpu=1', 'cpu.seconds', 'a.b.c=1'].map(text => home.muster(['machine', 'commission', id, '--parameter', text])),
+  )
+  for (const ended of wrong) expect(ended).toMatchObject({ code: 2, stderr: expect.stringContaining('memory.limitMib=64') })
+  expect(await home.muster(['machine', 'commission', id, '--test', 'No Name'])).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining('tests'),
+  })
+  expect(sent('machines.commission')).toEqual([])
 })
 
 const reports: ScriptReport[] = [
@@ -45,7 +54,7 @@ const reports: ScriptReport[] = [
 }))
 
 test('results are those of the last commissioning; what a script wrote comes part by part, and cannot command the terminal', async () => {
-  server.answers['machines.scriptResults'] = () => ({ items: reports })
+  server.answers['machines.scriptResults'] = () => ({ items: reports, nextCursor: null })
   server.answers['machines.scriptOutput'] = ({ result }) => ({
     ...(reports.find(report => report.id === result) as ScriptReport),
     output: `of ${result}:\n\tfine \u001b[2J\n`,
@@ -65,7 +74,7 @@ test('results are those of the last commissioning; what a script wrote comes par
   ])
   const json = await home.muster(['machine', 'results', id, '--log', 'disk-health', '-o', 'json'])
   expect(JSON.parse(json.stdout).items[0]).toMatchObject({ id: 11, result: { wearPercent: 2 }, output: expect.stringContaining('of 11') })
-  server.answers['machines.scriptResults'] = () => ({ items: [] })
+  server.answers['machines.scriptResults'] = () => ({ items: [], nextCursor: null })
   expect((await home.muster(['machine', 'results', id])).stderr).toContain('No script has run')
 })
 

@@ -1,5 +1,5 @@
 // Scripts of a commissioning: which a partition has, which are chosen, and what comes of what the agent tells. Real PostgreSQL; the test is the agent.
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import type { ScriptResult } from '@muster/shared/scripts'
@@ -20,6 +20,10 @@ const raid = `#!/bin/sh
 # ---
 echo "$leastPercent"
 `
+/** As people are told to write one. */
+const documented = /```sh\n(#!\/bin\/sh\n.*?)```/s.exec(
+  readFileSync(new URL('../../../docs/scripts.md', import.meta.url), 'utf8'),
+)?.[1] as string
 const label = '# --- muster\n# title: Reads the label\n# kind: commissioning\n# timeout: 10s\n# ---\ntrue\n'
 
 /** A folder of files with these scripts. */
@@ -53,6 +57,7 @@ test('a partition has the scripts of its agent and those of its folder; what is 
     folder: withScripts({
       'raid-battery.sh': raid,
       'label.sh': label,
+      'fans.sh': documented,
       'notes.txt': 'no script',
       'no-head.sh': '#!/bin/sh\ntrue\n',
       'memory.sh': label,
@@ -67,6 +72,7 @@ test('a partition has the scripts of its agent and those of its folder; what is 
     ['cpu', 'test', 'agent', false],
     ['disk-health', 'test', 'agent', true],
     ['disk-speed', 'test', 'agent', false],
+    ['fans', 'test', 'partition', false],
     ['label', 'commissioning', 'partition', true],
     ['memory', 'test', 'agent', false],
     ['network', 'test', 'agent', false],
@@ -184,7 +190,10 @@ test('what the agent tells is kept once, and only of what runs and of parts that
   expect(await olga.scriptOutput({ id, result: cpu?.id as number })).toMatchObject({ script: 'cpu', output: 'x'.repeat(65_536) })
   await expect(olga.scriptOutput({ id, result: 1_000_000 })).rejects.toMatchObject({ code: 'not-found' })
   await expect(partition.as('alice').machines.scriptResults({ id })).rejects.toMatchObject({ code: 'forbidden' })
-  expect((await olga.scriptResults({ id, script: 'disk-health', limit: 1 })).items.map(({ part }) => part)).toEqual(['nvme0n1'])
+  const first = await olga.scriptResults({ id, script: 'disk-health', limit: 1 })
+  const second = await olga.scriptResults({ id, script: 'disk-health', limit: 1, cursor: first.nextCursor as string })
+  expect([first, second].map(page => page.items.map(({ part }) => part))).toEqual([['nvme0n1'], ['sda']])
+  expect(second.nextCursor).toBeNull()
 
   expect(await agent.done()).toBe(204)
   expect(await reread(partition.core, id)).toMatchObject({ state: 'ready', fault: null })

@@ -371,7 +371,7 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
     },
     'machines.scriptResults': ({ id }) => {
       found(id)
-      return { items: [] }
+      return { items: [], nextCursor: null }
     },
     'machines.scriptOutput': ({ id, result }) => {
       found(id)

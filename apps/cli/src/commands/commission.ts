@@ -13,6 +13,7 @@ import { collect, collectOf, parseCount, splitOnce } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
 import { splitWait } from '../wait.ts'
 import { actOnMachines, distinct, eachAtMost } from './actions.ts'
+import { pagesOf } from './pages.ts'
 
 type Parameter = readonly [script: string, name: string, value: ParameterValue]
 
@@ -110,17 +111,20 @@ export function addResults(parent: Command, cli: Cli): void {
     'machine results lon1-4y3h7n --log memory',
     'machine results lon1-4y3h7n --all -o json | jq \'.items[] | select(.script == "disk-speed") | .result\'',
   ])
-  command.action(async (id: string, { all, log, limit }: ResultFlags) => {
-    const input = checked(call, {
-      id,
-      ...(!all && { run: 'latest' }),
-      ...(log !== undefined && { script: log }),
-      ...(limit !== undefined && { limit }),
-    })
+  command.action(async (id: string, { all, log, limit = 100 }: ResultFlags) => {
+    const input = checked(call, { id, ...(!all && { run: 'latest' }), ...(log !== undefined && { script: log }) })
     const { client } = await connect(cli, command)
-    const found = await attempt(`the results of ${id}`, client.machines.scriptResults(input))
-    if (log === undefined) showList(cli, formatOf(command), found, shape(cli.now()))
-    else await showLogs(cli, command, client, found.items)
+    const read = (page: { limit: number; cursor?: string }) =>
+      attempt(`the results of ${id}`, client.machines.scriptResults({ ...input, ...page }))
+    const items: ScriptReport[] = []
+    let nextCursor: string | null = null
+    for await (const page of pagesOf(read, limit)) {
+      items.push(...page.items)
+      nextCursor = page.nextCursor
+    }
+    if (log !== undefined) await showLogs(cli, command, client, items)
+    else showList(cli, formatOf(command), { items, ...{ nextCursor } }, shape(cli.now()))
+    if (nextCursor !== null && formatOf(command) !== 'json') remark(cli, 'There are more: give a higher --limit.')
   })
 }
 
@@ -156,7 +160,7 @@ const shape = (now: number): Shape<ScriptReport> => ({
     { title: 'TOOK', text: ({ seconds }) => `${seconds}s`, align: 'right' },
     { title: 'ENDED', text: ({ at }) => timeText(at, now), wide: true },
     { title: 'RUN', text: ({ run }) => run, wide: true },
-    { title: 'WHY', text: ({ message }) => message || '-', least: 20, leaves: 1 },
+    { title: 'SAYS', text: ({ message }) => message || '-', least: 20, leaves: 1 },
   ],
   name: ({ id }) => String(id),
   none: 'No script has run on this machine, or not in the last commissionings.',

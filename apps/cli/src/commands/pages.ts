@@ -1,10 +1,9 @@
 // Reading a list page by page.
 import type { Coverage } from '@muster/shared/contract/call'
 
-interface Page<Item> {
-  readonly items: Item[]
+interface AnyPage {
+  readonly items: readonly unknown[]
   readonly nextCursor: string | null
-  readonly coverage: Coverage
 }
 
 /** The most a page may hold. */
@@ -14,10 +13,10 @@ const largestPage = 1000
  * Pages of a list until `limit` items were read (all without one). Each is handed out as it arrives, so that a pipe starts at once. Throws
  * where the server gives the same cursor twice: that would go on for ever.
  */
-export async function* pagesOf<Item>(
-  read: (page: { limit: number; cursor?: string }) => Promise<Page<Item>>,
+export async function* pagesOf<Page extends AnyPage>(
+  read: (page: { limit: number; cursor?: string }) => Promise<Page>,
   limit: number | undefined,
-): AsyncGenerator<Page<Item>> {
+): AsyncGenerator<Page> {
   let cursor: string | undefined
   let left = limit ?? Number.POSITIVE_INFINITY
   for (;;) {

@@ -39,17 +39,20 @@ export interface ScriptResultFilter {
   /** `latest`: of the last run that has any. */
   run: string | undefined
   script: string | undefined
+  /** Those older than this result. */
+  before: number | undefined
   limit: number
 }
 
 /** Latest first, without what they wrote. */
-export function listScriptResults(sql: Sql, { machine, run, script, limit }: ScriptResultFilter): Promise<ScriptResultRow[]> {
+export function listScriptResults(sql: Sql, { machine, run, script, before, limit }: ScriptResultFilter): Promise<ScriptResultRow[]> {
   const latest = sql`(select run from script_results where machine_id = ${machine} order by id desc limit 1)`
   return sql<ScriptResultRow[]>`
     select ${sql(columns)} from script_results
     where machine_id = ${machine}
       ${run === undefined ? sql`` : sql`and run = ${run === 'latest' ? latest : run}`}
       ${script === undefined ? sql`` : sql`and script = ${script}`}
+      ${before === undefined ? sql`` : sql`and id < ${before}`}
     order by id desc limit ${limit}`
 }
 

@@ -144,10 +144,12 @@ export async function forgetOldResults(core: Core, machine: MachineRow): Promise
 
 export async function scriptResults(
   core: Core,
-  { id, run, script, limit }: CallInput<'machines.scriptResults'>,
+  { id, run, script, limit, cursor }: CallInput<'machines.scriptResults'>,
 ): Promise<CallAnswer<'machines.scriptResults'>> {
-  const rows = await listScriptResults(core.sql, { machine: id, run, script, limit })
-  return { items: rows.map(reportOf) }
+  const before = cursor === undefined ? undefined : Number(cursor)
+  const rows = await listScriptResults(core.sql, { machine: id, run, script, before, limit: limit + 1 })
+  const items = rows.slice(0, limit).map(reportOf)
+  return { items, nextCursor: rows.length > limit ? String(items.at(-1)?.id) : null }
 }
 
 /** Throws not-found. */

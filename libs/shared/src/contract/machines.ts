@@ -367,8 +367,13 @@ export const machines = {
       run: z.string().max(64).optional().describe('only of this commissioning; `latest`: of the last that ran any'),
       script: scriptName.optional(),
       limit: z.number().int().min(1).max(1000).default(100),
+      cursor: z
+        .string()
+        .regex(/^\d{1,15}$/, 'is not a cursor that Muster gave out')
+        .optional()
+        .describe('nextCursor of the page before'),
     }),
-    answer: z.object({ items: z.array(scriptReport) }),
+    answer: pageOf(scriptReport),
     spread: ofMachine,
     errors: ['not-found'],
   }),
