@@ -190,7 +190,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
       }
       const disks = [...virtio(disk('commission')), { file: disk('commission-nvme'), as: 'nvme' as const, serial: 'NVME-1' }]
       const machine = boot(partition, 'commission', { disks })
-      await machine.ended(bootLimitMs)
+      await machine.ended(bootLimitMs * 2)
       expect(partition.complaints, machine.console()).toEqual([])
       expect(partition.inventories).toMatchObject([{ disks: [{ serial: 'NVME-1' }, { name: 'vda', serial: 'DISK-1' }] }])
       expect(
@@ -219,7 +219,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
       expect(partition.signals.some(({ status, step }) => status === 'working' && step === 'inventory')).toBe(true)
       expect(partition.signals.some(({ message, progress = 0 }) => message.startsWith('test script ') && progress > 20)).toBe(true)
     },
-    bootLimitMs * 2,
+    bootLimitMs * 3,
   )
 
   test.concurrent(

@@ -144,13 +144,19 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs, agentStartMs }:
       move: 'fail',
       fault: {
         code: 'agent-silent',
-        message: `the agent was last heard ${Math.round(silentMs / 1000)} s ago`,
+        message: `the agent was last heard ${Math.round(silentMs / 1000)} s ago${saidAt(machine)}`,
         hint: 'the machine lost power or network, or hangs: look at its console, then try again',
       },
     }
   // What the agent last said tells more than "the agent".
   const said = machine.last_signal_at === null ? null : machine.waiting_for
   return { kind: 'wait', reason: said ?? waitsFor, againMs: Math.min(lookAgainMs, isAgentExpected ? agentSilenceMs : agentStartMs) }
+}
+
+/** What the agent said last that it is at: a machine that a test brings down is down in that test. */
+function saidAt({ waiting_for: waitingFor }: MachineRow): string {
+  const said = /^the agent: (.*)$/s.exec(waitingFor ?? '')?.[1]
+  return said === undefined ? '' : `, at ${said}`
 }
 
 /** The power went away after our order had been carried out. */
