@@ -79,7 +79,10 @@ const variables = {
   agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration(defaultRules.agentSilenceMs)),
   agentStartMs: variable('MUSTER_AGENT_START', duration(defaultRules.agentStartMs)),
   erase: variable('MUSTER_ERASE', z.enum(erasePolicies).default(defaultRules.erase)),
-  tests: variable('MUSTER_TESTS', words(scriptName, defaultRules.tests)),
+  tests: variable(
+    'MUSTER_TESTS',
+    words(scriptName, defaultRules.tests).transform(names => (names.join() === 'none' ? [] : names)),
+  ),
   powerCheckMs: variable('MUSTER_POWER_CHECK', duration(defaultRules.powerCheckMs)),
   powerTransitionMs: variable('MUSTER_POWER_TRANSITION_CHECK', duration(defaultRules.powerTransitionMs)),
   powerChangeMs: variable('MUSTER_POWER_CHANGE', duration(defaultRules.powerChangeMs)),

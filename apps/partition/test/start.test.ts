@@ -149,4 +149,11 @@ describe('the settings', () => {
     expect(rules('')).toEqual({})
     for (const wrong of ['ready=2m', 'deploying', 'deploying=', 'nowhere=1s']) expect(() => rules(wrong), wrong).toThrow(/MUSTER_DEADLINES/)
   })
+
+  test('name the usual tests, or none', () => {
+    const usual = { MUSTER_PARTITION: 'lon1', DATABASE_URL: 'postgres://x', MUSTER_KEY: '07'.repeat(32), MUSTER_TOKENS_FILE: 't' }
+    const tests = (text: string | undefined) => readSettings({ ...usual, MUSTER_TESTS: text }).settings.rules.tests
+    expect([undefined, '', 'none', 'memory,cpu'].map(tests)).toEqual([['disk-health'], ['disk-health'], [], ['memory', 'cpu']])
+    expect(() => tests('Not A Name')).toThrow(/MUSTER_TESTS/)
+  })
 })
