@@ -33,10 +33,9 @@ import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/def
 import { erasePolicyFor, erasureCertificates } from '../domain/erase.ts'
 import * as machines from '../domain/machines.ts'
 import { existingMachine, moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
+import { listScripts, scriptOutput, scriptResults } from '../domain/scripts.ts'
 import { deadLetterViewOf, eventViewOf, viewOf } from '../domain/view.ts'
 import type { WebhookSender } from '../domain/webhooks/sender.ts'
-import { listScripts, scriptOutput, scriptResults } from '../domain/scripts.ts'
-import { viewOf } from '../domain/view.ts'
 import { allocateHere } from './allocate.ts'
 import { withGrants } from './grants.ts'
 
