@@ -22,8 +22,8 @@ import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
-import { recordDocuments, refuseReservedName } from './static-addresses.ts'
 import { chooseScripts } from './scripts.ts'
+import { recordDocuments, refuseReservedName } from './static-addresses.ts'
 import { orderViewOf, rotationViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
