@@ -70,7 +70,9 @@ export async function findLogin(cli: Cli, command: Command): Promise<Login> {
   ]
   const source = sources.find(({ url }) => url !== undefined)
   if (!source?.url)
-    throw new CliError('usage', 'no server is known', { hint: 'log in with: muster login URL --token-file FILE (or set MUSTER_URL)' })
+    throw new CliError('usage', 'no server is known', {
+      hint: 'log in with: muster login URL --user NAME, or --token-file FILE (or set MUSTER_URL)',
+    })
   const url = serverUrl(source.url)
 
   const tokens: readonly { token: () => Promise<string> | string; from: string; fits: boolean }[] = [
@@ -109,9 +111,9 @@ export async function connect(cli: Cli, command: Command, onStream?: StreamNotic
   return { ...login, client: clientFor(cli, login, onStream) }
 }
 
-/** A client for a login that is not stored, such as one being tried. Its calls end with Ctrl-C. */
-export function clientFor(cli: Cli, { url, token }: Pick<Login, 'url' | 'token'>, onStream?: StreamNotice): Client {
-  const client = createClient({ url, token, fetch: onStream ? noticingFetch(onStream) : httpFetch })
+/** A client for a login that is not stored, such as one being tried; without a token, for calls that need none. Its calls end with Ctrl-C. */
+export function clientFor(cli: Cli, { url, token }: { url: string; token?: string }, onStream?: StreamNotice): Client {
+  const client = createClient({ url, ...(token !== undefined && { token }), fetch: onStream ? noticingFetch(onStream) : httpFetch })
   return endingWith(cli.signal, client)
 }
 

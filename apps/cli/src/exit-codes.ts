@@ -55,6 +55,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'database-away': 'unreachable',
   'bus-away': 'unreachable',
   overloaded: 'unreachable',
+  'provider-away': 'unreachable',
   'partition-silent': 'unreachable',
   'nothing-allocated': 'unreachable',
   'deadline-passed': 'timed-out',

@@ -8,6 +8,10 @@ import { CliError } from './exit-codes.ts'
 export interface Profile {
   readonly url: string
   readonly token: string
+  /** Of a session: whose it is, so that logging in again asks for the right password. */
+  readonly user?: string
+  /** Of a session: the OpenID Connect provider it was begun at. */
+  readonly oidc?: string
 }
 
 export interface Config {

@@ -113,7 +113,7 @@ export function checked<Input extends z.ZodType>(call: { readonly input: Input }
 /** `id: "lon1" is not a machine id …`. Long texts and power settings are not repeated: there are secrets among them. */
 function fieldText({ field, message }: FieldError, input: unknown): string {
   const value = field.split('.').reduce<unknown>((within, name) => (within as Record<string, unknown> | undefined)?.[name], input)
-  const isShown = typeof value === 'string' && value.length <= 64 && !/^(powerSettings|secrets|userData)\b/.test(field)
+  const isShown = typeof value === 'string' && value.length <= 64 && !/^(powerSettings|secrets|userData|password|idToken)\b/.test(field)
   return isShown ? `${field}: "${value}" ${message}` : `${field}: ${message}`
 }
 

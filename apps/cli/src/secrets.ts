@@ -38,3 +38,20 @@ export function secretIn(text: string, source: string): string {
   if (/[\r\n]/.test(secret)) throw new CliError('usage', `${source} must hold one line and nothing else`)
   return secret
 }
+
+/** Where a password comes from; exactly one way, and never the command line. */
+export interface PasswordSource {
+  readonly passwordFile?: string | undefined
+  readonly passwordStdin?: true | undefined
+  /** What is asked on the terminal where neither is given. */
+  readonly question: string
+}
+
+/** A password from a file, the standard input, or a prompt. Throws CliError where there is none to be had. */
+export async function passwordFrom(cli: Cli, { passwordFile, passwordStdin, question }: PasswordSource): Promise<string> {
+  if (passwordFile !== undefined && passwordStdin) throw new CliError('usage', '--password-file and --password-stdin exclude each other')
+  if (passwordFile !== undefined) return readSecretFile(passwordFile)
+  if (passwordStdin) return secretIn(await readInput(cli), 'the standard input')
+  if (!cli.stdin.isTTY) throw new CliError('usage', 'where is the password?', { hint: 'give --password-file FILE or --password-stdin' })
+  return askSecretly(cli, { what: 'password', question })
+}

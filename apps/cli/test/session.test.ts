@@ -3,7 +3,9 @@ import { spawn, spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { Refusal } from '@muster/shared/errors'
+import { isPassword } from '@muster/shared/password'
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { aHome, type Home } from './muster.ts'
 import { startServer, type TestServer, token } from './server.ts'
 
@@ -17,6 +19,9 @@ afterEach(async () => {
   home[Symbol.dispose]()
   await server[Symbol.asyncDispose]()
 })
+
+// Several programs start in each test, on a machine that may be busy.
+vi.setConfig({ testTimeout: 120_000 })
 
 const configFile = () => join(home.folder, '.config', 'muster', 'config.json')
 const aFile = (name: string, text: string) => {
@@ -103,22 +108,154 @@ test('a damaged configuration is told without showing what is in it', async () =
 // Only a terminal is asked, and Node has no pseudo-terminal: util-linux's `script` makes one where it is installed.
 const hasScript = spawnSync('script', ['--version']).stdout?.includes('util-linux')
 
-test.skipIf(!hasScript)('on a terminal the token is asked for and not shown', async () => {
+/** Runs muster on a terminal; types `lines`, each when its question has been asked. */
+async function onTerminal(words: string, typed: readonly { question: string; line: string }[]): Promise<{ shown: string; code: unknown }> {
   const main = fileURLToPath(new URL('../src/main.ts', import.meta.url))
-  const child = spawn('script', ['-qec', `${process.execPath} ${main} login ${server.url}`, '/dev/null'], {
+  const child = spawn('script', ['-qec', `${process.execPath} ${main} ${words}`, '/dev/null'], {
     cwd: home.folder,
     env: { PATH: process.env.PATH, HOME: home.folder, NO_COLOR: '1' },
   })
+  const waiting = [...typed]
   let shown = ''
-  let hasTyped = false
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     shown += text
-    if (hasTyped || !shown.includes('token for')) return
-    hasTyped = true
-    child.stdin.write(`${token}\r`)
+    const next = waiting[0]
+    if (!next || !shown.includes(next.question)) return
+    waiting.shift()
+    child.stdin.write(`${next.line}\r`)
   })
   const code = await new Promise(resolve => child.once('close', resolve))
+  return { shown, code }
+}
+
+test.skipIf(!hasScript)('on a terminal the token is asked for and not shown', async () => {
+  const { shown, code } = await onTerminal(`login ${server.url}`, [{ question: 'token for', line: token }])
   expect(shown).toContain('logged in to front front1 as ann')
   expect(shown).not.toContain(token)
   expect(code).toBe(0)
+})
+
+const password = 'planted correct horse battery'
+
+function letAnnIn() {
+  server.answers['session.login'] = given => {
+    if (given.user !== 'ann' || given.password !== password)
+      throw new Refusal('unauthenticated', 'log in: user and password do not belong together')
+    return { token, expiresAt: '2026-11-28T12:34:56.000Z', caller: { name: 'ann', role: 'admin' }, validAt: 'here' }
+  }
+}
+
+test('a user logs in with a password from a file or a pipe, and the token of the session is kept', async () => {
+  letAnnIn()
+  const login = await home.muster(['login', server.url, '--user', 'ann', '--password-stdin', '--lifetime', '2h'], {
+    stdin: `${password}\n`,
+  })
+  expect(login).toEqual({
+    code: 0,
+    stdout: 'logged in to front front1 as ann (admin), profile default\n',
+    stderr: 'the session is good until 2026-11-28 12:34 UTC, at this partition only\n',
+  })
+  expect(server.asked[0]).toMatchObject({ name: 'session.login', input: { user: 'ann', lifetime: '2h' } })
+  const kept = readFileSync(configFile(), 'utf8')
+  expect(JSON.parse(kept).profiles.default).toEqual({ url: server.url, token, user: 'ann' })
+  expect(kept).not.toContain(password)
+  expect(await home.muster(['whoami', '-o', 'name'])).toMatchObject({ stdout: 'ann\n' })
+
+  const wrong = await home.muster(['login', '--password-file', aFile('wrong', 'planted-wrong-password')])
+  expect(wrong).toMatchObject({ code: 6, stderr: expect.stringContaining('do not belong together') })
+  expect(wrong.stderr).not.toContain('planted-wrong-password')
+  expect(readFileSync(configFile(), 'utf8')).toBe(kept)
+})
+
+test('a token, a password and a provider exclude each other, and a password is somebody', async () => {
+  const refused = [['--user', 'ann', '--token-stdin'], ['--user', 'ann'], ['--password-stdin'], ['--oidc', 'corp', '--user', 'ann']]
+  const ended = await Promise.all(refused.map(words => home.muster(['login', server.url, ...words], { stdin: token })))
+  expect(ended.map(({ code }) => code)).toEqual([2, 2, 2, 2])
+  expect(server.asked).toEqual([])
+})
+
+test('a session that ended is told as such, with what to do; one can be ended everywhere', async () => {
+  letAnnIn()
+  await home.muster(['login', server.url, '--user', 'ann', '--password-stdin'], { stdin: password })
+  server.answers['session.whoami'] = () => {
+    throw new Refusal('unauthenticated', 'the session of ann expired at 2026-11-28T12:34:56.000Z', { hint: 'log in again: muster login' })
+  }
+  const ended = await home.muster(['whoami'])
+  expect(ended).toMatchObject({
+    code: 6,
+    stderr: expect.stringMatching(/the session of ann expired at .*\n {2}hint: log in again: muster login\n/),
+  })
+  server.answers['session.logout'] = () => ({ generation: 7 })
+  expect(await home.muster(['logout', '--everywhere'])).toMatchObject({
+    code: 0,
+    stderr: expect.stringContaining('all sessions are ended'),
+  })
+  expect(readFileSync(configFile(), 'utf8')).not.toContain(token)
+})
+
+test.skipIf(!hasScript)('on a terminal the password is asked for and not shown, and a profile remembers whose it is', async () => {
+  letAnnIn()
+  const typed = [{ question: 'password of ann at', line: password }]
+  for (const words of [`login ${server.url} --user ann`, 'login']) {
+    const { shown, code } = await onTerminal(words, typed)
+    expect(shown).toContain('logged in to front front1 as ann')
+    expect(shown).not.toContain(password)
+    expect(code).toBe(0)
+  }
+})
+
+/** Bob, as the configuration of the server has him; what is written is in `server.asked`. */
+async function withBob(document: Record<string, unknown>) {
+  await home.muster(['login', server.url, '--token-stdin'], { stdin: token })
+  const rest = { generation: 4, changedAt: null, changedBy: '', note: '', source: 'here' }
+  server.answers['config.get'] = () => ({ ...rest, documents: [{ kind: 'user', name: 'bob', document }] })
+  server.answers['config.change'] = () => ({ generation: 5, outcome: 'written', differences: [], secrets: [] })
+}
+
+test('a password that is set is hashed here; what is wrong with one is told before anything is sent', async () => {
+  await withBob({ displayName: '', role: 'user', status: 'active' })
+  const set = (text: string) => home.muster(['user', 'password', 'bob', '--password-stdin'], { stdin: text })
+  expect(await set('short')).toMatchObject({ code: 2, stderr: expect.stringContaining('at least 12 characters') })
+  expect(await set(`${password}\n`)).toMatchObject({ code: 0, stdout: expect.stringContaining('generation 5 is in force') })
+  const written = server.asked.filter(({ name }) => name === 'config.change').map(({ input }) => input)
+  expect(written).toHaveLength(1)
+  expect(written[0]).toMatchObject({ expectedGeneration: 4, note: 'user bob: password set' })
+  const { put } = written[0] as { put: { document: Record<string, string> }[] }
+  expect(await isPassword(password, put[0]?.document.password as string)).toBe(true)
+  expect(JSON.stringify(written)).not.toContain(password)
+})
+
+test("a password is taken away, and a user's sessions are ended", async () => {
+  const document = { displayName: '', role: 'user', status: 'active', password: 'hidden:abcdefgh' }
+  await withBob(document)
+  await home.muster(['user', 'password', 'bob', '--remove'])
+  expect(server.asked.at(-1)?.input).toMatchObject({ put: [{ document: expect.not.objectContaining({ password: expect.anything() }) }] })
+  await home.muster(['user', 'logout', 'bob'])
+  expect(server.asked.at(-1)?.input).toMatchObject({ put: [{ document: { ...document, sessions: 'ended' } }] })
+})
+
+test('a user is bound to a person at a provider, whose subject may be any text, and let go of it', async () => {
+  const document = { displayName: '', role: 'user', status: 'active', oidc: { provider: 'corp', subject: '1' } }
+  await withBob(document)
+  const written = async (...words: string[]) => {
+    const { code } = await home.muster(['user', 'update', 'bob', ...words])
+    const { put } = (server.asked.at(-1)?.input ?? {}) as { put?: { document: Record<string, unknown> }[] }
+    return code === 0 ? put?.[0]?.document : code
+  }
+  expect(await written('--oidc', 'corp/auth0|a/b')).toEqual({ ...document, oidc: { provider: 'corp', subject: 'auth0|a/b' } })
+  expect(await written('--role', 'operator')).toEqual({ ...document, role: 'operator' })
+  expect(await written('--oidc', 'none')).not.toHaveProperty('oidc')
+  expect(await written('--oidc', 'corp')).toBe(2)
+})
+
+test.skipIf(!hasScript)('a new password is asked for twice, and one that was mistyped is not set', async () => {
+  await home.muster(['login', server.url, '--token-stdin'], { stdin: token })
+  const { shown, code } = await onTerminal('user password bob', [
+    { question: 'new password of bob', line: password },
+    { question: 'the same again', line: `${password}?` },
+  ])
+  expect(shown).toContain('the two are not the same')
+  expect(shown).not.toContain(password)
+  expect(code).toBe(2)
+  expect(server.asked.map(({ name }) => name)).toEqual(['session.whoami'])
 })

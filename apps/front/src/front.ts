@@ -2,11 +2,15 @@
 // this one started anew, answers the same. What belongs to all partitions has its home in a database that the fronts share.
 import type { Audit } from '@muster/server/audit'
 import type { Backend } from '@muster/server/backend'
+import { tokensOfAll } from '@muster/server/global/people'
+import { createVerifier } from '@muster/server/global/signature'
+import { createSessions, type Sessions } from '@muster/server/sessions/sessions'
+import type { Tokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
 import { callNamed } from '@muster/shared/contract/contract'
 import type { Documents } from '@muster/shared/global/documents'
 import { allocate } from './allocate/allocate.ts'
-import { createFederation, watchLogs } from './federation.ts'
+import { createFederation, type Here, watchLogs } from './federation.ts'
 import type { BrokerFile } from './global/broker-file.ts'
 import { configCalls } from './global/calls.ts'
 import { enrolmentCalls } from './global/enrolment.ts'
@@ -38,6 +42,8 @@ export interface Front {
   readonly audit: Audit | undefined
   readonly presence: Presence
   readonly home: Home | undefined
+  /** Whom the global configuration lets in: by tokens, and by sessions. Nobody, where this front has none. */
+  readonly tokens: Tokens
   /** Stops listening. The bus is its owner's to close. */
   stop(): Promise<void>
 }
@@ -50,6 +56,7 @@ export function createFront(options: FrontOptions): Front {
   const logs = watchLogs(bus, log)
   const calls = createPartitionCalls(bus, name)
   const home = options.global && openHome({ name, bus, presence, calls, log, ...options.global })
+  const sessions = options.global && home && sessionsOf(home, options.global, log)
   const parts = { bus, presence, calls, limits, log, onLogGrowth: logs.onLogGrowth }
   const backend = createFederation({
     ...parts,
@@ -58,6 +65,7 @@ export function createFront(options: FrontOptions): Front {
     here: {
       'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }),
       ...(home && globalCalls(home, options)),
+      ...(sessions && sessionCalls(sessions)),
     },
   })
   let before: Documents['partition'] = {}
@@ -73,6 +81,7 @@ export function createFront(options: FrontOptions): Front {
     audit: home && options.global?.databaseUrl ? auditOf(home) : undefined,
     presence,
     home,
+    tokens: tokensOfAll(home && sessions ? [home.tokens, sessions.tokens] : []),
     stop: async () => {
       await home?.stop()
       presence.stop()
@@ -98,4 +107,23 @@ function acceptedNow(named: readonly string[] | undefined, partitions: Documents
   const accepted = documents.filter(([, { status }]) => status === 'accepted').map(([name]) => name)
   const isRetired = (name: string) => partitions[name]?.status === 'retired'
   return [...new Set([...(named ?? []).filter(name => !isRetired(name)), ...accepted])]
+}
+
+function sessionCalls(sessions: Sessions): Here {
+  return {
+    'session.login': (input, context) => sessions.login(input, context),
+    'session.providers': () => sessions.providers(),
+    'session.exchange': (input, context) => sessions.exchange(input, context),
+  }
+}
+
+/** Sessions are signed with the key of the global configuration, which every partition trusts already. */
+function sessionsOf(home: Home, { signer, trustedKeys }: NonNullable<FrontOptions['global']>, log: HomeOptions['log']): Sessions {
+  return createSessions({
+    signer: signer.as('session'),
+    verifier: createVerifier([signer.publicKey, ...trustedKeys], 'session'),
+    validAt: 'everywhere',
+    documents: () => home.content?.documents,
+    log,
+  })
 }

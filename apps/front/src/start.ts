@@ -53,11 +53,11 @@ export async function start(environment: Readonly<Record<string, string | undefi
           'the global configuration is signed with this key: MUSTER_CONFIG_PUBLIC_KEY of the partitions',
         )
       if (!partitions) log.warn({}, 'MUSTER_PARTITIONS is not set: every partition that makes itself heard takes part')
-      const { backend, audit, presence, home } = front
+      const { backend, audit, presence } = front
       const door = await startDoor({
         backend,
         audit,
-        tokens: home ? tokensOfAll([tokens, home.tokens]) : tokens,
+        tokens: tokensOfAll([tokens, front.tokens]),
         log,
         version,
         port: settings.port,

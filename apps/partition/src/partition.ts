@@ -34,6 +34,7 @@ import { FirstBoots } from './domain/first-boot.ts'
 import { LogFollower } from './domain/follower.ts'
 import { GlobalCopy } from './domain/global-copy.ts'
 import { Memory } from './domain/memory.ts'
+import { sessionsHere } from './domain/people.ts'
 import { runPowerMonitor } from './domain/power/monitor.ts'
 import { runRotations } from './domain/power/rotation.ts'
 import { Switchboard } from './domain/power/switchboard.ts'
@@ -115,6 +116,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     catalogue,
     memory: new Memory(catalogue),
     configuration,
+    sessions: sessionsHere({ seal, configuration, log }, settings.configKeys),
     rules: settings.rules,
     log,
     bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
@@ -185,7 +187,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   }
   const door: RunningDoor = await startDoor({
     backend,
-    tokens: tokensOfAll([tokens, configuration.tokens]),
+    tokens: tokensOfAll([tokens, configuration.tokens, core.sessions.tokens]),
     log,
     audit,
     version,

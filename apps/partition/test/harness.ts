@@ -22,6 +22,7 @@ import { Catalogue } from '../src/domain/catalogue.ts'
 import type { Core, Rules } from '../src/domain/core.ts'
 import { GlobalCopy } from '../src/domain/global-copy.ts'
 import { Memory } from '../src/domain/memory.ts'
+import { sessionsHere } from '../src/domain/people.ts'
 import { Seal } from '../src/domain/seal.ts'
 import { startPartition } from '../src/partition.ts'
 
@@ -71,6 +72,7 @@ export async function startCore(
   const seal = new Seal(options.key ?? Buffer.alloc(32, 7))
   const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
   const catalogue = new Catalogue({ partition: 'lon1', folder: options.folder ?? virtualFiles(), log })
+  const configuration = new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log })
   return {
     partition: 'lon1',
     sql,
@@ -85,7 +87,8 @@ export async function startCore(
     }),
     catalogue,
     memory: new Memory(catalogue),
-    configuration: new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log }),
+    configuration,
+    sessions: sessionsHere({ seal, configuration, log }),
     rules: { ...usualRules, ...options.rules },
     log,
     bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },

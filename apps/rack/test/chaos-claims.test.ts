@@ -15,6 +15,7 @@ import { lookAtDue } from '@muster/partition/domain/engine'
 import { GlobalCopy } from '@muster/partition/domain/global-copy'
 import { Memory } from '@muster/partition/domain/memory'
 import { confirmHold, holdMachines, moveMachine } from '@muster/partition/domain/move'
+import { sessionsHere } from '@muster/partition/domain/people'
 import type { Switchboard } from '@muster/partition/domain/power/switchboard'
 import { runPowerWorker } from '@muster/partition/domain/power/worker'
 import { Seal } from '@muster/partition/domain/seal'
@@ -36,6 +37,7 @@ beforeAll(async () => {
   const catalogue = new Catalogue({ partition: 'p1', folder: path.join('/tmp', 'muster-no-files'), log })
   const seal = new Seal(Buffer.alloc(32, 7))
   const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
+  const configuration = new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log })
   core = {
     partition: 'p1',
     sql,
@@ -50,7 +52,8 @@ beforeAll(async () => {
     }),
     catalogue,
     memory: new Memory(catalogue),
-    configuration: new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log }),
+    configuration,
+    sessions: sessionsHere({ seal, configuration, log }),
     rules: defaultRules,
     log,
     bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },

@@ -19,6 +19,8 @@ export interface TokenOwner {
 export interface Tokens {
   /** Whom the token belongs to, or undefined. */
   find(token: string): TokenOwner | undefined
+  /** Why a token that was good once lets nobody in any more; undefined where it never was, or is good. */
+  ended?(token: string): string | undefined
 }
 
 export const tokensFile = z.strictObject({

@@ -490,6 +490,14 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
     'webhooks.replay': input => {
       throw new Refusal('not-found', `there is no webhook ${input.name}`)
     },
+    'session.login': () => {
+      throw new Refusal('unauthenticated', 'the model knows no passwords')
+    },
+    'session.providers': () => ({ items: [] }),
+    'session.exchange': ({ provider }) => {
+      throw new Refusal('not-found', `the model knows no provider ${provider}`)
+    },
+    'session.logout': needsFront,
     'session.whoami': (_input, { caller }) => ({ caller, server: { kind, name, version: 'test' } }),
   }
   const allocation = (id: string): Allocation => {

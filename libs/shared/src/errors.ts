@@ -29,6 +29,7 @@ export const errorTable = {
   'database-away': { status: 503, retryable: 'yes', title: 'The database does not answer' },
   'bus-away': { status: 503, retryable: 'yes', title: 'The message bus is not connected' },
   overloaded: { status: 503, retryable: 'yes', title: 'The server has too much to do just now' },
+  'provider-away': { status: 503, retryable: 'yes', title: 'The identity provider does not answer' },
   'partition-silent': { status: 503, retryable: 'yes', title: 'The partition does not answer' },
   'nothing-allocated': { status: 503, retryable: 'yes', title: 'Nothing was allocated' },
   'deadline-passed': { status: 504, retryable: 'yes', title: 'The time for this request ran out' },

@@ -1,6 +1,6 @@
 // What is signed in Muster, and how one checks it: Ed25519 (RFC 8032) over a text that begins with its purpose, so that a signature made for something else is none here.
 
-export type Purpose = 'global configuration' | 'erasure certificate' | 'audit log'
+export type Purpose = 'global configuration' | 'erasure certificate' | 'audit log' | 'session'
 
 /** The bytes that are signed. */
 export function signedBytes(purpose: Purpose, payload: string): Uint8Array<ArrayBuffer> {

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { copyPartLength, documentsOf, fetchCopy, noGeneration, partOf, payloadOf, readPayload } from '../src/global/copy.ts'
-import { changed, type Documents, differences, noDocuments, readDocuments } from '../src/global/documents.ts'
+import { broughtBack, changed, type Documents, differences, noDocuments, readDocuments } from '../src/global/documents.ts'
 
 const at = '2026-11-27T00:00:00.000Z'
 const token = { user: 'alice', role: 'user', sha256: 'a'.repeat(64), createdAt: at, expiresAt: at }
@@ -114,6 +114,76 @@ describe('a change', () => {
         expect(differences(wanted, wanted)).toEqual([])
       }),
     )
+  })
+})
+
+describe('a way to log in', () => {
+  const hash = (salt: string) => `$argon2id$v=19$m=19456,t=2,p=1$${salt.padEnd(22, 'A')}$${'B'.repeat(43)}`
+  const user = (name: string, document: Record<string, unknown>) => ({
+    put: [{ kind: 'user' as const, name, document: { role: 'user', ...document } }],
+  })
+  const provider = (name: string, document: Record<string, unknown> = {}) => ({
+    put: [{ kind: 'oidc' as const, name, document: { issuer: 'https://id.example.org', clientId: 'muster', ...document } }],
+  })
+  const problems = (before: Documents, change: Partial<Parameters<typeof changed>[1]>) => {
+    const outcome = changed(before, { put: [], delete: [], ...change })
+    return 'problems' in outcome ? outcome.problems.map(({ field, message }) => `${field}: ${message}`) : []
+  }
+
+  test('is not shown where it is a password; what is shown means it, and nothing else does', () => {
+    const one = after(noDocuments, user('alice', { password: hash('salt1') }))
+    const [shown] = documentsOf({ generation: 1, changedAt: at, changedBy: '', note: '', documents: one }, {}).documents
+    expect(shown?.document.password).toBe('hidden:salt1AAA')
+    expect(JSON.stringify(differences(noDocuments, one))).not.toContain('BBBB')
+    expect(differences(one, after(one, user('alice', shown?.document ?? {})))).toEqual([])
+    expect(problems(one, user('bob', { password: 'hidden:salt1AAA' }))).toMatchObject([expect.stringContaining('put.0.document.password')])
+    expect(problems(one, user('alice', { password: 'hidden:salt2AAA' }))).toHaveLength(1)
+    const weaker = hash('salt').replace('t=2', 't=1')
+    expect(problems(one, user('alice', { password: weaker }))).toHaveLength(1)
+    expect(differences(one, after(one, user('alice', { password: hash('salt2') })))).toMatchObject([
+      { what: 'changed', before: { password: 'hidden:salt1AAA' }, after: { password: 'hidden:salt2AAA' } },
+    ])
+  })
+
+  test('that changes gives the sessions a new mark; nobody brings an old one back', () => {
+    const one = after(noDocuments, user('alice', { password: hash('salt1') }))
+    const mark = (documents: Documents) => documents.user.alice?.sessions
+    expect(mark(one)).toMatch(/^[0-9a-z]{12}$/)
+    const promoted = after(one, user('alice', { role: 'admin', password: hash('salt1') }))
+    expect(mark(promoted)).toBe(mark(one))
+    const two = after(one, user('alice', { password: hash('salt2') }))
+    const ended = after(two, user('alice', { password: hash('salt2'), sessions: 'ended' }))
+    const restored = after(ended, user('alice', { password: hash('salt1'), sessions: mark(one) as string }))
+    const reverted = broughtBack(ended, one)
+    const again = after(after(one, { delete: [{ kind: 'user', name: 'alice' }] }), user('alice', { password: hash('salt1') }))
+    const marks = [one, two, ended, restored, reverted, again].map(mark)
+    expect(new Set(marks).size).toBe(marks.length)
+    expect(broughtBack(promoted, one)).toEqual(one)
+  })
+
+  test('at a provider: one person is one user, and one provider alone names people that have no document', () => {
+    const alice = { oidc: { provider: 'corp', subject: '1' } }
+    expect(problems(noDocuments, user('alice', alice))).toEqual(['user alice: its provider corp does not exist'])
+    const one = after(after(noDocuments, provider('corp')), user('alice', alice))
+    expect(problems(one, user('bob', alice))).toEqual(['user bob: corp/1 is the user alice already'])
+    expect(problems(one, { delete: [{ kind: 'oidc', name: 'corp' }] })).toEqual(['user alice: its provider corp does not exist'])
+    expect(differences(one, after(one, user('alice', { oidc: { provider: 'corp', subject: '2' } })))).toMatchObject([{ what: 'changed' }])
+    const roles = { roles: { ops: 'operator' } }
+    expect(problems(one, provider('corp', roles))).toEqual([expect.stringContaining('needs nameClaim')])
+    const two = after(one, provider('corp', { ...roles, nameClaim: 'email' }))
+    expect(problems(two, provider('partner', { ...roles, nameClaim: 'email' }))).toEqual([expect.stringContaining('only one may')])
+    expect(problems(two, provider('partner'))).toEqual([])
+  })
+
+  test.each([
+    'http://id.example.org',
+    'ftp://id.example.org',
+    'https://id.example.org?x=1',
+    'https://me:pw@id.example.org',
+    'id.example.org',
+    'http://127.0.0.1.evil.example',
+  ])('at %s is none: anybody on the way could be the provider', issuer => {
+    expect(problems(noDocuments, provider('corp', { issuer }))).toHaveLength(1)
   })
 })
 

@@ -1,11 +1,12 @@
 // `muster user …` and `muster token …`: who may come in. Both are documents of the global configuration; a token is made here, and only its
-// hash leaves this computer.
+// hash leaves this computer. So with passwords: they are hashed here.
 import { hash, randomBytes } from 'node:crypto'
 import { roles } from '@muster/shared/contract/call'
 import { config as calls } from '@muster/shared/contract/config'
 import { durationMs, durationPattern } from '@muster/shared/duration'
-import type { TokenDocument, UserDocument } from '@muster/shared/global/documents'
+import { endedMark, type TokenDocument, type UserDocument } from '@muster/shared/global/documents'
 import { randomText } from '@muster/shared/ids'
+import { hashPassword, passwordProblem, shortestPassword } from '@muster/shared/password'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Cli, examples, type Fill, formatOf, remark } from '../cli.ts'
 import { connect } from '../connection.ts'
@@ -14,6 +15,7 @@ import { type Shape, showList, showOne } from '../output/show.ts'
 import { ageText } from '../output/text.ts'
 import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
+import { askSecretly, passwordFrom } from '../secrets.ts'
 import { tellChange } from './config.ts'
 
 const grantedRoles = roles.filter(role => role !== 'public')
@@ -34,6 +36,8 @@ const userShape: Shape<User> = {
       text: ({ document }) => document.status,
       style: ({ document }) => (document.status === 'active' ? undefined : 'yellow'),
     },
+    { title: 'PROVIDER', text: ({ document }) => document.oidc?.provider ?? '' },
+    { title: 'PASSWORD', text: ({ document }) => (document.password === undefined ? '' : 'yes') },
     { title: 'DISPLAY NAME', text: ({ document }) => document.displayName, least: 10 },
   ],
   name: ({ name }) => name,
@@ -52,6 +56,8 @@ export const fillUser: Fill = (command, cli) => {
   })
   addUserWrite(command, cli, 'create')
   addUserWrite(command, cli, 'update')
+  addUserPassword(command, cli)
+  addUserLogout(command, cli)
   const remove = command.command('delete').alias('rm').summary('delete a user, and its tokens').argument('<name>', 'name of the user')
   remove.description('Deletes a user and all of its tokens. What it owns stays its own.')
   examples(remove, ['user delete bob'])
@@ -70,35 +76,123 @@ function addUserWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): voi
   command
     .description(
       verb === 'create'
-        ? 'Creates a user. It comes in with a token: muster token create.'
+        ? 'Creates a user. It comes in with a password (muster user password), a token (muster token create) or, with --oidc, a login at a provider.'
         : 'Changes what is given and leaves the rest. A disabled user is let in nowhere.',
     )
     .addOption(roleOption('what the user may do').makeOptionMandatory(verb === 'create'))
     .option('--pool <name>', 'limit the user to this pool; may be repeated', collect)
     .option('--display-name <text>', 'the name people read')
+    .option('--oidc <provider/subject>', 'who it is at an OpenID Connect provider; `none`: nobody', binding)
   if (verb === 'update') command.option('--all-pools', 'limit the user to no pool any more')
   if (verb === 'update') command.addOption(new Option('--status <status>', 'whether the user may come in').choices(['active', 'disabled']))
   examples(
     command,
-    verb === 'create' ? ['user create alice --role operator --display-name "Alice A."'] : ['user update alice --status disabled'],
+    verb === 'create'
+      ? ['user create alice --role operator --display-name "Alice A."', 'user create bob --role user --oidc corp/8f14e45f']
+      : ['user update alice --status disabled'],
   )
-  command.action(
-    async (name: string, given: { role?: string; displayName?: string; status?: string; pool?: string[]; allPools?: true }) => {
-      const { pool, allPools, ...options } = given
-      if (pool && allPools) throw new CliError('usage', '--pool and --all-pools exclude each other')
-      const { client } = await connect(cli, command)
-      const current = await attempt('list users', client.config.get({ kind: 'user' }))
-      const known = current.documents.find(user => user.name === name)
-      if (verb === 'create' && known) throw new CliError('usage', `user ${name} exists; change it with: muster user update ${name}`)
-      if (verb === 'update' && !known) throw new CliError('usage', `there is no user ${name}`)
-      const { pools: _, ...withoutPools } = known?.document ?? {}
-      const before = allPools ? withoutPools : known?.document
-      const put = [{ kind: 'user', name, document: { ...before, ...options, ...(pool && { pools: pool }) } }]
-      // Expected: the generation that was looked at, so that nobody's change in between is undone.
-      const input = checked(calls.change, { put, expectedGeneration: current.generation, note: `user ${name} ${verb}d` })
-      tellChange(cli, command, await attempt(`${verb} user ${name}`, client.config.change(input)))
-    },
+  command.action(async (name: string, { pool, allPools, oidc, ...options }: UserOptions) => {
+    if (pool && allPools) throw new CliError('usage', '--pool and --all-pools exclude each other')
+    const { client } = await connect(cli, command)
+    const current = await attempt('list users', client.config.get({ kind: 'user' }))
+    const known = current.documents.find(user => user.name === name)
+    if (verb === 'create' && known) throw new CliError('usage', `user ${name} exists; change it with: muster user update ${name}`)
+    if (verb === 'update' && !known) throw new CliError('usage', `there is no user ${name}`)
+    const { pools: before, oidc: bound, ...user } = known?.document ?? {}
+    // What becomes undefined is left out on its way.
+    const document = {
+      ...user,
+      ...options,
+      pools: allPools ? undefined : (pool ?? before),
+      oidc: oidc === 'none' ? undefined : (oidc ?? bound),
+    }
+    const put = [{ kind: 'user', name, document }]
+    // Expected: the generation that was looked at, so that nobody's change in between is undone.
+    const input = checked(calls.change, { put, expectedGeneration: current.generation, note: `user ${name} ${verb}d` })
+    tellChange(cli, command, await attempt(`${verb} user ${name}`, client.config.change(input)))
+  })
+}
+
+interface UserOptions {
+  readonly role?: string
+  readonly displayName?: string
+  readonly status?: string
+  readonly pool?: string[]
+  readonly allPools?: true
+  readonly oidc?: Binding
+}
+
+type Binding = UserDocument['oidc'] | 'none'
+
+/** `corp/1234`: subjects may contain slashes, names of providers do not. */
+function binding(text: string): Binding {
+  if (text === 'none') return 'none'
+  const slash = text.indexOf('/')
+  if (slash < 1 || slash === text.length - 1)
+    throw new InvalidArgumentError('must be the name of a provider, a slash and the subject, such as corp/8f14e45f.')
+  return { provider: text.slice(0, slash), subject: text.slice(slash + 1) }
+}
+
+function addUserPassword(parent: Command, cli: Cli): void {
+  const command = parent.command('password').summary("set a user's password").argument('<name>', 'name of the user')
+  command
+    .description(
+      `Sets the password of a user, ${shortestPassword} characters or more, and ends the sessions it has. It is asked for twice, without showing it, or comes ` +
+        'from a file; it is hashed on this computer (argon2id), and only the hash leaves it.',
+    )
+    .option('--password-file <file>', 'a file that holds the password, as its only line')
+    .option('--password-stdin', 'read the password from the standard input')
+    .option('--remove', 'take the password away: the user comes in with tokens only')
+  examples(command, ['user password alice', 'user password alice --password-file new.txt', 'user password alice --remove'])
+  command.action(async (name: string, options: PasswordOptions & { remove?: true }) => {
+    if (options.remove && (options.passwordFile ?? options.passwordStdin)) throw new CliError('usage', '--remove takes no password')
+    const password = options.remove ? undefined : await newPassword(cli, name, options)
+    await changeUser(cli, command, name, {
+      what: options.remove ? 'password removed' : 'password set',
+      change: async ({ password: _, ...user }) => (password === undefined ? user : { ...user, password: await hashPassword(password) }),
+    })
+  })
+}
+
+interface PasswordOptions {
+  readonly passwordFile?: string
+  readonly passwordStdin?: true
+}
+
+/** A password that somebody chooses. Throws CliError where it is none that a user may take. */
+async function newPassword(cli: Cli, user: string, options: PasswordOptions): Promise<string> {
+  const password = await passwordFrom(cli, { ...options, question: `new password of ${user}: ` })
+  const problem = passwordProblem(user, password)
+  if (problem) throw new CliError('usage', problem)
+  const isTyped = options.passwordFile === undefined && !options.passwordStdin
+  if (isTyped && (await askSecretly(cli, { what: 'password', question: 'the same again: ' })) !== password)
+    throw new CliError('usage', 'the two are not the same; nothing was changed')
+  return password
+}
+
+function addUserLogout(parent: Command, cli: Cli): void {
+  const command = parent.command('logout').summary('end all sessions of a user').argument('<name>', 'name of the user')
+  command.description(
+    'Ends all sessions of a user. Partitions that can be reached know within seconds; at one that is cut off, sessions end when they expire. Tokens stay.',
   )
+  examples(command, ['user logout alice'])
+  command.action((name: string) =>
+    changeUser(cli, command, name, { what: 'sessions ended', change: async user => ({ ...user, sessions: endedMark }) }),
+  )
+}
+
+/** Changes one user as it is now; somebody else's change in between is not undone. */
+async function changeUser(
+  cli: Cli,
+  command: Command,
+  name: string,
+  { what, change }: { what: string; change: (user: Record<string, unknown>) => Promise<Record<string, unknown>> },
+): Promise<void> {
+  const { client } = await connect(cli, command)
+  const current = await attempt(`find user ${name}`, client.config.get({ kind: 'user', name }))
+  const put = [{ kind: 'user', name, document: await change(current.documents[0]?.document ?? {}) }]
+  const input = checked(calls.change, { put, expectedGeneration: current.generation, note: `user ${name}: ${what}` })
+  tellChange(cli, command, await attempt(`change user ${name}`, client.config.change(input)))
 }
 
 interface Token {

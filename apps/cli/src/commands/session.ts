@@ -1,4 +1,6 @@
-// `muster login`, `logout`, `whoami`, `profile`: which server, as whom. A token never comes from the command line and never goes out.
+// `muster login`, `logout`, `whoami`, `profile`: which server, as whom. Tokens and passwords never come from the command line and never go out.
+import type { CallOutput } from '@muster/shared/contract/contract'
+import { type BegunSession, session as calls } from '@muster/shared/contract/session'
 import type { Command } from 'commander'
 import { type Cli, examples, type Fill, formatOf, globalsOf, remark, say } from '../cli.ts'
 import { clientFor, connect, readToken, serverUrl, tokenIn } from '../connection.ts'
@@ -7,7 +9,8 @@ import { type Shape, showList, showOne } from '../output/show.ts'
 import { fieldsText } from '../output/table.ts'
 import { printable } from '../output/text.ts'
 import { type Config, configPath, type Profile, readConfig, readLocalLogin, writeConfig } from '../profiles.ts'
-import { askSecretly, readInput } from '../secrets.ts'
+import { checked } from '../schema-options.ts'
+import { askSecretly, passwordFrom, readInput } from '../secrets.ts'
 
 const noConfig: Config = { current: 'default', profiles: {} }
 const profileName = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
@@ -16,29 +19,126 @@ const profileName = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
 export const fillLogin: Fill = (command, cli) => {
   command.argument('[url]', "URL of a front or a partition; the profile's own where left out")
   command.description(
-    'Log in: the token is tried, then kept in $XDG_CONFIG_HOME/muster/config.json, which only you can read. It comes from --token-file, ' +
-      '--token-stdin or, on a terminal, a prompt that does not show it; never from the command line, where everybody could see it.',
+    'Log in with a token; with --user and a password; or, with --oidc, at an OpenID Connect provider. A token is tried first. It comes from --token-file, ' +
+      '--token-stdin or, on a terminal, a prompt that does not show it; a password from --password-file, --password-stdin or such a prompt. Neither ' +
+      'comes from the command line, where everybody could see it. At a provider one logs in in a browser on this computer or, with --device, anywhere. ' +
+      'What is kept, in $XDG_CONFIG_HOME/muster/config.json, which only you can read, is the token, or that of a session, which expires. A profile ' +
+      'remembers how it was logged in, so that `muster login` alone does it again.',
   )
-  command.option('--token-stdin', 'read the token from the standard input')
+  command
+    .option('--token-stdin', 'read the token from the standard input')
+    .option('--user <name>', 'log in as this user, with a password')
+    .option('--password-file <file>', 'a file that holds the password, as its only line')
+    .option('--password-stdin', 'read the password from the standard input')
+    .option('--oidc [provider]', 'log in at an OpenID Connect provider; needs no name where there is one only')
+    .option('--device', 'with --oidc: show a code to enter on any device, instead of waiting for a browser on this computer')
+    .option('--lifetime <duration>', 'how long the session lasts, 24h at most')
   examples(command, [
+    'login https://muster.example.org --user alice',
+    'login https://muster.example.org --oidc',
+    'login https://muster.example.org --oidc corp --device',
     'login https://muster.example.org --token-file ~/muster.token',
     'login http://lon1.example.org:8080 --profile lon1 --token-stdin < token',
   ])
-  command.action(async (given: string | undefined, options: { tokenStdin?: true }) => {
+  command.action(async (given: string | undefined, options: LoginOptions) => {
     const globals = globalsOf(command)
     const config = (await readConfig(cli)) ?? noConfig
     const name = globals.profile ?? (cli.env.MUSTER_PROFILE || config.current)
     if (!profileName.test(name))
       throw new CliError('usage', `"${printable(name)}" is not a name for a profile: letters, digits, dots, dashes`)
-    const known = given ?? globals.url ?? (cli.env.MUSTER_URL || config.profiles[name]?.url || (await readLocalLogin(cli))?.url)
+    const before = config.profiles[name]
+    const known = given ?? globals.url ?? (cli.env.MUSTER_URL || before?.url || (await readLocalLogin(cli))?.url)
     if (known === undefined) throw new CliError('usage', 'which server?', { hint: 'give its URL: muster login https://muster.example.org' })
     const url = serverUrl(known)
-    const token = await tokenFrom(cli, { tokenFile: globals.tokenFile, tokenStdin: options.tokenStdin, url })
-    const { caller, server } = await attempt(`log in to ${url}`, clientFor(cli, { url, token }).session.whoami({}))
-    await writeConfig(cli, { current: name, profiles: { ...config.profiles, [name]: { url, token } } })
+    if (!isProtected(url)) remark(cli, 'muster: this URL is not encrypted; what you log in with travels in the clear')
+    // How one logs in is a matter of the server.
+    const way = wayOf(options, globals.tokenFile, before && serverUrl(before.url) === url ? before : undefined)
+    const found =
+      way.kind === 'token'
+        ? { token: await tokenFrom(cli, { tokenFile: globals.tokenFile, tokenStdin: options.tokenStdin, url }) }
+        : await beginSession(cli, { url, way, options })
+    const { caller, server } = await attempt(`log in to ${url}`, clientFor(cli, { url, token: found.token }).session.whoami({}))
+    const profile = { url, token: found.token, ...('remember' in found && found.remember) }
+    await writeConfig(cli, { current: name, profiles: { ...config.profiles, [name]: profile } })
     say(cli, printable(`logged in to ${server.kind} ${server.name} as ${caller.name} (${caller.role}), profile ${name}`))
-    if (!isProtected(url)) remark(cli, 'muster: this URL is not encrypted; the token travels in the clear')
+    if ('session' in found) remark(cli, sessionText(found.session))
   })
+}
+
+interface LoginOptions {
+  readonly tokenStdin?: true
+  readonly user?: string
+  readonly passwordFile?: string
+  readonly passwordStdin?: true
+  readonly oidc?: string | true
+  readonly device?: true
+  readonly lifetime?: string
+}
+
+/** How to log in; `provider` undefined: the only one there is. */
+type Way =
+  | { readonly kind: 'token' }
+  | { readonly kind: 'password'; readonly user: string }
+  | { readonly kind: 'oidc'; readonly provider: string | undefined }
+
+/** The way that the options ask for; without any, the one that the profile was logged in by. */
+function wayOf(options: LoginOptions, tokenFile: string | undefined, before: Profile | undefined): Way {
+  const asks = (given: readonly unknown[]) => given.some(each => each !== undefined)
+  const isToken = asks([tokenFile, options.tokenStdin])
+  const isPassword = asks([options.user, options.passwordFile, options.passwordStdin])
+  const isOidc = asks([options.oidc, options.device])
+  if ([isToken, isPassword, isOidc].filter(Boolean).length > 1)
+    throw new CliError('usage', 'a token, a password and a provider exclude each other: give one of them')
+  if (isToken) return { kind: 'token' }
+  if (isOidc || (!isPassword && before?.oidc !== undefined))
+    return { kind: 'oidc', provider: typeof options.oidc === 'string' ? options.oidc : before?.oidc }
+  const user = options.user ?? before?.user
+  if (user !== undefined) return { kind: 'password', user }
+  if (isPassword) throw new CliError('usage', 'whose password?', { hint: 'give --user NAME' })
+  if (options.lifetime !== undefined) throw new CliError('usage', 'a token has its own lifetime; --lifetime is for --user and --oidc')
+  return { kind: 'token' }
+}
+
+interface NewLogin {
+  readonly token: string
+  readonly session: BegunSession
+  readonly remember: Pick<Profile, 'user' | 'oidc'>
+}
+
+async function beginSession(
+  cli: Cli,
+  { url, way, options }: { url: string; way: Exclude<Way, { kind: 'token' }>; options: LoginOptions },
+): Promise<NewLogin> {
+  const client = clientFor(cli, { url })
+  const lifetime = options.lifetime === undefined ? {} : { lifetime: options.lifetime }
+  if (way.kind === 'password') {
+    const password = await passwordFrom(cli, { ...options, question: `password of ${way.user} at ${url}: ` })
+    const input = checked(calls.login, { user: way.user, password, ...lifetime })
+    const session = await attempt(`log in to ${url} as ${way.user}`, client.session.login(input))
+    return { token: session.token, session, remember: { user: way.user } }
+  }
+  const { items } = await attempt(`ask ${url} for its providers`, client.session.providers())
+  const provider = chosenProvider(items, way.provider, url)
+  const { identifyByDevice, identifyInBrowser } = await import('../oidc.ts')
+  const identified = await (options.device ? identifyByDevice : identifyInBrowser)(cli, provider)
+  const input = checked(calls.exchange, { provider: provider.name, ...identified, ...lifetime })
+  const session = await attempt(`log in to ${url} with ${provider.name}`, client.session.exchange(input))
+  return { token: session.token, session, remember: { oidc: provider.name } }
+}
+
+function chosenProvider(providers: CallOutput<'session.providers'>['items'], name: string | undefined, url: string) {
+  const names = providers.map(each => each.name).join(', ')
+  const [only, ...others] = name === undefined ? providers : providers.filter(each => each.name === name)
+  if (only && others.length === 0) return only
+  if (providers.length === 0) throw new CliError('usage', `${url} knows no provider`, { hint: 'log in with --user NAME' })
+  throw new CliError('usage', name === undefined ? 'at which provider?' : `there is no provider ${name}`, {
+    hint: `give --oidc with one of: ${names}`,
+  })
+}
+
+function sessionText({ expiresAt, validAt }: BegunSession): string {
+  const where = validAt === 'here' ? ', at this partition only' : ''
+  return `the session is good until ${expiresAt.slice(0, 16).replace('T', ' ')} UTC${where}`
 }
 
 /** Whether nobody on the way can read along. */
@@ -57,12 +157,20 @@ async function tokenFrom(cli: Cli, given: { tokenFile: string | undefined; token
 
 /** `muster logout`. */
 export const fillLogout: Fill = (command, cli) => {
-  command.description('Forget a login: the profile named, else the current one. The token itself stays valid until an admin revokes it.')
-  command.option('--all', 'forget all logins')
-  examples(command, ['logout', 'logout --profile lon1', 'logout --all'])
-  command.action(async (options: { all?: true }) => {
+  command.description(
+    'Forget a login: the profile named, else the current one. A token stays valid until an admin revokes it, a session until it expires; --everywhere ' +
+      'ends all of your sessions, on all computers.',
+  )
+  command.option('--all', 'forget all logins').option('--everywhere', 'end all sessions of this user first; the server must be a front')
+  examples(command, ['logout', 'logout --everywhere', 'logout --profile lon1', 'logout --all'])
+  command.action(async (options: { all?: true; everywhere?: true }) => {
     const config = await readConfig(cli)
     if (!config) return remark(cli, 'Nobody was logged in.')
+    if (options.everywhere) {
+      const { client } = await connect(cli, command)
+      await attempt('end all sessions', client.session.logout())
+      remark(cli, 'all sessions are ended; partitions that can be reached know within seconds')
+    }
     if (options.all) {
       await writeConfig(cli, noConfig)
       return say(cli, 'all logins forgotten')

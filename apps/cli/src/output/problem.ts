@@ -11,7 +11,7 @@ import { paint, printable } from './text.ts'
 
 /** What a person can do about a refusal, where the server's own words do not say it. */
 const hints: { readonly [code in ErrorCode]?: string } = {
-  unauthenticated: 'log in with: muster login URL --token-file FILE',
+  unauthenticated: 'log in with: muster login URL --user NAME, or --token-file FILE',
   forbidden: 'see who you are with: muster whoami',
   'not-found': 'see what there is with the list command of the same noun',
   'method-not-allowed': 'this muster and the server are of different releases',
@@ -29,6 +29,7 @@ const hints: { readonly [code in ErrorCode]?: string } = {
   'not-ready': 'try again in a moment',
   'database-away': 'try again in a moment; `muster status` shows when it is back',
   'bus-away': 'try again in a moment; a partition can also be asked directly with --url',
+  'provider-away': 'log in with a password or a token, or at another server',
   'partition-silent': 'see which partitions answer with: muster partition list',
   'nothing-allocated': 'nothing is held; repeat the request',
   'deadline-passed': 'the work may still go on; look with: muster machine explain ID',

@@ -23,7 +23,15 @@ import {
   refillJump,
   type SignedCopy,
 } from '@muster/shared/global/copy'
-import { type Change, changed, type Difference, type Documents, differences, noDocuments } from '@muster/shared/global/documents'
+import {
+  broughtBack,
+  type Change,
+  changed,
+  type Difference,
+  type Documents,
+  differences,
+  noDocuments,
+} from '@muster/shared/global/documents'
 import { decodeJson, encodeJson } from '../json.ts'
 import type { PartitionCalls } from '../partition-calls.ts'
 import type { Presence } from '../presence.ts'
@@ -167,7 +175,8 @@ class GlobalHome implements Home {
 
   async revert(by: Caller, to: number, options: WriteOptions): Promise<Written> {
     const documents = await this.documentsAt(to)
-    return this.#write(by, { ...options, note: options.note || `back to generation ${to}` }, () => ({ documents, secrets: [] }))
+    const back = (before: Documents) => ({ documents: broughtBack(before, documents), secrets: [] })
+    return this.#write(by, { ...options, note: options.note || `back to generation ${to}` }, back)
   }
 
   async refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>> {

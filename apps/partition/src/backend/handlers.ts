@@ -160,11 +160,14 @@ export function handlers(core: Core, self: Self): Handlers {
       return { items: rows.map(row => deadLetterViewOf(row, core.partition)), nextCursor: null }
     },
     'webhooks.replay': ({ name }) => replayWebhook(core, self, name),
+    'session.login': (input, context) => core.sessions.login(input, context),
+    'session.providers': async () => core.sessions.providers(),
+    'session.exchange': (input, context) => core.sessions.exchange(input, context),
     'session.whoami': async (_, { caller }) => ({ caller, server: { kind: 'partition', name: core.partition, version: self.version } }),
   })
 }
 
-type ConfigHandlers = { readonly [Name in Extract<CallName, `config.${string}`>]: Handlers[Name] }
+type ConfigHandlers = { readonly [Name in Extract<CallName, `config.${string}`> | 'session.logout']: Handlers[Name] }
 
 /** A partition reads its copy of the global configuration; it is written at a front. */
 function configHandlers(core: Core): ConfigHandlers {
@@ -177,6 +180,7 @@ function configHandlers(core: Core): ConfigHandlers {
     'config.diff': written,
     'config.revert': written,
     'config.refill': written,
+    'session.logout': written,
   }
 }
 

@@ -3,6 +3,7 @@
 import type { AuditLog } from '@muster/database/audit-log'
 import type { Signer } from '@muster/server/global/signature'
 import type { Log } from '@muster/server/log'
+import type { Sessions } from '@muster/server/sessions/sessions'
 import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
 import type { ErasePolicy } from '@muster/shared/machine'
 import type { Sql } from '../db/connect.ts'
@@ -70,6 +71,8 @@ export interface Core {
   readonly memory: Memory
   /** The partition's copy of what belongs to the whole federation. */
   readonly configuration: GlobalCopy
+  /** Of people who logged in, here or at a front. */
+  readonly sessions: Sessions
   readonly rules: Rules
   readonly log: Log
   readonly bells: { readonly engine: Bell; readonly power: Bell; readonly rotation: Bell; readonly log: Bell }

@@ -5,17 +5,24 @@ import { derivedKey, Sealer } from '@muster/server/seal'
 export class Seal extends Sealer {
   readonly #signingKey: Buffer
   readonly #certificateSeed: Buffer
+  readonly #sessionSeed: Buffer
 
   /** `key`: 32 bytes. Throws RangeError for any other length. */
   constructor(key: Buffer) {
     super(key, 'muster seal')
     this.#signingKey = derivedKey(key, 'muster machine token')
     this.#certificateSeed = derivedKey(key, 'muster erasure certificate')
+    this.#sessionSeed = derivedKey(key, 'muster session')
   }
 
   /** A private key for signatures that others can check: 32 bytes, hex. The same for ever. */
   certificateSeed(): string {
     return this.#certificateSeed.toString('hex')
+  }
+
+  /** The same for the sessions that this partition begins. */
+  sessionSeed(): string {
+    return this.#sessionSeed.toString('hex')
   }
 
   /** 32 characters that only this key can make for `text`. */

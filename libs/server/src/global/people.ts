@@ -47,5 +47,12 @@ export function tokensOfAll(places: readonly Tokens[]): Tokens {
       }
       return undefined
     },
+    ended: token => {
+      for (const place of places) {
+        const why = place.ended?.(token)
+        if (why !== undefined) return why
+      }
+      return undefined
+    },
   }
 }

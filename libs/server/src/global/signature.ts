@@ -1,4 +1,5 @@
-// Signatures: Ed25519 (RFC 8032). A partition takes no global configuration that does not bear a front's; erasure certificates bear the partition's.
+// Signatures: Ed25519 (RFC 8032). A partition takes no global configuration that does not bear a front's; erasure certificates bear the partition's;
+// sessions of people the front's or the partition's.
 import { createPrivateKey, createPublicKey, type KeyObject, sign, verify } from 'node:crypto'
 import type { SignedCopy } from '@muster/shared/global/copy'
 import { type Purpose, signedBytes } from '@muster/shared/signature'

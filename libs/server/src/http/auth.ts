@@ -1,17 +1,12 @@
 // Who asks: the bearer token of a request, and a limit on wrong tokens per address.
 import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
+import { type FailureLimit, Failures } from '../failures.ts'
 import type { TokenOwner, Tokens } from '../tokens.ts'
 
 export interface Authenticator {
   /** Whom the Authorization header speaks for. Throws `unauthenticated`, or `too-many-requests` for an address that was wrong too often. */
   authenticate(authorization: string | undefined, address: string): Caller
-}
-
-export interface FailureLimit {
-  /** How many wrong tokens an address may send within the window. */
-  readonly failures: number
-  readonly windowMs: number
 }
 
 export interface AuthenticatorOptions {
@@ -25,12 +20,10 @@ export interface AuthenticatorOptions {
 
 /** A person mistypes a few times and a stale script retries; more than this is neither. */
 const usualLimit: FailureLimit = { failures: 20, windowMs: 60_000 }
-/** Addresses remembered at once: an attacker has many, and must not fill the memory. The oldest is forgotten first. */
-const mostAddresses = 10_000
 /** Addresses remembered per token as places it was right from. */
 const mostProven = 1000
 
-const bearer = /^Bearer ([\x21-\x7e]{1,512})$/i
+const bearer = /^Bearer ([\x21-\x7e]{1,1024})$/i
 
 /** A caller for calls that need no token. */
 export const nobody: Caller = { name: 'anonymous', role: 'public' }
@@ -41,26 +34,8 @@ export const nobody: Caller = { name: 'anonymous', role: 'public' }
  */
 export function createAuthenticator(options: AuthenticatorOptions): Authenticator {
   const { tokens, limit = usualLimit, now = Date.now, onLimit } = options
-  const failures = new Map<string, { count: number; since: number }>()
+  const failures = new Failures({ limit, now, onLimit })
   const provenFrom = new WeakMap<TokenOwner, Set<string>>()
-
-  /** How long the address is still refused, in milliseconds; 0 when it is not. */
-  const refusedForMs = (address: string) => {
-    const known = failures.get(address)
-    return known && known.count >= limit.failures ? Math.max(0, known.since + limit.windowMs - now()) : 0
-  }
-
-  const countFailure = (address: string) => {
-    const known = failures.get(address)
-    if (known && now() - known.since < limit.windowMs) {
-      known.count++
-      if (known.count === limit.failures) onLimit?.(address)
-      return
-    }
-    failures.delete(address)
-    if (failures.size >= mostAddresses) failures.delete(failures.keys().next().value as string)
-    failures.set(address, { count: 1, since: now() })
-  }
 
   return {
     authenticate: (authorization, address) => {
@@ -71,10 +46,13 @@ export function createAuthenticator(options: AuthenticatorOptions): Authenticato
       let proven = owner && provenFrom.get(owner)
       if (owner && proven?.has(address)) return owner
 
-      const waitMs = refusedForMs(address)
+      const waitMs = failures.refusedForMs(address)
       if (waitMs > 0) throw tooMany(waitMs)
       if (!owner) {
-        countFailure(address)
+        // Whoever has a token that was good is no guesser.
+        const ended = token === undefined ? undefined : tokens.ended?.(token)
+        if (ended !== undefined) throw new Refusal('unauthenticated', ended, { hint: 'log in again: muster login' })
+        failures.count(address)
         throw new Refusal('unauthenticated', 'the token is not known here')
       }
       if (!proven || proven.size >= mostProven) {

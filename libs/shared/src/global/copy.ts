@@ -51,7 +51,7 @@ export function readPayload(text: string): CopyContent & { skipped: readonly str
   return { ...head, ...readDocuments(documents) }
 }
 
-/** Some of a configuration's documents, as `config.get` answers them: without what is sealed. Throws not-found for one that is not there. */
+/** Some of a configuration's documents, as `config.get` answers them: without what is sealed, or a password. Throws not-found for one that is not there. */
 export function documentsOf(
   content: CopyContent | undefined,
   { kind, name }: { kind?: DocumentKind | undefined; name?: string | undefined },

@@ -2,6 +2,7 @@
 // never back. A kind of document is one row of this table; what refers to what is checked over the whole set, in one place.
 import { z } from 'zod'
 import { roles } from '../contract/call.ts'
+import { randomText } from '../ids.ts'
 import { label, osName, partitionName, timestamp } from '../machine.ts'
 
 /** The roles a person or a token can have. */
@@ -11,6 +12,7 @@ export const userName = z
   .regex(/^[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?$/, 'must be 1 to 64 lower-case letters, digits, dots, dashes, underscores or @')
 export const tokenId = z.string().regex(/^t-[0-9a-z]{12}$/, 'is not the id of a token such as t-4y3h7nqk2c5d')
 
+export const providerName = z.string().regex(/^[a-z][a-z0-9-]{0,30}$/, 'must be 1 to 31 lower-case letters, digits or dashes')
 export const joinId = z.string().regex(/^j-[0-9a-z]{12}$/, 'is not the id of a join token such as j-4y3h7nqk2c5d')
 export const natsPublicKey = z.string().regex(/^U[A-Z2-7]{55}$/, 'is not the public half of an nkey of kind user (U…)')
 /** The pools that it is limited to; all where left out. */
@@ -54,12 +56,38 @@ const sealedText = z
   .regex(/^sealed:[A-Za-z0-9+/]+={0,2}$/, 'is not sealed')
 
 /**
- * The kinds of documents. `name`: what a document may be called; `shape`: its fields, flat; `refersTo`: fields that name a document of another
+ * A password as it is kept: argon2id in PHC form, with OWASP's parameters and no others, so that checking any costs the same. The hash is made
+ * where the password was typed (password.ts).
+ */
+export const passwordHash = z
+  .string()
+  .regex(
+    /^\$argon2id\$v=19\$m=19456,t=2,p=1\$[A-Za-z0-9+/]{22}\$[A-Za-z0-9+/]{43}$/,
+    'must be an argon2id hash as `muster user password` makes it, or what is shown in place of the one in force',
+  )
+/** What is shown in place of a hash: enough of its salt, which is no secret, to tell two hashes apart. Written back, it means the hash in force. */
+export const shownPassword = (hash: string) => `hidden:${hash.split('$')[4]?.slice(0, 8)}`
+
+/** Written as the mark of a user's sessions, it ends them: a mark that is not the one in force is replaced by a new one. */
+export const endedMark = 'ended'
+
+/** Protected on its way, or not leaving this computer. */
+export function isSafeUrl(text: string): boolean {
+  const url = URL.parse(text)
+  if (!url || url.username || url.password || url.search || url.hash) return false
+  const isLoopback = url.hostname === 'localhost' || url.hostname === '[::1]' || /^127\.\d+\.\d+\.\d+$/.test(url.hostname)
+  return url.protocol === 'https:' || (url.protocol === 'http:' && isLoopback)
+}
+
+const claimName = z.string().min(1).max(200)
+
+/**
+ * The kinds of documents. `name`: what a document may be called; `shape`: its fields; `refersTo`: fields that name a document of another
  * kind, which must exist; `sealed`: fields that are secrets, with their form as a person writes them. A front seals them with the key it shares
  * with the partitions, and nobody is shown them again.
  */
 const kinds = {
-  /** Who may come in. Disabling a user ends all of its tokens. */
+  /** Who may come in. Disabling a user ends all of its tokens and sessions. */
   user: {
     name: userName,
     shape: {
@@ -67,6 +95,11 @@ const kinds = {
       role: grantedRole,
       status: z.enum(['active', 'disabled']).default('active'),
       pools,
+      password: passwordHash.optional(),
+      /** Who it is at a provider: the claim `sub` of the ID tokens, which never changes. */
+      oidc: z.strictObject({ provider: providerName, subject: z.string().min(1).max(255) }).optional(),
+      /** Sessions bear this mark and end when it becomes another: with a new way to log in, or when anything else is written here. */
+      sessions: z.string().max(20).optional(),
     },
     refersTo: {},
     sealed: {},
@@ -127,6 +160,33 @@ const kinds = {
     refersTo: {},
     sealed: { secret: webhookSecret },
   },
+  /** An OpenID Connect provider, whose ID tokens people log in with. Whom neither a user's document nor `roles` names does not come in. */
+  oidc: {
+    name: providerName,
+    shape: {
+      issuer: z.string().max(500).refine(isSafeUrl, 'must be an https URL, as the provider writes it in its ID tokens'),
+      clientId: z.string().min(1).max(200),
+      /** Whom ID tokens must be made for; the client where left out. */
+      audience: z.string().min(1).max(200).optional(),
+      scopes: z
+        .array(z.string().regex(/^[\x21\x23-\x5b\x5d-\x7e]{1,100}$/, 'is not a scope'))
+        .max(20)
+        .refine(scopes => scopes.includes('openid'), 'must include openid')
+        .default(['openid', 'profile', 'email']),
+      /** What a person is called here that has no document: a claim that the provider keeps unique and people cannot choose. */
+      nameClaim: claimName.optional(),
+      /** The claim with a person's groups, and the role that being in a group gives; the strongest counts. */
+      groupsClaim: claimName.default('groups'),
+      roles: z.record(z.string().min(1).max(100), grantedRole).default({}),
+      /** For whom `roles` lets in. */
+      pools,
+      status: z.enum(['active', 'disabled']).default('active'),
+      /** As with users: of the sessions that `roles` let in. */
+      sessions: z.string().max(20).optional(),
+    },
+    refersTo: {},
+    sealed: {},
+  },
 } as const satisfies Record<string, Kind>
 
 interface Kind {
@@ -146,15 +206,18 @@ export type UserDocument = DocumentOf<'user'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
 export type WebhookDocument = DocumentOf<'webhook'>
+export type ProviderDocument = DocumentOf<'oidc'>
 
 /** The sealed fields of a kind: each with its form as a person writes it. */
 export function sealedFieldsOf(kind: DocumentKind): Readonly<Record<string, z.ZodType<string>>> {
   return kinds[kind].sealed
 }
 
-/** A document as it is shown: without its sealed fields. Put back, it keeps the ones it has. */
+/** A document as it is shown: without its sealed fields, and with what stands for a password. Put back, it keeps the ones it has. */
 export function shownDocument(kind: DocumentKind, document: object): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(document).filter(([field]) => !(field in kinds[kind].sealed)))
+  const shown: Record<string, unknown> = Object.fromEntries(Object.entries(document).filter(([field]) => !(field in kinds[kind].sealed)))
+  if (kind === 'user' && typeof shown.password === 'string') shown.password = shownPassword(shown.password)
+  return shown
 }
 
 /** All documents, by kind and name. */
@@ -205,8 +268,15 @@ export interface Problem {
   message: string
 }
 
-/** The documents after a change, or everything that is wrong with it. Pure; the set is checked whole, because documents refer to each other. */
-export function changed(before: Documents, change: Change): { documents: Documents } | { problems: Problem[] } {
+/**
+ * The documents after a change, or everything that is wrong with it. Pure but for `newMark`; the set is checked whole, because documents refer
+ * to each other.
+ */
+export function changed(
+  before: Documents,
+  change: Change,
+  newMark: () => string = () => randomText(12),
+): { documents: Documents } | { problems: Problem[] } {
   const problems: Problem[] = []
   const sets = byKind(kind => ownRecord<unknown>(Object.entries(before[kind])))
   change.delete.forEach(({ kind, name }, index) => {
@@ -216,8 +286,9 @@ export function changed(before: Documents, change: Change): { documents: Documen
   change.put.forEach(({ kind, name, document }, index) => {
     const goodName = kinds[kind].name.safeParse(name)
     if (!goodName.success) problems.push({ field: `put.${index}.name`, message: goodName.error.issues[0]?.message ?? 'is not a name' })
-    const parsed = written[kind].safeParse(document)
-    if (parsed.success) sets[kind][name] = parsed.data
+    const was = sets[kind][name] as Marked | undefined
+    const parsed = written[kind].safeParse(was?.password === undefined ? document : withPassword(document, was.password))
+    if (parsed.success) sets[kind][name] = kind === 'user' || kind === 'oidc' ? withMark(parsed.data as Marked, was, newMark) : parsed.data
     else
       for (const issue of parsed.error.issues) {
         const path = ['put', index, 'document', ...issue.path].join('.')
@@ -231,8 +302,50 @@ export function changed(before: Documents, change: Change): { documents: Documen
   return problems.length > 0 ? { problems } : { documents }
 }
 
+/** The document with the hash in force where it shows what stands for that. */
+function withPassword(document: Record<string, unknown>, inForce: string): Record<string, unknown> {
+  return document.password === shownPassword(inForce) ? { ...document, password: inForce } : document
+}
+
+/** What sessions can hang on: a user, or a provider. */
+interface Marked {
+  readonly password?: string | undefined
+  readonly sessions?: string | undefined
+}
+
+/** Ways to come in: sessions that were begun before one of them changed are over. */
+const waysIn = ['password', 'oidc', 'issuer', 'clientId', 'audience', 'nameClaim', 'groupsClaim']
+
+/**
+ * The document with its sessions' mark. A mark that somebody writes is not taken, it asks for a new one: an old file must not bring back sessions
+ * that were ended, nor a new user of an old name find the sessions of the one before.
+ */
+function withMark({ sessions, ...document }: Marked, was: Marked | undefined, newMark: () => string): Marked {
+  const ways = (of: object | undefined) =>
+    canonical(
+      Object.entries(of ?? {})
+        .filter(([name]) => waysIn.includes(name))
+        .sort(),
+    )
+  const isEnded = (sessions !== undefined && sessions !== was?.sessions) || ways(document) !== ways(was)
+  const mark = isEnded ? newMark() : was?.sessions
+  return mark === undefined ? document : { ...document, sessions: mark }
+}
+
+/** Earlier documents brought back: sessions that were ended since stay ended. */
+export function broughtBack(before: Documents, earlier: Documents, newMark: () => string = () => randomText(12)): Documents {
+  const marked = <Document extends Marked>(documents: Readonly<Record<string, Document>>, now: Readonly<Record<string, Marked>>) =>
+    ownRecord(
+      Object.entries(documents).map(([name, document]) => {
+        const isSame = document.sessions === now[name]?.sessions
+        return [name, isSame ? document : { ...document, sessions: newMark() }] as const
+      }),
+    )
+  return { ...earlier, user: marked(earlier.user, before.user), oidc: marked(earlier.oidc, before.oidc) }
+}
+
 function brokenReferences(documents: Documents): Problem[] {
-  return documentKinds.flatMap(kind =>
+  const named = documentKinds.flatMap(kind =>
     Object.entries<Readonly<Record<string, unknown>>>(documents[kind]).flatMap(([name, document]) =>
       Object.entries<DocumentKind>(kinds[kind].refersTo).flatMap(([field, other]) => {
         const wanted = String(document[field])
@@ -241,6 +354,35 @@ function brokenReferences(documents: Documents): Problem[] {
       }),
     ),
   )
+  return [...named, ...brokenBindings(documents.user, documents.oidc), ...brokenProviders(documents.oidc)]
+}
+
+/** A person at a provider is one user. */
+function brokenBindings(users: Documents['user'], providers: Documents['oidc']): Problem[] {
+  const bound = new Map<string, string>()
+  return Object.entries(users).flatMap(([name, { oidc }]): Problem[] => {
+    if (!oidc) return []
+    const [field, person] = [`user ${name}`, `${oidc.provider}/${oidc.subject}`]
+    if (!providers[oidc.provider]) return [{ field, message: `its provider ${oidc.provider} does not exist` }]
+    const other = bound.get(person)
+    bound.set(person, name)
+    return other === undefined ? [] : [{ field, message: `${person} is the user ${other} already` }]
+  })
+}
+
+/** Two providers could call two people the same: only one may say who comes in without a document. */
+function brokenProviders(providers: Documents['oidc']): Problem[] {
+  const mapping = Object.entries(providers).filter(([, { roles: given }]) => Object.keys(given).length > 0)
+  const nameless = mapping.filter(([, { nameClaim }]) => nameClaim === undefined)
+  return [
+    ...mapping
+      .slice(1)
+      .map(([name]) => ({ field: `oidc ${name}`, message: `gives roles to groups, as ${mapping[0]?.[0]} does: only one may` })),
+    ...nameless.map(([name]) => ({
+      field: `oidc ${name}`,
+      message: 'gives roles to groups, so it needs nameClaim: what are these people called?',
+    })),
+  ]
 }
 
 export const difference = z.object({
@@ -259,7 +401,7 @@ export function differences(before: Documents, after: Documents): Difference[] {
     const names = [...new Set([...Object.keys(old), ...Object.keys(current)])].sort()
     return names.flatMap((name): Difference[] => {
       const [was, is] = [old[name], current[name]]
-      if (JSON.stringify(was, sortedKeys(was)) === JSON.stringify(is, sortedKeys(is))) return []
+      if (canonical(was) === canonical(is)) return []
       const what = was === undefined ? 'added' : is === undefined ? 'removed' : 'changed'
       return [{ kind, name, what, ...shownSides(kind, was as Fields, is as Fields) }]
     })
@@ -278,5 +420,11 @@ function shownSides(kind: DocumentKind, was: Fields, is: Fields): Pick<Differenc
   return { before, after }
 }
 
-/** The members in one order: documents that say the same are the same. Documents are flat. */
-const sortedKeys = (document: object | undefined) => (document ? Object.keys(document).sort() : [])
+/** Members in one order: documents that say the same are the same. */
+function canonical(value: unknown): string {
+  return JSON.stringify(value, (_, inner) =>
+    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).sort(([one], [other]) => (one < other ? -1 : 1)))
+      : inner,
+  )
+}
