@@ -26,9 +26,22 @@ const programs: Readonly<Record<string, readonly string[]>> = {
   smartmontools: ['usr/sbin/smartctl'],
   ipmitool: ['usr/bin/ipmitool'],
   'dropbear-bin': ['usr/sbin/dropbear', 'usr/bin/dropbearkey'],
+  'nvme-cli': ['usr/sbin/nvme'],
+  hdparm: ['sbin/hdparm'],
+  tcpdump: ['usr/bin/tcpdump'],
+  // What root tarballs and their layouts need: busybox's tar knows no extended attributes, and its mkfs no ext4.
+  tar: ['bin/tar'],
+  fdisk: ['sbin/sfdisk'],
+  'util-linux': ['sbin/blkid', 'sbin/wipefs', 'sbin/mkswap'],
+  e2fsprogs: ['sbin/mke2fs'],
+  xfsprogs: ['sbin/mkfs.xfs'],
+  'btrfs-progs': ['sbin/mkfs.btrfs'],
+  dosfstools: ['sbin/mkfs.fat'],
+  mdadm: ['sbin/mdadm'],
+  lvm2: ['sbin/lvm'],
 }
 const busybox = 'busybox-static'
-const grub = 'grub-efi-amd64-bin'
+const grubs = ['grub-efi-amd64-bin', 'grub-pc-bin']
 
 /** The image may have so many bytes in all. */
 export const imageBytesMax = 80 * 2 ** 20
@@ -52,7 +65,7 @@ export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Pro
   try {
     const [debian, tree] = [path.join(work, 'debian'), path.join(work, 'tree')]
     say('fetching packages')
-    const packages = await fetchPackages([kernels[kernel], busybox, grub, ...Object.keys(programs)], cache)
+    const packages = await fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs)], cache)
     say(`unpacking ${packages.length} packages`)
     await mkdir(debian)
     for (const file of packages) await run('dpkg-deb', ['-x', file, debian])
@@ -61,6 +74,7 @@ export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Pro
     say(`Linux ${release}`)
     await makeTree(tree)
     await addPrograms(debian, tree)
+    await makeSystemLoader(debian, path.join(tree, 'muster/grub'))
     const count = await collectModules({ debian, tree, release, kernel })
     say(`${count} modules`)
     const initrd = path.join(work, 'initrd')
@@ -108,6 +122,64 @@ async function makeDiskLoader(debian: string, out: string): Promise<void> {
   ])
   const words = ['-O', 'x86_64-efi', '-d', folder, '-o', out, '-m', memdisk, '-p', '(memdisk)/', ...modules]
   await run('grub-mkimage', words, { env: { ...process.env, SOURCE_DATE_EPOCH: '0' } })
+}
+
+/** Where a layout's first partition begins (libs/shared/src/storage-plan.ts), in sectors: BIOS finds GRUB's core there. */
+const coreSector = 2048
+/** As large as that partition. */
+const coreBytesMax = 2 ** 20
+
+/**
+ * The loaders of systems that come as a tarball, ready to be copied: for BIOS a first sector and a core, for UEFI one program. Both read `muster/grub.cfg`
+ * in the EFI system partition of their disk, the second one.
+ */
+async function makeSystemLoader(debian: string, folder: string): Promise<void> {
+  const modules = [
+    ...['part_gpt', 'fat', 'ext2', 'xfs', 'btrfs', 'lvm', 'mdraid1x', 'search', 'search_fs_uuid', 'search_fs_file', 'search_label'],
+    ...[
+      'normal',
+      'configfile',
+      'linux',
+      'gzio',
+      'xzio',
+      'zstd',
+      'echo',
+      'test',
+      'true',
+      'regexp',
+      'sleep',
+      'halt',
+      'reboot',
+      'loadenv',
+      'probe',
+    ],
+    ...['serial', 'terminal', 'minicmd', 'ls', 'cat', 'help', 'all_video', 'gfxterm', 'font'],
+  ]
+  const make = async (format: string, out: string, more: readonly string[]) => {
+    const words = ['-O', format, '-d', path.join(debian, 'usr/lib/grub', format), '-o', out, '-p', '(,gpt2)/muster', ...modules, ...more]
+    await run('grub-mkimage', words, { env: { ...process.env, SOURCE_DATE_EPOCH: '0' } })
+  }
+  await mkdir(folder, { recursive: true })
+  const core = path.join(folder, 'core.img')
+  await make('x86_64-efi', path.join(folder, 'bootx64.efi'), ['chain', 'efi_gop'])
+  await make('i386-pc', core, ['biosdisk'])
+  await placeCore(core, path.join(debian, 'usr/lib/grub/i386-pc/boot.img'), path.join(folder, 'boot.img'))
+}
+
+/** What grub-bios-setup does: the first sector finds that of the core, and that one the rest (grub: boot.S, diskboot.S). */
+async function placeCore(core: string, boot: string, out: string): Promise<void> {
+  const image = await readFile(core)
+  if (image.length > coreBytesMax) throw new Error(`GRUB's core has ${image.length} bytes, more than ${coreBytesMax}`)
+  // The last block list of the first sector: where the rest is, how much of it, and the segment it is loaded to.
+  image.writeBigUInt64LE(BigInt(coreSector + 1), 0x1f4)
+  image.writeUInt16LE(Math.ceil(image.length / 512) - 1, 0x1fc)
+  image.writeUInt16LE(0x820, 0x1fe)
+  await writeFile(core, image)
+  const first = Buffer.from((await readFile(boot)).subarray(0, 440))
+  first.writeBigUInt64LE(BigInt(coreSector), 0x5c)
+  // Which drive: the one that the firmware says.
+  first.writeUInt8(0xff, 0x64)
+  await writeFile(out, first)
 }
 
 async function kernelRelease(debian: string): Promise<string> {

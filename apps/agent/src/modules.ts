@@ -11,7 +11,8 @@ const run = promisify(execFile)
 const wanted: Readonly<Record<Kernel, readonly RegExp[]>> = {
   cloud: [
     /^drivers\/(net|block|nvme|scsi|ata|virtio|char\/ipmi)\//,
-    /^fs\/(ext4|fat|nls|isofs)\//,
+    /^fs\/(ext4|xfs|btrfs|fat|nls|isofs)\//,
+    /^drivers\/md\/(dm-mod|md-mod|raid1)\.ko/,
     /^net\/packet\//,
     /^(lib|crypto)\/(crc|lib).*\.ko/,
   ],
@@ -21,7 +22,8 @@ const wanted: Readonly<Record<Kernel, readonly RegExp[]>> = {
     /^drivers\/scsi\//,
     /^drivers\/usb\/(host|storage|common|core)\//,
     /^drivers\/hid\//,
-    /^fs\/(ext4|fat|nls|isofs)\//,
+    /^fs\/(ext4|xfs|btrfs|fat|nls|isofs)\//,
+    /^drivers\/md\/(dm-mod|md-mod|raid1)\.ko/,
     /^net\/packet\//,
     /^(lib|crypto)\/(crc|lib).*\.ko/,
   ],

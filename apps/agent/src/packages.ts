@@ -8,8 +8,9 @@ const run = promisify(execFile)
 /** A slow mirror and a hundred megabytes. */
 const limitMs = 600_000
 
-/** Recommended by the kernel's package and of no use in memory, as is what only its installation runs. */
-const unwanted = /^(linux-base|initramfs-tools|initramfs-tools-core|kmod|klibc-utils|libklibc|debconf|perl|dpkg|tar|cpio)$/
+/** Recommended by the kernel's package and of no use in memory, as is what only a package's installation runs, or a program of it that is left out. */
+const unwanted =
+  /^(linux-base|initramfs-tools|initramfs-tools-core|kmod|klibc-utils|libklibc|debconf|perl|dpkg|cpio|uuid-runtime|python3|libicu72|udev|ucf|dmeventd|init-system-helpers|adduser)$/
 
 /** Puts the packages and their dependencies into `cache`, where they are not there yet. Answers the files. Throws saying what apt said. */
 export async function fetchPackages(names: readonly string[], cache: string): Promise<string[]> {

@@ -1,7 +1,7 @@
 // A computer made of QEMU that boots the agent's kernel at once, its network the user's own: no root, no DHCP server, and the test's own ports at 10.0.2.2.
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { openSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { copyFileSync, openSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 
 export interface VirtualMachine {
@@ -15,12 +15,15 @@ export interface VirtualMachine {
 
 export interface MachineOptions {
   readonly folder: string
-  readonly kernel: string
-  readonly initrd: string
-  readonly args: readonly string[]
+  /** What is booted at once; left out: its disks, by its firmware. */
+  readonly system?: { readonly kernel: string; readonly initrd: string; readonly args: readonly string[] }
+  /** SeaBIOS where left out. */
+  readonly firmware?: 'uefi'
   readonly memoryMib?: number
   /** A port of this host's loopback that leads to the machine's SSH. */
   readonly sshPort?: number
+  /** A second network port, whose other end are UDP ports of this host's loopback: a frame is a datagram. */
+  readonly wire?: { readonly machine: number; readonly here: number }
   /** Raw files, by the way they are attached. */
   readonly disks?: readonly { readonly file: string; readonly as: 'virtio' | 'nvme' | 'scsi'; readonly serial: string }[]
 }
@@ -28,7 +31,7 @@ export interface MachineOptions {
 let count = 0
 
 export function startMachine(options: MachineOptions): VirtualMachine {
-  const { folder, kernel, initrd, args, memoryMib = 768, disks = [], sshPort } = options
+  const { folder, system, firmware, memoryMib = 768, disks = [], sshPort, wire } = options
   const log = path.join(folder, `console-${++count}`)
   writeFileSync(log, '')
   const drives = disks.flatMap(({ file, as, serial }, index) => [
@@ -72,7 +75,17 @@ export function startMachine(options: MachineOptions): VirtualMachine {
         '-device',
         'virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01',
       ],
-      ...['-kernel', kernel, '-initrd', initrd, '-append', ['console=ttyS0', 'panic=-1', 'BOOTIF=01-52-54-00-00-00-01', ...args].join(' ')],
+      ...(wire
+        ? [
+            '-netdev',
+            `socket,id=net1,udp=127.0.0.1:${wire.here},localaddr=127.0.0.1:${wire.machine}`,
+            // A model of a real card: the agent expects nothing of virtual ones.
+            '-device',
+            'vmxnet3,netdev=net1,mac=52:54:00:00:00:02',
+          ]
+        : []),
+      ...(system ? startOf(system) : []),
+      ...(firmware ? uefi(path.join(folder, `vars-${count}`)) : []),
       ...['-device', 'virtio-scsi-pci'],
       ...['-serial', `file:${log}`],
       ...drives,
@@ -99,6 +112,21 @@ export function startMachine(options: MachineOptions): VirtualMachine {
       await exited
     },
   }
+}
+
+const startOf = ({ kernel, initrd, args }: NonNullable<MachineOptions['system']>) => {
+  const words = ['console=ttyS0', 'panic=-1', 'BOOTIF=01-52-54-00-00-00-01', ...args]
+  return ['-kernel', kernel, '-initrd', initrd, '-append', words.join(' ')]
+}
+
+/** Where Debian's package ovmf has it. */
+const ovmf = '/usr/share/OVMF/OVMF_'
+
+/** UEFI, with variables of its own. */
+function uefi(variables: string): string[] {
+  copyFileSync(`${ovmf}VARS_4M.fd`, variables)
+  const drive = (more: string) => ['-drive', `if=pflash,format=raw,${more}`]
+  return [...drive(`readonly=on,file=${ovmf}CODE_4M.fd`), ...drive(`file=${variables}`)]
 }
 
 /** An empty disk that takes no room until it is written. */

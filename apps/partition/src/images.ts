@@ -2,7 +2,7 @@
 import path from 'node:path'
 import { createLog } from '@muster/server/log'
 import { dataSources } from '@muster/shared/cloud-init'
-import { architectures, osName } from '@muster/shared/machine'
+import { architectures, type ImageForm, imageForms, osName } from '@muster/shared/machine'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { Catalogue } from './domain/catalogue.ts'
 import { removeImage, takeImage } from './domain/image-store.ts'
@@ -21,14 +21,21 @@ program
   .command('add')
   .description('take an image in: whole and with the right digest, or not at all')
   .argument('<os>', 'what it is deployed as, such as debian/12', systemName)
-  .argument('<source>', 'a file, or an http or https URL: a disk image, raw or packed by gzip, xz or zstd')
+  .argument('<source>', 'a file, or an http or https URL: a disk image or a root tarball, as it is or packed by gzip, xz or zstd')
   .requiredOption('--sha256 <hex>', 'its digest, from who made it', digest)
   .option('--title <text>', 'for people; the name where left out')
   .addOption(new Option('--data-source <name>', 'which data source of cloud-init it is made for').choices([...dataSources]))
+  .addOption(
+    new Option('--form <name>', 'disk: a whole disk; tar: a root tarball, deployed with a storage layout').choices([...imageForms]),
+  )
   .addOption(arch())
   .addOption(files())
   .action(
-    async (os: string, source: string, options: { sha256: string; title?: string; arch: string; files: string; dataSource?: 'maas' }) => {
+    async (
+      os: string,
+      source: string,
+      options: { sha256: string; title?: string; arch: string; files: string; dataSource?: 'maas'; form?: ImageForm },
+    ) => {
       const stopping = new AbortController()
       process.once('SIGINT', () => stopping.abort(new Error('stopped')))
       const { title = os, ...rest } = options

@@ -172,7 +172,7 @@ function jobOf(machine: KnownMachine, facts: { url: string; image: Buffer; sha25
     ...common,
     hostname: machine.enlistment.hostname ?? machine.id,
     os: 'debian/12',
-    image: { url: `${facts.url}/image`, sha256, sizeBytes: facts.image.length },
+    image: { url: `${facts.url}/image`, sha256, sizeBytes: facts.image.length, form: 'disk' },
     seedUrl: `${facts.url}/metadata/${machine.token}/`,
     dataSource: 'nocloud',
   }

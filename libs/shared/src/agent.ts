@@ -14,7 +14,7 @@
 // Tokens are per machine and per run (one commissioning, one deployment); they die with the run. A GET changes nothing.
 import { z } from 'zod'
 import { dataSources, metadataCredentials } from './cloud-init.ts'
-import { architecture, disk, eraseMethods, erasureOutcomes, hostname, machineId, networkInterface, osName } from './machine.ts'
+import { architecture, disk, eraseMethods, erasureOutcomes, hostname, imageForms, machineId, networkInterface, osName } from './machine.ts'
 import { jobScript, scriptsMax } from './scripts.ts'
 
 /** Kernel arguments of the scripts that start the agent. `muster.token` is absent when enlisting. */
@@ -29,7 +29,7 @@ export const inventory = z.strictObject({
   memoryMib: z.number().int().min(1).max(1_000_000_000),
   interfaces: z.array(networkInterface).min(1).max(64),
   disks: z.array(disk).max(256),
-  /** Everything else, as found: DMI, CPU model, firmware … kept whole and shown to operators. */
+  /** Everything else, as found: DMI, CPU model, firmware, LLDP neighbours … kept whole and shown to operators. */
   facts: z.record(z.string().max(64), z.unknown()).default({}),
 })
 export type Inventory = z.output<typeof inventory>
@@ -58,7 +58,14 @@ export const job = z.discriminatedUnion('kind', [
     hostname,
     heartbeatMs: z.number().int(),
     os: osName,
-    image: z.object({ url: z.url(), sha256: z.string().regex(/^[0-9a-f]{64}$/), sizeBytes: z.number().int() }),
+    /** `form`: a whole disk, or a root tarball, which `storage` is for: what to make of the disks, a line each (storage-plan.ts). */
+    image: z.object({
+      url: z.url(),
+      sha256: z.string().regex(/^[0-9a-f]{64}$/),
+      sizeBytes: z.number().int(),
+      form: z.enum(imageForms).default('disk'),
+    }),
+    storage: z.array(z.string()).optional(),
     /** Directory of the NoCloud seed, to be written into the image (`seedfrom`). Ends with a slash. Its network-config is written there in any case. */
     seedUrl: z.url(),
     dataSource: z.enum(dataSources).default('nocloud'),
@@ -72,8 +79,9 @@ export const job = z.discriminatedUnion('kind', [
 export type Job = z.output<typeof job>
 
 /**
- * What was done to one disk. `discarded`: the disk was told that it holds nothing, and reads as zero since; `overwritten`: every byte; `tables`: only what
- * makes a disk readable, its first and last 16 MiB.
+ * What was done to one disk. By itself, and it reads as zero since: `sanitized` (NVMe Sanitize), `formatted` (NVMe Format with a secure erase) or
+ * `secure-erased` (ATA). `discarded`: it was told that it holds nothing, and reads as zero since; `overwritten`: every byte; `tables`: only what makes a
+ * disk readable, its first and last 16 MiB.
  */
 export const erasure = z.strictObject({
   disk: z.string().max(64),

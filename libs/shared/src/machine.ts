@@ -53,6 +53,10 @@ export type Disk = z.output<typeof disk>
 /** `debian/12`: an operating system and its release. */
 export const osName = z.string().regex(/^[a-z0-9-]{1,32}\/[a-z0-9.-]{1,32}$/, 'is not an operating system such as debian/12')
 
+/** What an image is: a whole disk, byte for byte, or a tarball of a root file system, which needs a storage layout. */
+export const imageForms = ['disk', 'tar'] as const
+export type ImageForm = (typeof imageForms)[number]
+
 export const deployment = z.object({
   os: osName,
   startedAt: timestamp,
@@ -111,12 +115,15 @@ export const machineDetail = machine.extend({
 })
 export type MachineDetail = z.infer<typeof machineDetail>
 
-/** `quick`: disks that can are told that they hold nothing, of others the tables go. `full`: every byte is overwritten. */
+/**
+ * `quick`: disks that can erase themselves within minutes do, others that can are told that they hold nothing, of the rest the tables go. `full`: disks
+ * erase themselves, or every byte is overwritten.
+ */
 export const eraseMethods = ['quick', 'full'] as const
 export type EraseMethod = (typeof eraseMethods)[number]
 export const erasePolicies = ['none', ...eraseMethods] as const
 export type ErasePolicy = (typeof erasePolicies)[number]
-export const erasureOutcomes = ['discarded', 'overwritten', 'tables'] as const
+export const erasureOutcomes = ['sanitized', 'formatted', 'secure-erased', 'discarded', 'overwritten', 'tables'] as const
 
 /** A certificate: what a partition heard from its agent about one disk, signed. */
 export const erasureCertificate = z.object({

@@ -1,21 +1,46 @@
-# Putting an image on a disk: fetched, its digest checked, written, and given the seed that its first boot reads. Every step may be repeated: it begins
-# with the fetch, and a disk that is half written is written again.
+# Putting an image on a machine: fetched, its digest checked, written, and given the seed that its first boot reads. An image is a whole disk, or a root
+# tarball for a layout (layout.sh, system.sh). Every step may be repeated: it begins with the fetch, and a disk that is half written is written again.
 
 install() {
     image=$(jq -r .image.url /run/job) wanted=$(jq -r .image.sha256 /run/job) size=$(jq -r .image.sizeBytes /run/job)
-    disk=$(target_disk) || fail disk 'the machine has no disk to write to'
-    say "writing $(jq -r .os /run/job) to /dev/$disk"
+    os=$(jq -r .os /run/job) form=$(jq -r '.image.form // "disk"' /run/job)
+    [ "$form" != disk ] || disk=$(target_disk) || fail disk 'the machine has no disk to write to'
     free=$(awk '/^MemAvailable:/ { printf "%d", $2 * 1024 }' /proc/meminfo)
     # In memory it is checked before the first byte of the disk is lost, and written three times as fast.
     if [ $((size * 2)) -lt "$free" ]; then fetch_then_write; else write_while_fetching; fi
+    if [ "$form" = disk ]; then finish_disk; else finish_system; fi
+    stop_heartbeat
+    signal 'done' install "$os written to $place" 100 || say "the end was not heard: $(trouble)"
+    end reboot installed
+}
+
+# What an image is put on: a whole disk, or the file systems of a layout, which are made first.
+prepare_place() {
+    rm -f /run/is-put
+    if [ "$form" = disk ]; then place=$disk; else lay_out; place=$(cut -d' ' -f2 /run/plan.disks | tr '\n' ' ' | sed 's/ $//'); fi
+    say "writing $os to $place"
+}
+
+put_image() {
+    if [ "$form" = disk ]; then dd of="/dev/$disk" bs=4M conv=fsync 2>/run/put; else put_tree; fi
+}
+
+# An image that should not be there: nothing boots from it.
+spoil_place() {
+    if [ "$form" = disk ]; then
+        dd if=/dev/zero of="/dev/$disk" bs=1M count=1 conv=fsync 2>/dev/null
+    else
+        leave_layout
+        for name in $(cut -d' ' -f2 /run/plan.disks); do blank_disk "$name"; done
+    fi
+}
+
+finish_disk() {
     stand write 'waiting for the disk' 90
     sync
     reread_partitions
     stand seed 'writing the seed of the first boot' 95
     write_seed
-    stop_heartbeat
-    signal 'done' install "$(jq -r .os /run/job) written to $disk" 100 || say "the end was not heard: $(trouble)"
-    end reboot installed
 }
 
 # The first disk that is no removable medium, by name: what the firmware boots from where nobody chose otherwise.
@@ -47,10 +72,11 @@ fetch_then_write() {
     stand download '' 0
     fetch_image "$image" 60 >/run/image || fail download "the image was not fetched: $(trouble)"
     check_digest "$(wc -c </run/image)" "$(sha256sum </run/image | cut -d' ' -f1)"
+    [ "$form" != disk ] || check_room "$(unpacked_size /run/image)"
+    prepare_place
     stand write '' 60
-    check_room "$(unpacked_size /run/image)"
-    unpack /run/image </run/image 2>/run/unpack | dd of="/dev/$disk" bs=4M conv=fsync 2>/run/dd
-    written || fail write "write to /dev/$disk: $(cat /run/unpack /run/dd | tr '\n' ' ')"
+    unpack /run/image </run/image 2>/run/unpack | put_image
+    written || fail write "write to $place: $(cat /run/unpack /run/put | tr '\n' ' ')"
     rm -f /run/image
 }
 
@@ -68,27 +94,33 @@ check_room() {
     [ -z "$1" ] || [ "$1" -le "$room" ] || fail write "the image has $1 bytes, /dev/$disk only $room"
 }
 
-# dd's line of records, and no complaint before it.
-written() { grep -q 'records out' /run/dd && ! grep -qiE 'error|no space|invalid' /run/dd && [ ! -s /run/unpack ]; }
+# tar's word, or dd's line of records, and no complaint before it.
+written() {
+    [ ! -s /run/unpack ] || return 1
+    [ "$form" = disk ] || { [ -e /run/is-put ]; return; }
+    grep -q 'records out' /run/put && ! grep -qiE 'error|no space|invalid' /run/put
+}
 
 # An image that does not fit into memory: the digest is known only at the end, so a wrong one leaves a disk that does not boot.
 write_while_fetching() {
     stand download '' 0
     fetch_head "$image" >/run/head
     [ -s /run/head ] || fail download "the image was not fetched: $(trouble)"
+    prepare_place
+    stand download '' 0
     mkfifo /run/to-digest
     sha256sum </run/to-digest >/run/digest &
     hasher=$!
     rm -f /run/broken
-    { fetch_image "$image" 85 || cp /run/trouble /run/broken; } | tee /run/to-digest | unpack /run/head 2>/run/unpack | dd of="/dev/$disk" bs=4M conv=fsync 2>/run/dd
+    { fetch_image "$image" 85 || cp /run/trouble /run/broken; } | tee /run/to-digest | unpack /run/head 2>/run/unpack | put_image
     wait $hasher
     digest=$(cut -d' ' -f1 /run/digest)
     if [ "$digest" != "$wanted" ]; then
-        dd if=/dev/zero of="/dev/$disk" bs=1M count=1 conv=fsync 2>/dev/null
+        spoil_place
         [ ! -e /run/broken ] || fail download "the image was not fetched: $(tr '\n' ' ' </run/broken)"
         check_digest "$size" "$digest"
     fi
-    written || fail write "write to /dev/$disk: $(cat /run/unpack /run/dd /run/trouble | tr '\n' ' ')"
+    written || fail write "write to $place: $(cat /run/unpack /run/put /run/trouble 2>/dev/null | tr '\n' ' ')"
 }
 
 # check_digest BYTES DIGEST
@@ -112,15 +144,24 @@ reread_partitions() {
 write_seed() {
     mkdir -p /run/target
     for device in $(partitions); do
-        mount "/dev/$device" /run/target 2>/dev/null || continue
-        if [ -d /run/target/etc ]; then
-            seed_into /run/target/etc
-            umount /run/target || fail seed "the root file system on /dev/$device could not be unmounted"
-            return
-        fi
-        umount /run/target
+        type=$(blkid -c /dev/null -o value -s TYPE "/dev/$device")
+        case $type in ext2 | ext3 | ext4) type=ext4 ;; xfs | btrfs) modprobe -q "$type" ;; *) continue ;; esac
+        mount -t "$type" "/dev/$device" /run/target 2>/dev/null || continue
+        tree=$(tree_in "$type")
+        [ -z "$tree" ] || seed_into "$tree/etc"
+        umount /run/target || fail seed "the file system on /dev/$device could not be unmounted"
+        [ -z "$tree" ] || return 0
     done
-    fail seed "no partition of /dev/$disk holds a root file system that this agent can read: $(partitions | tr '\n' ' ')"
+    fail seed "no partition of /dev/$disk holds a root file system that this agent can read (ext4, xfs, btrfs): $(partitions | tr '\n' ' ')"
+}
+
+# Where in what is mounted the root is: at its root, or in one of the subvolumes that installers of btrfs make. Nothing where there is none.
+tree_in() {
+    if [ -d /run/target/etc ]; then
+        echo /run/target
+    elif [ "$1" = btrfs ]; then
+        for name in @ root @rootfs; do [ ! -d "/run/target/$name/etc" ] || { echo "/run/target/$name"; return; }; done
+    fi
 }
 
 partitions() {

@@ -132,11 +132,13 @@ facts() {
     numa >/run/numa
     pci >/run/pci
     bmc >/run/bmc
+    neighbours >/run/neighbours
     jq -n --arg systemVendor "$(dmi sys_vendor)" --arg product "$(dmi product_name)" --arg serial "$(dmi product_serial)" --arg uuid "$(dmi product_uuid)" \
         --arg boardVendor "$(dmi board_vendor)" --arg boardProduct "$(dmi board_name)" --arg biosVendor "$(dmi bios_vendor)" \
         --arg biosVersion "$(dmi bios_version)" --arg biosDate "$(dmi bios_date)" --arg firmware "$firmware" --arg model "$model" \
         --argjson sockets "$sockets" --arg kernel "$(uname -r)" \
-        --slurpfile dimms /run/dimms --slurpfile numa /run/numa --slurpfile pci /run/pci --slurpfile disks /run/disks --slurpfile bmc /run/bmc '
+        --slurpfile dimms /run/dimms --slurpfile numa /run/numa --slurpfile pci /run/pci --slurpfile disks /run/disks --slurpfile bmc /run/bmc \
+        --slurpfile lldp /run/neighbours '
         def said: with_entries(select(.value != ""));
         {
             dmi: ({$systemVendor, $product, $serial, $uuid, $boardVendor, $boardProduct, $biosVendor, $biosVersion, $biosDate} | said),
@@ -146,6 +148,7 @@ facts() {
             gpus: [$pci[] | select(.class | startswith("0x03"))],
             disks: [$disks[] | del(.model, .sizeBytes, .kind) | with_entries(select(.value != ""))],
             bmc: $bmc[0],
+            $lldp,
             $kernel
         }'
 }

@@ -40,6 +40,7 @@ name_of_machine() {
 }
 
 commission() {
+    listen_lldp
     stand inventory 'reading the inventory' 5
     inventory >/run/inventory
     stand inventory 'sending the inventory' 15

@@ -65,7 +65,7 @@ function withFlags(command: Command): Command {
 }
 
 async function said(cli: Cli, { file, partition, wait }: Flags): Promise<Record<string, unknown>> {
-  const definition = await readDocument(cli, file)
+  const definition = await readDocument(cli, file, 'definition')
   return { definition, ...(partition !== undefined && { partition }), ...(wait !== undefined && { wait }) }
 }
 

@@ -401,6 +401,7 @@ interface DeployFlags {
   readonly secrets?: string
   readonly dataSource?: string
   readonly network?: string
+  readonly storage?: string
   readonly wait?: string | true
 }
 
@@ -413,12 +414,14 @@ function addDeploy(parent: Command, cli: Cli): void {
     .option('--ssh-key <file>', 'file of public keys, one a line; may be repeated', collect)
     .option('--secrets <file>', 'JSON object of secrets that the machine may take once each; "-" reads it from the standard input')
     .option('--network <file>', 'YAML document of its network, for this deployment; see: muster machine network --help')
+    .option('--storage <file>', 'YAML document of its disks, for an image that is a root tarball; docs/boot.md shows some')
   for (const option of optionsOf('dataSource', fieldsOf(calls.deploy).dataSource as NonNullable<ReturnType<typeof fieldsOf>[string]>))
     command.addOption(option)
   command.addOption(waitOption())
   examples(command, [
     `machine deploy ${anId} --os debian/12 --ssh-key ~/.ssh/id_ed25519.pub`,
     `machine deploy ${anId} par2-9k2c5d --os debian/12 --user-data cloud.yaml --wait 1h`,
+    `machine deploy ${anId} --os debian/12 --storage mirrored.yaml`,
   ])
   command.action(async (given: string[], options: DeployFlags) => {
     const { wait, ids } = splitWait(options.wait, given)
@@ -427,7 +430,8 @@ function addDeploy(parent: Command, cli: Cli): void {
       ...(options.userData !== undefined && { userData: await readUserData(options.userData) }),
       ...(options.sshKey && { sshKeys: await readKeys(options.sshKey) }),
       ...(options.secrets !== undefined && { secrets: await readObject(cli, options.secrets, 'secrets') }),
-      ...(options.network !== undefined && { network: await readDocument(cli, options.network) }),
+      ...(options.network !== undefined && { network: await readDocument(cli, options.network, 'network') }),
+      ...(options.storage !== undefined && { storage: await readDocument(cli, options.storage, 'storage') }),
       ...(options.dataSource !== undefined && { dataSource: options.dataSource }),
     }
     const inputs = new Map(distinct(ids).map(id => [id, checked(calls.deploy, { id, ...shared })]))

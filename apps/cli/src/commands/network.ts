@@ -28,7 +28,7 @@ export function addNetwork(parent: Command, cli: Cli): void {
   examples(command, ['machine network lon1-4y3h7n', 'machine network lon1-4y3h7n --file network.yaml'])
   command.action(async (id: string, { file, clear }: NetworkFlags) => {
     if (file !== undefined && clear) throw new CliError('usage', 'give either --file or --clear')
-    const document = file === undefined ? null : await readDocument(cli, file)
+    const document = file === undefined ? null : await readDocument(cli, file, 'network')
     const isChange = file !== undefined || clear === true
     const input = isChange ? checked(calls.setNetwork, { id, document }) : undefined
     checked(calls.network, { id })
@@ -41,13 +41,13 @@ export function addNetwork(parent: Command, cli: Cli): void {
   })
 }
 
-/** A network document from a file, or from the standard input. */
-export async function readDocument(cli: Cli, path: string): Promise<unknown> {
+/** A document of this kind from a file, or from the standard input. */
+export async function readDocument(cli: Cli, path: string, what: 'network' | 'storage' | 'definition'): Promise<unknown> {
   const text = path === '-' ? await readInput(cli) : await readText(path)
   try {
     return parse(text, { maxAliasCount: 20 })
   } catch (error) {
-    throw new CliError('usage', `read a network document from ${path}: ${(error as Error).message}`, { cause: error })
+    throw new CliError('usage', `read the ${what} document in ${path}: ${(error as Error).message}`, { cause: error })
   }
 }
 

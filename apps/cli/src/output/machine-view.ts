@@ -97,6 +97,7 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
           [port.mac, port.name, port.speedMbps ? `${port.speedMbps} Mbit/s` : '', port.subnet, port.ip].filter(Boolean).join('  '),
         ] as const,
     ),
+    ...neighboursOf(detail.inventory).map(text => ['Neighbour', text] as const),
     ['Pool', machine.pool],
     ['Zone', machine.zone],
     ['Rack', machine.rack],
@@ -106,6 +107,18 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Created', time(machine.createdAt)],
     ['Changed', time(machine.updatedAt)],
   ])
+}
+
+/** `eth0  sw-01  Ethernet1/7  VLAN 42`: what each port's switch said of itself (LLDP). The inventory is whatever an agent sent. */
+function neighboursOf(inventory: MachineDetail['inventory'] | undefined): string[] {
+  const heard = Array.isArray(inventory?.lldp) ? (inventory.lldp as unknown[]) : []
+  return heard.flatMap(each => {
+    if (typeof each !== 'object' || each === null) return []
+    const said = each as Record<string, unknown>
+    const word = (name: string) => (typeof said[name] === 'string' ? said[name] : '')
+    const vlan = word('vlan') && `VLAN ${word('vlan')}`
+    return [[word('port'), word('system') || word('chassis'), word('portId'), word('portDescription'), vlan].filter(Boolean).join('  ')]
+  })
 }
 
 /** How long each step of the deployment took, as far as it has come. */

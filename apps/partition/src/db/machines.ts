@@ -5,6 +5,7 @@ import type { State } from '@muster/shared/life-cycle'
 import type { Deployment, Disk, EraseMethod, Fault, NetworkInterface } from '@muster/shared/machine'
 import type { NetworkDocument } from '@muster/shared/network'
 import type { ScriptChoice } from '@muster/shared/scripts'
+import type { StorageLayout } from '@muster/shared/storage'
 import type { Sql } from './connect.ts'
 
 /** A row of `machines` with what the monitor knows of its power, and without its secrets: see {@link findDeploymentSecrets}. */
@@ -40,6 +41,7 @@ export interface MachineRow {
   deployment: Deployment | null
   network: NetworkDocument | null
   deployment_network: NetworkDocument | null
+  deployment_storage: StorageLayout | null
   fault: Fault | null
   step: string
   waiting_for: string | null
@@ -87,6 +89,7 @@ const columns = [
   'deployment',
   'network',
   'deployment_network',
+  'deployment_storage',
   'fault',
   'step',
   'waiting_for',
@@ -292,6 +295,7 @@ export type MachinePatch = { deployment_secrets?: Buffer | null } & Partial<
     | 'deployment'
     | 'network'
     | 'deployment_network'
+    | 'deployment_storage'
     | 'fault'
     | 'step'
     | 'waiting_for'
@@ -320,7 +324,16 @@ export interface MachineChange {
   events: NewEvent[]
 }
 
-const jsonColumns = new Set(['interfaces', 'disks', 'scripts', 'deployment', 'network', 'deployment_network', 'fault'])
+const jsonColumns = new Set([
+  'interfaces',
+  'disks',
+  'scripts',
+  'deployment',
+  'network',
+  'deployment_network',
+  'deployment_storage',
+  'fault',
+])
 
 /** Changes one machine and appends its events, in one statement. Undefined where the version is not the current one. */
 export async function changeMachine(sql: Sql, change: MachineChange): Promise<MachineRow | undefined> {

@@ -4,6 +4,7 @@ import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import type { State } from '@muster/shared/life-cycle'
 import type { Deployment, NetworkInterface } from '@muster/shared/machine'
+import { storageLayout } from '@muster/shared/storage'
 import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
@@ -13,6 +14,7 @@ import { dataSourceOf, metadataCredentials } from './metadata.ts'
 import { moveMachine, noteChange } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
 import { chooseScripts, forgetOldResults, jobScripts, scriptsFault } from './scripts.ts'
+import { linesOf } from './storage.ts'
 
 /** How often the agent says that it lives. */
 export const heartbeatMs = 5_000
@@ -116,7 +118,8 @@ export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl:
       ...common,
       hostname: row.hostname,
       os: row.deployment.os,
-      image: { url: `${baseUrl}/boot/files/${image.path}`, sha256: image.sha256, sizeBytes: image.sizeBytes },
+      image: { url: `${baseUrl}/boot/files/${image.path}`, sha256: image.sha256, sizeBytes: image.sizeBytes, form: image.form },
+      ...(image.form === 'tar' && { storage: linesOf(row.deployment_storage ?? storageLayout.parse({ kind: 'flat' }), row) }),
       seedUrl: `${baseUrl}/metadata/${machineToken(core.seal, 'metadata', row)}/`,
       dataSource,
       ...(dataSource === 'maas' && { metadata: metadataCredentials(core, row, baseUrl) }),

@@ -1,6 +1,6 @@
 // What this partition can install: the templates it knows and the files it holds. Files lie under one folder:
 //   agent/<arch>/vmlinuz, agent/<arch>/initrd                     the agent's kernel and memory image
-//   images/<os>/<release>/<arch>/image.json                       {"title", "file", "sha256", "sizeBytes"}, and "dataSource" where it is maas
+//   images/<os>/<release>/<arch>/image.json                       {"title", "file", "sha256", "sizeBytes"}, and "dataSource" where it is maas, "form" where it is tar
 //   images/<os>/<release>/<arch>/<file>
 //   scripts/<name>.sh                                            see script-files.ts
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
@@ -8,7 +8,7 @@ import path from 'node:path'
 import type { Log } from '@muster/server/log'
 import type { Place } from '@muster/shared/allocation/matcher'
 import { type DataSource, dataSources } from '@muster/shared/cloud-init'
-import { architectures } from '@muster/shared/machine'
+import { architectures, type ImageForm, imageForms } from '@muster/shared/machine'
 import type { Script } from '@muster/shared/scripts'
 import { z } from 'zod'
 import { readScripts } from './script-files.ts'
@@ -20,6 +20,7 @@ const imageFile = z.strictObject({
   sizeBytes: z.number().int().positive(),
   /** Which data source the cloud-init within it is made for. */
   dataSource: z.enum(dataSources).default('nocloud'),
+  form: z.enum(imageForms).default('disk'),
 })
 
 export interface Image {
@@ -29,6 +30,7 @@ export interface Image {
   sha256: string
   sizeBytes: number
   dataSource: DataSource
+  form: ImageForm
   /** Path under the files folder, as the boot door serves it. */
   path: string
 }

@@ -4,6 +4,7 @@ import { createReadStream } from 'node:fs'
 import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import path from 'node:path'
 import type { DataSource } from '@muster/shared/cloud-init'
+import type { ImageForm } from '@muster/shared/machine'
 
 export interface NewImage {
   /** A partition's MUSTER_FILES. */
@@ -17,6 +18,8 @@ export interface NewImage {
   /** What it must have: 64 digits, hex. */
   readonly sha256: string
   readonly dataSource?: DataSource
+  /** A whole disk where left out. */
+  readonly form?: ImageForm
   /** Called as bytes come, with how many there are. */
   readonly progress?: (bytes: number) => void
   readonly signal?: AbortSignal
@@ -32,7 +35,7 @@ const staleMs = 24 * 3_600_000
  * where the source cannot be read, its digest is another, or the disk is full; then everything is as it was.
  */
 export async function takeImage(image: NewImage): Promise<'taken' | 'known'> {
-  const { files, os, arch, title, dataSource } = image
+  const { files, os, arch, title, dataSource, form } = image
   const sha256 = image.sha256.toLowerCase()
   const place = path.join(files, 'images', os, arch)
   await mkdir(place, { recursive: true })
@@ -41,7 +44,14 @@ export async function takeImage(image: NewImage): Promise<'taken' | 'known'> {
   const before = await descriptionIn(place)
   const isThere = before?.sha256 === sha256 && (await sizeOf(path.join(place, before.file))) === before.sizeBytes
   const sizeBytes = isThere ? before.sizeBytes : await bringIn(image, place, file, sha256)
-  const description = { title, file: isThere ? before.file : file, sha256, sizeBytes, ...(dataSource && { dataSource }) }
+  const description = {
+    title,
+    file: isThere ? before.file : file,
+    sha256,
+    sizeBytes,
+    ...(dataSource && { dataSource }),
+    ...(form && { form }),
+  }
   if (isThere && JSON.stringify(before) === JSON.stringify(description)) return 'known'
   await writeWhole(path.join(place, 'image.json'), `${JSON.stringify(description, null, 2)}\n`)
   // The new one, and the one before it.

@@ -24,6 +24,7 @@ import { networkOf, refuseUnfitNetwork } from './network-config.ts'
 import { storedPowerSettings } from './power-settings.ts'
 import { chooseScripts } from './scripts.ts'
 import { recordDocuments, refuseReservedName } from './static-addresses.ts'
+import { layoutFor } from './storage.ts'
 import { orderViewOf, rotationViewOf, viewOf } from './view.ts'
 
 /** An id is 29 bits of chance: with 2,000 machines two tries in a million meet a taken one. */
@@ -267,21 +268,27 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
     check: found => {
       refuseForeign(caller, found)
       refuseWithoutPower(found)
+      const image = core.catalogue.imageFor(input.os, found.arch)
       const installable = core.catalogue.installable.get(found.arch)
-      if (!installable?.has(input.os)) {
-        const why = core.catalogue.imageFor(input.os, found.arch) ? ': it was not selected for this partition' : ''
+      if (!image || !installable?.has(input.os)) {
+        const why = image ? ': it was not selected for this partition' : ''
         const available = [...(installable ?? [])]
         throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}${why}`, { available })
       }
+      layoutFor(image, found, input.storage)
       const network = input.network ?? found.network
       // The machine may have other ports than when an operator said how its network is to be.
       if (network) refuseUnfitNetwork(network, found, 'network')
     },
-    patch: found => ({
-      deployment: deploymentOf(input.os, input.dataSource ?? core.catalogue.imageFor(input.os, found.arch)?.dataSource ?? 'nocloud'),
-      deployment_secrets: sealDeployment(core, input.id, secrets),
-      deployment_network: input.network ?? null,
-    }),
+    patch: found => {
+      const image = core.catalogue.imageFor(input.os, found.arch)
+      return {
+        deployment: deploymentOf(input.os, input.dataSource ?? image?.dataSource ?? 'nocloud'),
+        deployment_secrets: sealDeployment(core, input.id, secrets),
+        deployment_network: input.network ?? null,
+        deployment_storage: image ? layoutFor(image, found, input.storage) : null,
+      }
+    },
     data: { os: input.os },
   })
   if (outcome === 'joined' && row.deployment?.os !== input.os)

@@ -113,7 +113,14 @@ async function changeWithAddresses(core: Core, row: MachineRow, change: MachineC
 
 /** What a machine forgets and gets on its way into a state, beside what every move resets. */
 function entering(to: State, move: MoveName, row: MachineRow, erase: MachineRow['erase']): MachinePatch {
-  const forgotten: MachinePatch = { run: null, netboot: true, deployment: null, deployment_secrets: null, deployment_network: null }
+  const forgotten: MachinePatch = {
+    run: null,
+    netboot: true,
+    deployment: null,
+    deployment_secrets: null,
+    deployment_network: null,
+    deployment_storage: null,
+  }
   switch (to) {
     case 'commissioning':
       return { run: newRun(), netboot: true, scripts: [] }

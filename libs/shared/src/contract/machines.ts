@@ -26,6 +26,7 @@ import {
 } from '../machine.ts'
 import { networkDocument } from '../network.ts'
 import { scriptInputs, scriptName, scriptReport, scriptsMax } from '../scripts.ts'
+import { storageLayout } from '../storage.ts'
 import { declareCall } from './call.ts'
 import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
@@ -246,6 +247,7 @@ export const machines = {
       sshKeys,
       secrets: oneTimeSecrets.optional(),
       network: networkDocument.optional().describe("for this deployment, instead of the machine's own"),
+      storage: storageLayout.optional().describe('how its disks are to be, where the image is a root tarball; flat where left out'),
       dataSource: z.enum(dataSources).optional().describe('how the installed system reads its metadata; the image says so where left out'),
     },
     ['not-installable', 'no-power-driver', 'already-taken'],
