@@ -1,5 +1,6 @@
 // The unit and integration tests of all packages, in one run: `npx vitest run libs/server`.
 
+import { availableParallelism } from 'node:os'
 import { defineConfig } from 'vitest/config'
 
 const shared = {
@@ -18,8 +19,8 @@ const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,bench,lab}.
 export default defineConfig({
   test: {
     globalSetup: ['libs/embedded/src/test-postgres.ts'],
-    // Tests wait on databases, sockets and timers more than they compute: a worker per core even on two cores.
-    maxWorkers: '100%',
+    // Tests wait on databases, sockets and timers more than they compute: three workers on two cores.
+    maxWorkers: Math.ceil(availableParallelism() * 1.5),
     projects: [
       {
         test: {
