@@ -6,7 +6,7 @@ import { AuditLog, connectAudit } from '@muster/database/audit-log'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { connectNats } from '@muster/server/bus/nats-bus'
 import { tokensOfAll } from '@muster/server/global/people'
-import { createSigner, createVerifier, type Signer } from '@muster/server/global/signature'
+import { createSigner, type Signer } from '@muster/server/global/signature'
 import { type RunningDoor, startDoor } from '@muster/server/http/door'
 import { createMetrics } from '@muster/server/http/metrics'
 import type { Log } from '@muster/server/log'
@@ -95,7 +95,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   const configuration = new GlobalCopy({
     partition: settings.partition,
     sql,
-    verifier: settings.configKeys?.length ? createVerifier(settings.configKeys) : undefined,
+    trustedKeys: settings.configKeys ?? [],
     onUse: ({ documents }) => catalogue.select(documents.partition[settings.partition]?.operatingSystems),
     log,
   })
@@ -116,7 +116,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     catalogue,
     memory: new Memory(catalogue),
     configuration,
-    sessions: sessionsHere({ seal, configuration, log }, settings.configKeys),
+    sessions: sessionsHere({ seal, configuration, log }),
     rules: settings.rules,
     log,
     bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
@@ -149,7 +149,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   const membership = settings.join && (await enrolment.remembered())
   const nats = membership ? busOf(membership) : settings.nats
   let bus = options.bus ?? (nats && (await connectBus(nats)))
-  if (membership) configuration.trust(createVerifier(membership.configKeys))
+  if (membership) configuration.trust(membership.configKeys)
   // Last: what speaks over it has said goodbye by then.
   own('bus', () => (options.bus ? undefined : bus?.close()))
 
@@ -274,7 +274,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     const joining = new AbortController()
     const joined = enrolment.accepted(application, joining.signal).then(async accepted => {
       if (!accepted || joining.signal.aborted) return
-      configuration.trust(createVerifier(accepted.configKeys))
+      configuration.trust(accepted.configKeys)
       bus = await connectBus(busOf(accepted))
       if (!joining.signal.aborted) openBusDoors(bus)
     })

@@ -72,7 +72,7 @@ export async function startCore(
   const seal = new Seal(options.key ?? Buffer.alloc(32, 7))
   const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
   const catalogue = new Catalogue({ partition: 'lon1', folder: options.folder ?? virtualFiles(), log })
-  const configuration = new GlobalCopy({ partition: 'lon1', sql, verifier: undefined, log })
+  const configuration = new GlobalCopy({ partition: 'lon1', sql, trustedKeys: [], log })
   return {
     partition: 'lon1',
     sql,

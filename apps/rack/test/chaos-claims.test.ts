@@ -37,7 +37,7 @@ beforeAll(async () => {
   const catalogue = new Catalogue({ partition: 'p1', folder: path.join('/tmp', 'muster-no-files'), log })
   const seal = new Seal(Buffer.alloc(32, 7))
   const certifier = createSigner(seal.certificateSeed(), 'erasure certificate')
-  const configuration = new GlobalCopy({ partition: 'p1', sql, verifier: undefined, log })
+  const configuration = new GlobalCopy({ partition: 'p1', sql, trustedKeys: [], log })
   core = {
     partition: 'p1',
     sql,

@@ -22,6 +22,7 @@ import { hashToken, newToken, openTokens } from '@muster/server/tokens'
 import { inboxOf } from '@muster/shared/bus/permissions'
 import { type Client, createClient } from '@muster/shared/client'
 import { randomText } from '@muster/shared/ids'
+import { hashPassword } from '@muster/shared/password'
 import { Secret } from '@muster/shared/secret'
 import { createUser } from '@nats-io/nkeys'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
@@ -87,7 +88,7 @@ async function startFront(natsServer: string): Promise<typeof front> {
   const door = await startDoor({
     backend: made.backend,
     audit: made.audit,
-    tokens: tokensOfAll([tokens, made.home?.tokens ?? tokens]),
+    tokens: tokensOfAll([tokens, made.tokens]),
     log,
     version: '0',
     port: 0,
@@ -188,6 +189,14 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   expect([...new Set(shown.map(({ name }) => name))]).toEqual(['debian/12'])
   await vi.waitUntil(() => !par2.core.catalogue.installable.get('amd64')?.has('ubuntu/24.04'), patient)
   expect(await front.admin.enrolment.list()).toMatchObject({ items: [] })
+
+  // Whom a front lets in it lets in too, by the keys it was told of.
+  const password = await hashPassword('a long enough password')
+  await front.admin.config.change({ put: [{ kind: 'user', name: 'zoe', document: { role: 'operator', password } }] })
+  const { token: session } = await createClient({ url: front.url }).session.login({ user: 'zoe', password: 'a long enough password' })
+  const zoe = createClient({ url: par2.url, token: session })
+  const who = await vi.waitUntil(() => zoe.session.whoami().catch(() => undefined), patient)
+  expect(who?.caller).toEqual({ name: 'zoe', role: 'operator' })
 
   // It remembers: after a restart it needs neither token nor front to be on the bus.
   await par2.stop()

@@ -2,7 +2,7 @@
 // A copy that is older, or that no trusted key signed, changes nothing.
 import { createHash } from 'node:crypto'
 import { tokensOfDocuments } from '@muster/server/global/people'
-import type { Verifier } from '@muster/server/global/signature'
+import { createVerifier } from '@muster/server/global/signature'
 import type { Log } from '@muster/server/log'
 import type { Tokens } from '@muster/server/tokens'
 import type { HeldCopy } from '@muster/shared/contract/config'
@@ -23,8 +23,8 @@ interface InForce {
 export interface GlobalCopyOptions {
   readonly partition: string
   readonly sql: Sql
-  /** undefined: no key is trusted, so nothing is taken. */
-  readonly verifier: Verifier | undefined
+  /** Public keys of the fronts, hex. None: nothing is taken. */
+  readonly trustedKeys: readonly string[]
   /** Called with every configuration that comes into force. */
   readonly onUse?: (content: CopyContent) => void
   readonly log: Log
@@ -32,7 +32,7 @@ export interface GlobalCopyOptions {
 
 export class GlobalCopy {
   readonly #options: GlobalCopyOptions
-  #verifier: Verifier | undefined
+  #trustedKeys: readonly string[]
   #inForce: InForce | undefined
   #heardAt: Date | undefined
   #refused: string | undefined
@@ -40,12 +40,17 @@ export class GlobalCopy {
 
   constructor(options: GlobalCopyOptions) {
     this.#options = options
-    this.#verifier = options.verifier
+    this.#trustedKeys = options.trustedKeys
   }
 
   /** From now on these keys are trusted, and no others. */
-  trust(verifier: Verifier): void {
-    this.#verifier = verifier
+  trust(publicKeys: readonly string[]): void {
+    this.#trustedKeys = publicKeys
+  }
+
+  /** Whose signatures count, hex. */
+  get trustedKeys(): readonly string[] {
+    return this.#trustedKeys
   }
 
   /** The generation in force; 0 where there is none. */
@@ -79,11 +84,10 @@ export class GlobalCopy {
    */
   async take(copy: SignedCopy): Promise<'taken' | 'not newer'> {
     const { sql, log } = this.#options
-    const verifier = this.#verifier
     try {
-      if (!verifier)
+      if (this.#trustedKeys.length === 0)
         throw new Error('this partition trusts no key: MUSTER_CONFIG_PUBLIC_KEY is not set, and it was not accepted by a front')
-      verifier.check(copy)
+      createVerifier(this.#trustedKeys).check(copy)
       const { generation } = readPayload(copy.payload)
       if (generation === this.generation && digestOf(copy.payload) !== this.#inForce?.digest)
         throw new Error(

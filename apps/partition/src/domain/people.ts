@@ -3,13 +3,13 @@ import { createSigner, createVerifier } from '@muster/server/global/signature'
 import { createSessions, type Sessions } from '@muster/server/sessions/sessions'
 import type { Core } from './core.ts'
 
-/** `frontKeys`: public keys of the fronts, hex. Replicas share the partition's key, so that a session is good at all of them. */
-export function sessionsHere(core: Pick<Core, 'seal' | 'configuration' | 'log'>, frontKeys: readonly string[] = []): Sessions {
+/** Whose configuration is taken here, its sessions are good here, also where that is learnt later. Replicas share the partition's key, so that a session is good at all of them. */
+export function sessionsHere(core: Pick<Core, 'seal' | 'configuration' | 'log'>): Sessions {
   const { seal, configuration, log } = core
   const signer = createSigner(seal.sessionSeed(), 'session')
   return createSessions({
     signer,
-    verifier: createVerifier([signer.publicKey, ...frontKeys], 'session'),
+    verifier: { check: session => createVerifier([signer.publicKey, ...configuration.trustedKeys], 'session').check(session) },
     validAt: 'here',
     documents: () => configuration.content?.documents,
     log,
