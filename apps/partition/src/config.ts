@@ -89,6 +89,7 @@ const variables = {
   powerSoftMs: variable('MUSTER_POWER_SOFT', duration(defaultRules.powerSoftMs)),
   powerRestartMs: variable('MUSTER_POWER_RESTART', duration(defaultRules.powerRestartMs)),
   bmcEvents: variable('MUSTER_BMC_EVENTS', z.enum(['subscribe', 'off']).default('subscribe')),
+  enlistedMost: variable('MUSTER_ENLISTED_MOST', wholeNumber({ min: 0, max: 1_000_000 }).optional().default(defaultRules.enlistedMost)),
   enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default(defaultRules.enlisted)),
   dhcpInterfaces: variable(
     'MUSTER_DHCP_INTERFACES',
@@ -169,6 +170,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
       powerSoftMs: given.powerSoftMs,
       powerRestartMs: given.powerRestartMs,
       enlisted: given.enlisted,
+      enlistedMost: given.enlistedMost,
       place: given.place,
     },
   }

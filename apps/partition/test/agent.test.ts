@@ -118,6 +118,22 @@ describe('enlisting', () => {
     expect(nul.status).toBe(422)
   })
 
+  test('is refused once as many wait as may, and taken again when they were looked at; whoever is known is known', async () => {
+    const full = await runPartition({ rules: { enlistedMost: 2 } })
+    const announce = (body: unknown) => full.ask('POST', '/agent/enlist', { body })
+    const [one, two, three] = [hardware(), hardware(), hardware()]
+    for (const each of [one, two]) expect((await announce(each)).status).toBe(201)
+    const refused = await announce(three)
+    expect(refused.status).toBe(503)
+    expect(JSON.parse(refused.text)).toMatchObject({
+      code: 'overloaded',
+      detail: expect.stringContaining('2 machines have enlisted and wait'),
+    })
+    expect((await announce(one)).status).toBe(200)
+    await full.sql`update machines set state = 'ready'`
+    expect((await announce(three)).status).toBe(201)
+  })
+
   test('commissions where the partition is set so, also when it died in between', async () => {
     const eager = await runPartition({ rules: { enlisted: 'commission' } })
     const found = { ...hardware(), bmc: { driver: 'ipmi', settings: { address: '127.0.0.1:1', user: 'a', password: 'b' } } }

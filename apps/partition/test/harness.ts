@@ -41,6 +41,7 @@ export const usualRules: Rules = {
   powerSoftMs: 10_000,
   powerRestartMs: 10_000,
   enlisted: 'keep as new',
+  enlistedMost: 5_000,
   place: 'production',
 }
 

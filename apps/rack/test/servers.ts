@@ -14,7 +14,7 @@ import { tokensOfAll } from '@muster/server/global/people'
 import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner } from '@muster/server/global/signature'
 import { startDoor } from '@muster/server/http/door'
-import { createLog } from '@muster/server/log'
+import { createLog, type Log } from '@muster/server/log'
 import { hashToken, newToken, openTokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
 import type { BusParty } from '@muster/shared/bus/permissions'
@@ -38,13 +38,19 @@ export interface Server {
 export interface Servers extends AsyncDisposable {
   readonly partitions: readonly (Server & { name: string; core: Core; databaseUrl: string })[]
   readonly front: Server
+  /** Of the database that fronts share. */
+  readonly homeUrl: string
 }
 
 /**
  * Starts `names` as partitions and one front over them. Every answer is checked against the contract. `busOf`: how each reaches the others; by default within
  * this process.
  */
-export async function startServers(names: readonly string[], busOf?: (party: BusParty) => Promise<Bus>): Promise<Servers> {
+export async function startServers(
+  names: readonly string[],
+  busOf?: (party: BusParty) => Promise<Bus>,
+  log: Log = createLog({ level: 'error', name: 'test' }),
+): Promise<Servers> {
   const stops: (() => Promise<void> | void)[] = []
   const folder = mkdtempSync(path.join(tmpdir(), 'muster-servers-'))
   stops.push(() => rmSync(folder, { recursive: true, force: true }))
@@ -58,7 +64,6 @@ export async function startServers(names: readonly string[], busOf?: (party: Bus
   writeFileSync(tokensFile, JSON.stringify({ tokens }))
   const files = path.join(folder, 'files')
   writeVirtualFiles(files)
-  const log = createLog({ level: 'error', name: 'test' })
   const broker = createLocalBroker()
   const server = (url: string): Server => ({
     url,
@@ -120,6 +125,7 @@ export async function startServers(names: readonly string[], busOf?: (party: Bus
   return {
     partitions,
     front: server(door.url),
+    homeUrl: home.url,
     [Symbol.asyncDispose]: async () => {
       for (let stop = stops.pop(); stop; stop = stops.pop()) await stop()
     },

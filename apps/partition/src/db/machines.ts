@@ -439,6 +439,14 @@ export async function countMachines(sql: Sql): Promise<{ states: Partial<Record<
   }
 }
 
+/** How many machines are new, counted as far as `most`. */
+export async function countNew(sql: Sql, most: number): Promise<number> {
+  const [row] = await sql<
+    { machines: number }[]
+  >`select count(*) as machines from (select from machines where state = 'new' limit ${most}) as waiting`
+  return row?.machines ?? 0
+}
+
 /** The machine's inventory as last reported, or null. */
 export async function findInventory(sql: Sql, id: string): Promise<Record<string, unknown> | null> {
   const [row] = await sql<{ facts: Record<string, unknown> }[]>`select facts from inventories where machine_id = ${id}`

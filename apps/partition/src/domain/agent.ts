@@ -51,6 +51,12 @@ export async function enlist(core: Core, input: Enlistment): Promise<{ id: strin
 }
 
 async function insertEnlisted(core: Core, input: Enlistment, hostname: string | undefined): Promise<{ id: string; outcome: 'created' }> {
+  const waiting = await db.countNew(core.sql, core.rules.enlistedMost)
+  if (waiting >= core.rules.enlistedMost)
+    throw new Refusal(
+      'overloaded',
+      `${waiting} machines have enlisted and wait to be commissioned or deleted; no more are taken (MUSTER_ENLISTED_MOST)`,
+    )
   const id = newMachineId(core.partition)
   if (input.bmc && !foundInBand.has(input.bmc.driver)) {
     const message = `a machine finds ${[...foundInBand].join(' or ')} in itself, not ${input.bmc.driver}`

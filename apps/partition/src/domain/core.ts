@@ -37,6 +37,8 @@ export interface Rules {
   readonly powerRestartMs: number
   /** Whether machines that enlist are commissioned without being asked for. */
   readonly enlisted: 'commission' | 'keep as new'
+  /** So many machines may wait, enlisted and not looked at by anybody: who may announce a machine is anybody on its network. */
+  readonly enlistedMost: number
   /** A lab takes power drivers that run programs on this server. */
   readonly place: 'production' | 'lab'
 }
@@ -56,6 +58,7 @@ export const defaultRules: Rules = {
   powerSoftMs: 180_000,
   powerRestartMs: 180_000,
   enlisted: 'keep as new',
+  enlistedMost: 5_000,
   place: 'production',
 }
 
