@@ -1,5 +1,5 @@
 // The settings of a front.
-import { loadConfig, nkeySeed, publicKeys, sealingKey, secret, variable, wholeNumber } from '@muster/server/config'
+import { loadConfig, nkeySeed, publicKeys, sealingKey, secret, tlsVariables, variable, wholeNumber } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
 import { natsPublicKey } from '@muster/shared/global/documents'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -32,6 +32,8 @@ export interface FrontSettings {
   readonly brokerFronts: readonly string[]
   readonly tokensFile: string
   readonly port: number
+  readonly tlsFolder: string | undefined
+  readonly tlsPort: number
   readonly host: string
   readonly logLevel: LogLevel
 }
@@ -76,6 +78,7 @@ const variables = {
   brokerPidFile: variable('MUSTER_NATS_PID_FILE', z.string().optional()),
   brokerFronts: variable('MUSTER_NATS_FRONTS', natsPublicKeys),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1)),
+  ...tlsVariables,
   port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),
   host: variable('HOST', z.string().min(1).default('127.0.0.1')),
   logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),

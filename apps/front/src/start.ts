@@ -1,7 +1,7 @@
 // Starts the parts of a front in order. Loaded after the compile cache is on.
 import { readFileSync } from 'node:fs'
 import { connectNats } from '@muster/server/bus/nats-bus'
-import { ConfigError, keyBytes } from '@muster/server/config'
+import { ConfigError, keyBytes, tlsOf } from '@muster/server/config'
 import { tokensOfAll } from '@muster/server/global/people'
 import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner } from '@muster/server/global/signature'
@@ -61,6 +61,7 @@ export async function start(environment: Readonly<Record<string, string | undefi
         log,
         version,
         port: settings.port,
+        tls: tlsOf(settings),
         host: settings.host,
         health: () => ({ bus: bus.describe(), partitions: presence.known().length }),
       })

@@ -1,7 +1,20 @@
 // The settings of a partition: the only file beside main.ts that knows the environment.
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { ConfigError, keyBytes, loadConfig, nkeySeed, publicKeys, sealingKey, secret, variable, wholeNumber } from '@muster/server/config'
+import {
+  ConfigError,
+  keyBytes,
+  loadConfig,
+  nkeySeed,
+  publicKeys,
+  sealingKey,
+  secret,
+  tlsOf,
+  tlsVariables,
+  variable,
+  wholeNumber,
+} from '@muster/server/config'
+import type { TlsOptions } from '@muster/server/http/tls'
 import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -72,6 +85,7 @@ const variables = {
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
   files: variable('MUSTER_FILES', folder('files')),
   host: variable('HOST', z.string().default('127.0.0.1')),
+  ...tlsVariables,
   port: variable('PORT', wholeNumber({ min: 0, max: 65535 }).optional().default(5250)),
   url: variable('MUSTER_URL', z.url({ protocol: /^https?$/ }).optional()),
   logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),
@@ -121,6 +135,8 @@ export interface PartitionSettings {
   files: string
   host: string
   port: number
+  /** HTTPS beside HTTP. */
+  tls?: TlsOptions | undefined
   /** How machines and people reach this partition; undefined: where it listens. */
   url: string | undefined
   /** Whether BMCs that can are asked to post changes to `url`. Default `subscribe`. */
@@ -155,6 +171,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     files: given.files,
     host: given.host,
     port: given.port,
+    tls: tlsOf(given),
     url: given.url?.replace(/\/$/, ''),
     bmcEvents: given.bmcEvents,
     network: networkServices(given),

@@ -194,6 +194,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     metrics,
     host: settings.host,
     port: settings.port,
+    tls: settings.tls,
     check: options.check ?? 'nothing',
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
     beneath: [{ path: `${filesPath}/`, serve: filesDoor(core) }],

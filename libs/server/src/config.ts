@@ -41,6 +41,16 @@ export const publicKeys = z
   .transform(text => text.split(',').filter(Boolean))
   .refine(keys => keys.every(key => /^[0-9a-f]{64}$/.test(key)), 'must be Ed25519 public keys, 64 hex digits each, with commas')
 
+/** HTTPS beside HTTP: a folder with tls.crt and tls.key, and the port. */
+export const tlsVariables = {
+  tlsFolder: variable('MUSTER_TLS_DIR', z.string().optional()),
+  tlsPort: variable('MUSTER_TLS_PORT', wholeNumber({ min: 0, max: 65_535 }).optional().default(8443)),
+} as const
+
+/** What the door takes of them. */
+export const tlsOf = ({ tlsFolder: folder, tlsPort: port }: { readonly tlsFolder: string | undefined; readonly tlsPort: number }) =>
+  folder === undefined ? undefined : { folder, port }
+
 /** The seed of an nkey of kind user, with which a server shows the broker who it is. */
 export const nkeySeed = z
   .string()

@@ -1,5 +1,6 @@
 // The front door of a server: REST, tRPC, docs, health and metrics on one port, and whatever else the server mounts beside them.
 import { createServer, type RequestListener, type Server } from 'node:http'
+import type { Server as SecureServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { getRequestListener } from '@hono/node-server'
@@ -19,6 +20,7 @@ import { openApiDocument } from './openapi.ts'
 import { apiPath, compilePlans, type Plan } from './plan.ts'
 import { apiHeaders, problemResponse } from './problems.ts'
 import { addRestRoutes, type RestOptions } from './rest.ts'
+import { type TlsOptions, tlsServer } from './tls.ts'
 import { addTrpcRoutes } from './trpc.ts'
 
 export interface DoorOptions {
@@ -126,6 +128,8 @@ export interface RunningDoor {
   /** `http://127.0.0.1:8080`, with the port that was really taken. */
   readonly url: string
   readonly port: number
+  /** `https://…`, where there is HTTPS too. */
+  readonly secureUrl: string | undefined
   /** Stops accepting, lets requests under way finish for `drainMs` at most, then cuts them. Idempotent. */
   readonly close: () => Promise<void>
 }
@@ -136,6 +140,8 @@ export interface ListenOptions {
   /** Default: this machine only. */
   readonly host?: string
   readonly drainMs?: number
+  /** HTTPS on a port of its own, beside HTTP. */
+  readonly tls?: TlsOptions | undefined
 }
 
 /** Opens a door on a port. Rejects when the port cannot be had. */
@@ -147,45 +153,55 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
     errorHandler: error =>
       problemResponse(new Refusal('malformed', `the request cannot be read: ${(error as Error).message}`), requestIdOf(undefined)),
   })
-  const server = createServer(
-    {
-      headersTimeout: 10_000,
-      // A whole request, body included, must be in by then: 1.5 MB over a poor line.
-      requestTimeout: 60_000,
-      // Longer than the 60 s after which common load balancers drop an idle connection, so that it is they who close it.
-      keepAliveTimeout: 65_000,
-      noDelay: true,
-    },
-    (incoming, outgoing) => {
-      const beneath = options.beneath?.find(({ path }) => incoming.url?.startsWith(path))
-      if (beneath) beneath.serve(incoming, outgoing)
-      else void listener(incoming, outgoing)
-    },
-  )
+  const serverOptions = {
+    headersTimeout: 10_000,
+    // A whole request, body included, must be in by then: 1.5 MB over a poor line.
+    requestTimeout: 60_000,
+    // Longer than the 60 s after which common load balancers drop an idle connection, so that it is they who close it.
+    keepAliveTimeout: 65_000,
+    noDelay: true,
+  }
+  const serve: RequestListener = (incoming, outgoing) => {
+    const beneath = options.beneath?.find(({ path }) => incoming.url?.startsWith(path))
+    if (beneath) beneath.serve(incoming, outgoing)
+    else void listener(incoming, outgoing)
+  }
+  const server = createServer(serverOptions, serve)
+  const { tls } = options
+  const secure = tls && tlsServer(tls.folder, serverOptions, serve, log)
   const actual = await listen(server, port, host)
   const shownHost = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host
   const url = `http://${shownHost}:${actual}`
-  log.info({ url }, 'the door is open')
+  let secureUrl: string | undefined
+  if (secure && tls)
+    try {
+      secureUrl = `https://${shownHost}:${await listen(secure, tls.port, host)}`
+    } catch (error) {
+      server.close()
+      throw error
+    }
+  log.info({ url, ...(secureUrl && { secureUrl }) }, 'the door is open')
   let closed: Promise<void> | undefined
   return {
     url,
     port: actual,
+    secureUrl,
     close: () => {
-      closed ??= closeServer(server, door, drainMs, log)
+      closed ??= closeServers(secure ? [server, secure] : [server], door, drainMs, log)
       return closed
     },
   }
 }
 
-function listen(server: Server, port: number, host: string): Promise<number> {
+function listen(server: Server | SecureServer, port: number, host: string): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', cause => reject(new Error(`listen on ${host}:${port}: ${cause.message}`, { cause })))
     server.listen(port, host, () => resolve((server.address() as AddressInfo).port))
   })
 }
 
-async function closeServer(server: Server, door: Door, drainMs: number, log: Log): Promise<void> {
-  const ended = new Promise<void>(resolve => server.close(() => resolve()))
+async function closeServers(servers: readonly (Server | SecureServer)[], door: Door, drainMs: number, log: Log): Promise<void> {
+  const ended = Promise.all(servers.map(server => new Promise<void>(resolve => server.close(() => resolve()))))
   door.close()
   const limit = AbortSignal.timeout(drainMs)
   let isOpen = true
@@ -194,12 +210,12 @@ async function closeServer(server: Server, door: Door, drainMs: number, log: Log
   })
   // Node closes the connections that are idle now; one whose request ends later would idle on until its keep-alive runs out.
   while (isOpen && !limit.aborted) {
-    server.closeIdleConnections()
+    for (const server of servers) server.closeIdleConnections()
     await Promise.race([ended, sleep(50)])
   }
   if (isOpen) {
     log.warn({ drainMs }, 'requests were still under way when the door closed; they are cut')
-    server.closeAllConnections()
+    for (const server of servers) server.closeAllConnections()
   }
   await ended
 }

@@ -1,0 +1,60 @@
+// HTTPS beside HTTP: the same door on a second port, with a certificate from files, as Kubernetes and ACME clients write them. Machines that boot speak plain HTTP, because their
+// firmware trusts nobody; people and their programs need not.
+import { X509Certificate } from 'node:crypto'
+import { readFileSync, statSync } from 'node:fs'
+import type { RequestListener, ServerOptions } from 'node:http'
+import { createServer, type Server } from 'node:https'
+import path from 'node:path'
+import type { Log } from '../log.ts'
+
+export interface TlsOptions {
+  /** Holds `tls.crt` (the certificate and those above it) and `tls.key`, PEM. */
+  readonly folder: string
+  readonly port: number
+}
+
+/** A renewed certificate is in use within this time. */
+const lookEveryMs = 30_000
+
+/** A server with the certificate of the folder, now and when it is renewed. Throws where there is none, or its key is another's. */
+export function tlsServer(folder: string, options: ServerOptions, listener: RequestListener, log: Log): Server {
+  let pair = readPair(folder)
+  const server = createServer({ ...options, ...pair, minVersion: 'TLSv1.2' }, listener)
+  tell(pair.cert, log)
+  let seen = versionOf(folder)
+  const look = () => {
+    try {
+      const version = versionOf(folder)
+      if (version === seen) return
+      seen = version
+      pair = readPair(folder)
+      server.setSecureContext({ ...pair, minVersion: 'TLSv1.2' })
+      tell(pair.cert, log)
+    } catch (error) {
+      log.error({ err: error, folder }, 'the certificate was changed and cannot be used; the one before stays')
+    }
+  }
+  const timer = setInterval(look, lookEveryMs)
+  timer.unref()
+  server.on('close', () => clearInterval(timer))
+  return server
+}
+
+function readPair(folder: string): { cert: string; key: string } {
+  const read = (name: string) => {
+    try {
+      return readFileSync(path.join(folder, name), 'utf8')
+    } catch (cause) {
+      throw new Error(`read ${name} of MUSTER_TLS_DIR: ${(cause as Error).message}`, { cause })
+    }
+  }
+  return { cert: read('tls.crt'), key: read('tls.key') }
+}
+
+/** Both files belong together: they are looked at together. */
+const versionOf = (folder: string) => ['tls.crt', 'tls.key'].map(name => statSync(path.join(folder, name)).mtimeMs).join(' ')
+
+function tell(cert: string, log: Log): void {
+  const { fingerprint256, subject, validTo } = new X509Certificate(cert)
+  log.info({ fingerprint: fingerprint256, subject, validTo }, 'the certificate in use')
+}
