@@ -127,8 +127,8 @@ test.skipIf(missing !== undefined)('a server that says no is believed at once', 
 /** `write_while_fetching` of install.sh, with memory of its own below /run, where the disk is a file. */
 async function stream(digest: string): Promise<string> {
   const text = `mount -t tmpfs tmpfs /run && cd "$1" && . ./http.sh && . ./fetch.sh && . ./install.sh
-    stand() { :; }; fail() { echo "failed in $*"; exit 1; }
-    image=$2 wanted=$3 size=$4 disk=../run/disk; : >/run/disk; write_while_fetching; sha256sum </run/disk`
+    stand() { :; }; say() { :; }; fail() { echo "failed in $*"; exit 1; }
+    form=disk image=$2 wanted=$3 size=$4 disk=../run/disk; : >/run/disk; write_while_fetching; sha256sum </run/disk`
   const child = spawn('unshare', ['--mount', 'busybox', 'sh', '-c', text, 'sh', path.dirname(script), url, digest, String(image.length)], {
     env: { PATH: process.env.PATH, PIECE: String(pieceBytes) },
     stdio: ['ignore', 'pipe', 'inherit'],
