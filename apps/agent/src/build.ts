@@ -59,6 +59,9 @@ export interface Built {
   readonly files: readonly { readonly name: string; readonly bytes: number; readonly sha256: string }[]
 }
 
+/** Where fetched packages stay, unless somebody says otherwise: in the checkout. */
+export const packageCache = fileURLToPath(new URL('../../../.muster/cache/packages', import.meta.url))
+
 /** Builds. Throws where a package cannot be had, a program is missing, or the image becomes too large; `out` is as it was then. */
 export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Promise<Built> {
   const work = await mkdtemp(path.join(tmpdir(), 'muster-agent-'))

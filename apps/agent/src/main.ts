@@ -1,7 +1,7 @@
 // `npm run agent:build`: the kernel and the memory image that machines boot over the network.
 import path from 'node:path'
 import { Command, Option } from 'commander'
-import { buildAgent, type Kernel, kernels } from './build.ts'
+import { buildAgent, type Kernel, kernels, packageCache } from './build.ts'
 
 const program = new Command('npm run agent:build --')
   .description("Builds the agent's kernel and memory image from Debian's packages. Needs Debian with cpio, zstd, kmod and grub-common.")
@@ -13,7 +13,7 @@ const program = new Command('npm run agent:build --')
   .addOption(
     new Option('--kernel <kind>', 'cloud: virtual machines; generic: real hardware too').choices(Object.keys(kernels)).default('generic'),
   )
-  .option('--cache <folder>', 'fetched packages stay there', '.muster/cache/packages')
+  .option('--cache <folder>', 'fetched packages stay there', packageCache)
   .addHelpText('after', '\nExamples:\n  npm run agent:build\n  npm run agent:build -- --kernel cloud --out /srv/muster/files/agent/amd64')
 
 const { out, kernel, cache } = program.parse().opts<{ out: string; kernel: Kernel; cache: string }>()

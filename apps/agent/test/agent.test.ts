@@ -23,7 +23,7 @@ import { builtInScripts, type JobScript, type ParameterValue, parametersOf, type
 import { storageLayout } from '@muster/shared/storage'
 import { planStorage, storageLine } from '@muster/shared/storage-plan'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { buildAgent, imageBytesMax } from '../src/build.ts'
+import { buildAgent, imageBytesMax, packageCache } from '../src/build.ts'
 import { missingPrograms } from './needs.ts'
 import { startNeighbour } from './neighbour.ts'
 import { networkConfig, startPartition, type TestPartition } from './partition.ts'
@@ -105,7 +105,8 @@ describe.skipIf(missing !== undefined)('the agent', () => {
 
   beforeAll(async () => {
     folder = mkdtempSync(path.join(tmpdir(), 'muster-agent-test-'))
-    const cache = path.join(folder, 'packages')
+    // Where the lab looks too: in CI they are fetched once.
+    const cache = packageCache
     const say = () => undefined
     const [first, second] = [path.join(folder, 'first'), path.join(folder, 'second')]
     const built = await buildAgent({ out: first, kernel: 'cloud', cache, say })

@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { buildAgent } from '@muster/agent/build'
+import { buildAgent, packageCache } from '@muster/agent/build'
 import { createClient } from '@muster/shared/client'
 import { Command, Option } from 'commander'
 import { table } from '../bench/table.ts'
@@ -61,7 +61,7 @@ async function outside(): Promise<number> {
   mkdirSync(dataDir, { recursive: true })
   say('building the agent')
   const agent = path.join(files, 'agent/amd64')
-  await buildAgent({ out: agent, kernel: 'cloud', cache: path.join(dataDir, 'packages'), say: line => say(`  ${line}`) })
+  await buildAgent({ out: agent, kernel: 'cloud', cache: packageCache, say: line => say(`  ${line}`) })
   say('building a Debian to deploy, unless it is there')
   const os = await buildDebianImage({ files, say: line => say(`  ${line}`) })
   rmSync(runDir, { recursive: true, force: true })
