@@ -220,7 +220,11 @@ async function dispatch(options: BusDoorOptions, request: CallRequestMessage, si
     via: origin?.front ?? 'unknown',
     requestId: id,
   }
-  return core.audit.carryOut(change, work)
+  return core.audit.carryOut(change, () => {
+    // The entry took a moment, in which a process may have slept: it must not act on what nobody waits for any more.
+    if (isLate(request.deadline)) throw new Refusal('deadline-passed', `${name} came too late; nothing was done`)
+    return work()
+  })
 }
 
 async function carryOut(
