@@ -58,14 +58,15 @@ class PresenceWatch implements Presence {
   readonly #listeners = new Set<() => void>()
   readonly #stops: (() => void)[] = []
   readonly #startedAt = Date.now()
-  #known: readonly string[] = []
+  #known: readonly string[]
   #sweptAt = Date.now()
   #isStopped = false
 
   constructor(options: PresenceOptions) {
     this.#bus = options.bus
     this.#log = options.log
-    this.accept(options.accepted)
+    this.#accepted = options.accepted && new Set(options.accepted)
+    this.#known = [...(this.#accepted ?? [])].sort()
     const sweep = setInterval(() => this.#sweep(), sweepEveryMs)
     sweep.unref()
     this.#stops.push(() => clearInterval(sweep))
@@ -86,7 +87,10 @@ class PresenceWatch implements Presence {
   }
 
   accept(partitions: readonly string[] | undefined): void {
-    this.#accepted = partitions && new Set(partitions)
+    // Said with every generation of the configuration, of which few change who takes part.
+    const accepted = partitions && new Set(partitions)
+    if (accepted?.size === this.#accepted?.size && [...(accepted ?? [])].every(partition => this.#accepted?.has(partition))) return
+    this.#accepted = accepted
     for (const partition of this.#partitions.keys())
       if (!this.accepts(partition)) {
         this.#partitions.delete(partition)

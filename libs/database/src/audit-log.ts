@@ -100,7 +100,9 @@ export class AuditLog {
 
   /** Entries behind a number, and the number of the last there is. */
   async list(filter: db.AuditFilter): Promise<{ items: AuditEntry[]; lastSeq: number }> {
-    const [lastSeq, rows] = await this.#options.run(sql => Promise.all([db.lastEntry(sql), db.listEntries(sql, filter)]))
+    // In this order: what is chained in between is in the list, and not passed over by a reader who goes on behind the last.
+    const lastSeq = await this.lastSeq()
+    const rows = await this.#options.run(sql => db.listEntries(sql, filter))
     return { items: rows.map(row => entryOf(row, this.#options.partition)), lastSeq }
   }
 

@@ -1,25 +1,17 @@
 // `muster partition token|pending|accept|refuse|retire`: how partitions become part of the federation, and leave it.
-import { hash, randomBytes } from 'node:crypto'
 import { config as configCalls } from '@muster/shared/contract/config'
 import { enrolment as calls, type PendingPartition } from '@muster/shared/contract/enrolment'
-import { durationMs, durationPattern } from '@muster/shared/duration'
+import { durationMs } from '@muster/shared/duration'
 import { randomText } from '@muster/shared/ids'
-import { type Command, InvalidArgumentError } from 'commander'
+import type { Command } from 'commander'
 import { type Cli, examples, formatOf, remark } from '../cli.ts'
 import { connect } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
+import { expiry, newToken } from '../new-token.ts'
 import { type Shape, showList, showOne } from '../output/show.ts'
 import { ageText } from '../output/text.ts'
 import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
-
-const longestExpiryMs = durationMs('30d')
-
-function expiry(text: string): number {
-  if (!durationPattern.test(text) || durationMs(text) > longestExpiryMs)
-    throw new InvalidArgumentError('must be a duration such as 24h, thirty days at most.')
-  return durationMs(text)
-}
 
 export function addEnrolment(parent: Command, cli: Cli): void {
   addToken(parent, cli)
@@ -39,16 +31,12 @@ function addToken(parent: Command, cli: Cli): void {
       'Makes a join token and prints it, once, for MUSTER_JOIN_TOKEN_FILE of the new partition. The federation gets its hash only.',
     )
     .option('--name <partition>', 'the only name it may ask under')
-    .option('--expires <duration>', 'how long it is good for', expiry, durationMs('24h'))
+    .option('--expires <duration>', 'how long it is good for', expiry({ duration: '30d', words: 'thirty days' }, '24h'), durationMs('24h'))
   examples(command, ['partition token create > join.token', 'partition token create --name par3 --expires 2h'])
   command.action(async ({ name, expires }: { name?: string; expires: number }) => {
-    const [id, token] = [`j-${randomText(12)}`, randomBytes(32).toString('base64url')]
-    const document = {
-      sha256: hash('sha256', token),
-      ...(name !== undefined && { partition: name }),
-      createdAt: new Date(cli.now()).toISOString(),
-      expiresAt: new Date(cli.now() + expires).toISOString(),
-    }
+    const { token, ...made } = newToken(cli, expires)
+    const id = `j-${randomText(12)}`
+    const document = { ...made, ...(name !== undefined && { partition: name }) }
     const input = checked(configCalls.change, { put: [{ kind: 'join', name: id, document }], note: `join token ${id} created` })
     const { client } = await connect(cli, command)
     await attempt('create a join token', client.config.change(input))

@@ -1,9 +1,8 @@
 // `muster user …` and `muster token …`: who may come in. Both are documents of the global configuration; a token is made here, and only its
 // hash leaves this computer. So with passwords: they are hashed here.
-import { hash, randomBytes } from 'node:crypto'
 import { roles } from '@muster/shared/contract/call'
 import { config as calls } from '@muster/shared/contract/config'
-import { durationMs, durationPattern } from '@muster/shared/duration'
+import { durationMs } from '@muster/shared/duration'
 import { endedMark, type TokenDocument, type UserDocument } from '@muster/shared/global/documents'
 import { randomText } from '@muster/shared/ids'
 import { hashPassword, passwordProblem, shortestPassword } from '@muster/shared/password'
@@ -11,6 +10,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Cli, examples, type Fill, formatOf, remark } from '../cli.ts'
 import { connect } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
+import { expiry, newToken } from '../new-token.ts'
 import { type Shape, showList, showOne } from '../output/show.ts'
 import { ageText } from '../output/text.ts'
 import { collect } from '../quantities.ts'
@@ -217,14 +217,6 @@ const tokenShape = (cli: Cli): Shape<Token> => ({
   none: 'There are no tokens.',
 })
 
-const longestExpiryMs = durationMs('3650d')
-
-function expiry(text: string): number {
-  if (!durationPattern.test(text) || durationMs(text) > longestExpiryMs)
-    throw new InvalidArgumentError('must be a duration such as 30d or 12h, ten years at most.')
-  return durationMs(text)
-}
-
 /** `muster token` with its subcommands. */
 export const fillToken: Fill = (command, cli) => {
   examples(command, ['token list', 'token create alice --role user --expires 30d'])
@@ -241,21 +233,25 @@ export const fillToken: Fill = (command, cli) => {
     .description('Makes a token and prints it, once. It is made on this computer; the federation gets its hash only.')
     .addOption(roleOption("what the token may do, within what its user may; the user's role where left out"))
     .option('--pool <name>', 'limit the token to this pool; may be repeated', collect)
-    .option('--expires <duration>', 'how long it is good for', expiry, durationMs('90d'))
+    .option(
+      '--expires <duration>',
+      'how long it is good for',
+      expiry({ duration: '3650d', words: 'ten years' }, '30d or 12h'),
+      durationMs('90d'),
+    )
     .option('--description <text>', 'what it is for', '')
   examples(create, ['token create alice --expires 30d --description "laptop"', 'token create ci --role user > ci.token'])
   create.action(async (user: string, options: { role?: string; pool?: string[]; expires: number; description: string }) => {
     const { client } = await connect(cli, create)
     const { documents } = await attempt(`find user ${user}`, client.config.get({ kind: 'user', name: user }))
-    const [id, token] = [`t-${randomText(12)}`, randomBytes(32).toString('base64url')]
+    const { token, ...made } = newToken(cli, options.expires)
+    const id = `t-${randomText(12)}`
     const document = {
       user,
       role: options.role ?? documents[0]?.document.role,
       ...(options.pool && { pools: options.pool }),
-      sha256: hash('sha256', token),
       description: options.description,
-      createdAt: new Date(cli.now()).toISOString(),
-      expiresAt: new Date(cli.now() + options.expires).toISOString(),
+      ...made,
     }
     const input = checked(calls.change, { put: [{ kind: 'token', name: id, document }], note: `token ${id} of ${user} created` })
     await attempt(`create a token for ${user}`, client.config.change(input))

@@ -1,6 +1,6 @@
 // `muster nats`: what the message bus must know of fronts and partitions, so that each can speak for itself only. Needs no server.
 import { writeFile } from 'node:fs/promises'
-import { type BusParty, brokerAuthorization } from '@muster/shared/bus/permissions'
+import { type BusParty, brokerConfiguration } from '@muster/shared/bus/permissions'
 import { partitionNamePattern } from '@muster/shared/ids'
 import { createUser, fromPublic } from '@nats-io/nkeys'
 import { type Command, InvalidArgumentError } from 'commander'
@@ -59,8 +59,7 @@ function addConfig(parent: Command, cli: Cli): void {
     const parties = [...flags.front, ...flags.partition]
     const twice = firstTwice(parties.map(({ publicKey }) => publicKey)) ?? firstTwice(flags.partition.map(nameOf))
     if (twice !== undefined) throw new CliError('usage', `${twice} is given twice; everybody has a key of their own`)
-    // nats-server reads JSON as its own format.
-    cli.stdout.write(`authorization: ${JSON.stringify(brokerAuthorization(parties), null, 2)}\n`)
+    cli.stdout.write(brokerConfiguration(parties))
   })
 }
 

@@ -1,7 +1,7 @@
 // Who may come to the bus, for the nats-server beside this front: its `authorization`, written anew when a partition is accepted or retired, and the server told to
 // read it again. Needed where partitions enrol; who sets up the broker by hand uses `muster nats config`.
 import { readFile, rename, writeFile } from 'node:fs/promises'
-import { brokerAuthorization } from '@muster/shared/bus/permissions'
+import { brokerConfiguration } from '@muster/shared/bus/permissions'
 import type { Documents } from '@muster/shared/global/documents'
 
 export interface BrokerFileOptions {
@@ -22,8 +22,7 @@ export function brokerText(fronts: readonly string[], partitions: Documents['par
       .filter(([, { status }]) => status === 'accepted')
       .map(([name, { natsKey }]) => ({ party: { kind: 'partition' as const, name }, publicKey: natsKey })),
   ]
-  // nats-server reads JSON as its own format.
-  return `authorization: ${JSON.stringify(brokerAuthorization(parties), null, 2)}\n`
+  return brokerConfiguration(parties)
 }
 
 export class BrokerFile {

@@ -7,7 +7,7 @@ import { allocationKey } from '@muster/shared/contract/allocations'
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
 import type { LabelKind } from '@muster/shared/contract/labels'
-import { endOfLog, endPage, parsePosition, positionText, readUpTo } from '@muster/shared/contract/log'
+import { endOfLog, endPage, pageBehind, parsePosition, readUpTo } from '@muster/shared/contract/log'
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
@@ -397,10 +397,7 @@ async function eventsBehind(core: Core, input: CallInput<'events.list'>, caller:
     seenBy: limited(caller),
   })
   const items = rows.map(row => eventViewOf(row, core.partition))
-  // A short page was read to the end, whatever the filter hid.
-  const lastItem = items.at(-1)?.seq ?? asked
-  const last = items.length === input.limit ? lastItem : Math.max(lastSeq, lastItem)
-  return { items, nextCursor: positionText(new Map([[core.partition, last]])) }
+  return pageBehind(core.partition, items, { after: asked, limit: input.limit, lastSeq })
 }
 
 async function auditBehind(core: Core, input: CallInput<'audit.list'>): Promise<CallAnswer<'audit.list'>> {
@@ -408,9 +405,7 @@ async function auditBehind(core: Core, input: CallInput<'audit.list'>): Promise<
   const after = readUpTo(parsePosition(position), core.partition)
   if (after === endOfLog) return endPage(core.partition, await core.audit.lastSeq())
   const { items, lastSeq } = await core.audit.list({ after, limit, actor, call, target })
-  // As with events: a short page was read to the end, whatever the filter hid.
-  const lastItem = items.at(-1)?.seq ?? after
-  return { items, nextCursor: positionText(new Map([[core.partition, items.length === limit ? lastItem : Math.max(lastSeq, lastItem)]])) }
+  return pageBehind(core.partition, items, { after, limit, lastSeq })
 }
 
 async function webhookDeliveries(core: Core, self: Self, only: string | undefined): Promise<CallAnswer<'webhooks.deliveries'>> {

@@ -2,7 +2,7 @@
 import type { Strategy } from '@muster/shared/allocation/constraints'
 import type { Key } from '@muster/shared/contract/page'
 import type { Sql } from './connect.ts'
-import { type MachineRow, machineRow } from './machines.ts'
+import { type MachineRow, machineRow, type SeenBy } from './machines.ts'
 
 export interface AllocationRow {
   id: string
@@ -202,7 +202,7 @@ export interface AllocationPage {
   owner?: string | undefined
   states?: readonly string[] | undefined
   /** Limits the list to what one caller may see: its own, and those with a machine of these pools. */
-  seenBy?: { readonly name: string; readonly pools: readonly string[] } | undefined
+  seenBy?: SeenBy | undefined
   after: Key | null
   limit: number
 }

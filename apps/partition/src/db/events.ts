@@ -1,6 +1,7 @@
 // The event log. A change inserts its events in its own statement, without a number; the sequencer numbers what is committed, so that a
 // reader never sees a number before a lower one.
 import type { Sql } from './connect.ts'
+import type { SeenBy } from './machines.ts'
 
 export interface EventRow {
   seq: number
@@ -58,7 +59,7 @@ export function listEvents(
     machine?: string | undefined
     kind?: string | undefined
     /** Limits them to what one caller may see: of machines of these pools, and its own. */
-    seenBy?: { readonly name: string; readonly pools: readonly string[] } | undefined
+    seenBy?: SeenBy | undefined
   },
 ): Promise<EventRow[]> {
   return sql<EventRow[]>`

@@ -49,6 +49,11 @@ export function permissionsOf(party: BusParty): BusPermissions {
   }
 }
 
+/** nats-server's `authorization` as its configuration has it: JSON is of its format. */
+export function brokerConfiguration(parties: Parameters<typeof brokerAuthorization>[0]): string {
+  return `authorization: ${JSON.stringify(brokerAuthorization(parties), null, 2)}\n`
+}
+
 /** nats-server's `authorization`: a user per party, known by the public half of its nkey. Who has none is not let in. */
 export function brokerAuthorization(parties: readonly { party: BusParty; publicKey: string }[]) {
   return { users: parties.map(({ party, publicKey }) => ({ nkey: publicKey, permissions: permissionsOf(party) })) }

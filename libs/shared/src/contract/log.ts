@@ -55,6 +55,16 @@ export function endPage(partition: string, lastSeq: number): LogPage<never> {
   return { items: [], nextCursor: `${partition}:${lastSeq}` }
 }
 
+/** A page of a partition's log behind `after`. A short one was read to the end, whatever the filter hid; `lastSeq` was read before the items. */
+export function pageBehind<Item extends LogItem>(
+  partition: string,
+  items: Item[],
+  { after, limit, lastSeq }: { after: number; limit: number; lastSeq: number },
+): LogPage<Item> {
+  const lastItem = items.at(-1)?.seq ?? after
+  return { items, nextCursor: `${partition}:${items.length === limit ? lastItem : Math.max(lastSeq, lastItem)}` }
+}
+
 /** Merges logs by time while keeping each partition's own order, and moves only the positions of what is given out. */
 export function mergeLogs<Item extends LogItem>(
   gathered: Gathered<LogPage<Item>>,
