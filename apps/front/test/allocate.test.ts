@@ -331,7 +331,7 @@ describe('idempotency keys', () => {
     const home = homeOf('alice', 'order-1', ['p1', 'p2', 'p3'])
     models.bus(home).cutOff()
     const before = await refusalFrom(elapse(create(backend, {}, keyed)))
-    expect(before).toMatchObject({ code: 'nothing-allocated', facts: { partition: home } })
+    expect(before).toMatchObject({ code: 'nothing-allocated', facts: { partition: home, earlierAttempts: 'unknown' } })
     models.bus(home).heal()
     await vi.advanceTimersByTimeAsync(2000)
     const other = ['p1', 'p2', 'p3'].find(name => name !== home) as string
@@ -339,11 +339,26 @@ describe('idempotency keys', () => {
     models.bus(home).plan(['none', 'none', ...Array(20).fill('mute')])
     const after = await refusalFrom(elapse(create(backend, { constraints }, keyed)))
     expect(after).toMatchObject({ code: 'nothing-allocated', facts: { partition: home } })
+    expect(after.facts).not.toHaveProperty('earlierAttempts')
     expect(statesIn(models)).toEqual(['ready', 'ready', 'ready'])
     // Its record stands, though its answer was lost. The retry finds the hold gone, and starts anew.
     models.bus(home).heal()
     expect(models.partition(home).keys.size).toBe(1)
     expect(ids(await elapse(create(backend, { constraints }, keyed)))).toEqual([`${other}-000000`])
+    await models.stop()
+  })
+
+  test('the first answer was lost and the home fell silent: the retry is refused, and does not deny that the first may stand', async () => {
+    const models = await startModels({ p1: sized(4), p2: sized(4), p3: sized(4) })
+    const { backend } = await models.front()
+    const home = homeOf('alice', 'order-1', ['p1', 'p2', 'p3'])
+    const first = await elapse(create(backend, {}, keyed)) // its answer never reaches alice
+    models.bus(home).cutOff()
+    const retry = await refusalFrom(elapse(create(backend, {}, keyed)))
+    expect(retry).toMatchObject({ code: 'nothing-allocated', facts: { earlierAttempts: 'unknown' } })
+    expect(retry.message).toContain('what an earlier one with the same Idempotency-Key did is not known: repeat it')
+    models.bus(home).heal()
+    expect((await elapse(create(backend, {}, keyed))).id).toBe(first.id)
     await models.stop()
   })
 

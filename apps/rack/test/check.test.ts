@@ -128,7 +128,12 @@ class Model {
     this.hold(machines, allocation, key)
     for (const machine of machines) this.#log(machine, 'drop', ['reserved', 'ready'], allocation)
     this.setRows(allocation, 'dropped')
-    const outcome = { kind: 'refused', code: 'nothing-allocated', detail: 'nothing-allocated: its home is silent' } as const
+    const outcome = {
+      kind: 'refused',
+      speaksFor: 'key',
+      code: 'nothing-allocated',
+      detail: 'nothing-allocated: others were faster',
+    } as const
     const request: Request = {
       key,
       client: 0,
@@ -490,6 +495,25 @@ describe('what is not a fault', () => {
     const { attempts } = second.request
     const [good1] = attempts.splice(0) as [Request['attempts'][number]]
     attempts.push({ ...good1, outcome: { kind: 'unknown', how: 'abandoned', detail: 'aborted' } }, good1)
+    expect(brokenRules(model.end())).toEqual([])
+  })
+
+  it('a refusal that could not speak for an attempt before it, whose client asked again until it knew', () => {
+    const { model, second } = good()
+    const { attempts } = second.request
+    const [acknowledged] = attempts.splice(0) as [Request['attempts'][number]]
+    const lost = { ...acknowledged, outcome: { kind: 'unknown', how: 'broken', detail: 'reset' } } as const
+    const refused = {
+      ...acknowledged,
+      outcome: { kind: 'refused', speaksFor: 'attempt', code: 'nothing-allocated', detail: 'nothing-allocated: its home is silent' },
+    } as const
+    attempts.push(lost, refused)
+    // Left at that, the request has no answer: it is not taken for refused.
+    expect(brokenRules(model.end())).toContain('keys every request ends with an answer')
+    expect(brokenRules(model.end())).not.toContain('keys a request that was refused has nothing')
+    attempts.splice(1, 1, { ...refused, outcome: { ...refused.outcome, speaksFor: 'key' } })
+    expect(brokenRules(model.end())).toContain('keys a request that was refused has nothing')
+    attempts.push(acknowledged)
     expect(brokenRules(model.end())).toEqual([])
   })
 })

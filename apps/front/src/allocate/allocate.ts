@@ -39,13 +39,16 @@ const roundPauseMs = 20
  * `partition-silent`: then some part's fate is unknown, and `detail` says which and what to do.
  */
 export async function allocate(options: AllocatorOptions, request: AllocationRequest, context: CallContext): Promise<AllocationOutput> {
-  const envelope = options.calls.envelope(context)
-  const { bus, presence } = options
+  const looking = { ...options, request, context, envelope: options.calls.envelope(context) }
+  if (request.dryRun) {
+    refuseWithoutBus(options)
+    return look(looking)
+  }
+  return run(await begin(looking))
+}
+
+function refuseWithoutBus({ bus }: AllocatorOptions): void {
   if (!bus.isConnected()) throw new Refusal('bus-away', `no link to the message bus (${bus.describe()}); nothing was allocated`)
-  if (request.dryRun) return look({ ...options, request, context, envelope })
-  // A request without a key gets none of ours: nobody could ever ask for it again, so the record would be written for nothing.
-  const key = context.idempotencyKey === undefined ? undefined : keyOf(presence, context.caller.name, context.idempotencyKey, request)
-  return run({ ...options, request, context, envelope, key })
 }
 
 interface Looking extends AllocatorOptions {
@@ -58,21 +61,46 @@ interface Job extends Looking {
   readonly key: Key | undefined
 }
 
-async function run(job: Job): Promise<AllocationOutput> {
-  const { context, limits, request } = job
+/** A job, and what its key's record says. */
+interface Begun extends Job {
+  readonly recalled: Recalled
+  /** Offers hold nothing, so they are on their way while the key is looked up. */
+  readonly firstOffers: Promise<Offers>
+}
+
+/**
+ * Looks the key up. What is refused before that is done speaks for this attempt only: an earlier one with the key, whose answer was lost, may
+ * stand. The refusal says so (`earlierAttempts: unknown`), so that nobody takes it for the end of the request.
+ */
+async function begin(looking: Looking): Promise<Begun> {
+  const { presence, context, request } = looking
+  const { idempotencyKey, caller, signal } = context
+  try {
+    refuseWithoutBus(looking)
+    // A request without a key gets none of ours: nobody could ever ask for it again, so the record would be written for nothing.
+    const key = idempotencyKey === undefined ? undefined : keyOf(presence, caller.name, idempotencyKey, request)
+    const firstOffers = collect(looking, 'take')
+    // Its failure is thrown where the offers are wanted, which may be never.
+    firstOffers.catch(() => {})
+    const recalled = key ? await recall({ ...looking, signal }, key) : nothingRecalled
+    return { ...looking, key, recalled, firstOffers }
+  } catch (error) {
+    if (idempotencyKey === undefined || !(error instanceof Refusal) || error.code === 'key-reused') throw error
+    const detail = `${error.message} by this attempt; what an earlier one with the same Idempotency-Key did is not known: repeat it`
+    throw new Refusal(error.code, detail, { ...error.facts, earlierAttempts: 'unknown' })
+  }
+}
+
+async function run(job: Begun): Promise<AllocationOutput> {
+  const { context, limits, request, recalled } = job
   const waitMs = request.wait === undefined ? 0 : Math.min(durationMs(request.wait), limits.waitMs)
   const waitUntil = Math.min(Date.now() + waitMs, context.deadline - limits.callMs)
-  // Offers hold nothing, so they may be on their way while the key is looked up.
-  const [recalled, first] = await both(
-    job.key ? recall({ ...job, signal: context.signal }, job.key) : nothingRecalled,
-    collect(job, 'take'),
-  )
   for (const record of recalled.records) {
     const settled = await settleRecorded(job, record)
     if (settled) return settled
   }
   let replaces = recalled.atHome
-  let offers = first
+  let offers = await job.firstOffers
   const unclear = new Map<string, string>()
   for (let round = 1; ; round++) {
     const held = await hold(job, offers, unclear)
@@ -94,15 +122,7 @@ async function run(job: Job): Promise<AllocationOutput> {
   }
 }
 
-const nothingRecalled: Promise<Recalled> = Promise.resolve({ records: [], atHome: null })
-
-/** Both results; where the first fails, its failure, whatever became of the other. */
-async function both<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
-  const [a, b] = await Promise.allSettled([first, second])
-  if (a.status === 'rejected') throw a.reason
-  if (b.status === 'rejected') throw b.reason
-  return [a.value, b.value]
-}
+const nothingRecalled: Recalled = { records: [], atHome: null }
 
 function collect(job: Looking, purpose: 'take' | 'look'): Promise<Offers> {
   return collectOffers(job, { envelope: job.envelope, request: job.request, purpose, signal: job.context.signal })

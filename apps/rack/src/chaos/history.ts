@@ -5,8 +5,10 @@
 export type Outcome =
   /** The machines are the client's; a late retry sees the allocation as it stands by then, perhaps without machines. */
   | { readonly kind: 'acknowledged'; readonly allocation: string; readonly machines: readonly string[] }
-  /** The server said that nothing was allocated. */
-  | { readonly kind: 'refused'; readonly code: string; readonly detail: string }
+  /**
+   * The server said that nothing was allocated. `speaksFor`: by this attempt, where the server could not look the key up, or under the key.
+   */
+  | { readonly kind: 'refused'; readonly speaksFor: 'attempt' | 'key'; readonly code: string; readonly detail: string }
   /**
    * No answer, or one that leaves it open. `abandoned`: the client went away while the server may have worked on, so the next attempt
    * with the key runs beside this one; after a `broken` line nobody works on it any more.
@@ -112,9 +114,15 @@ export interface History {
   readonly endedAt: number
 }
 
-/** The last word on a request: acknowledged once is acknowledged. */
+/**
+ * The last word on a request: acknowledged once is acknowledged. A refusal that speaks for its own attempt leaves open what was open before
+ * it.
+ */
 export function finalOutcome({ attempts }: Request): Outcome | undefined {
-  return attempts.find(({ outcome }) => outcome.kind === 'acknowledged')?.outcome ?? attempts.at(-1)?.outcome
+  const outcomes = attempts.map(({ outcome }) => outcome)
+  const acknowledged = outcomes.find(({ kind }) => kind === 'acknowledged')
+  if (acknowledged) return acknowledged
+  return outcomes.findLast(outcome => outcome.kind !== 'refused' || outcome.speaksFor === 'key') ?? outcomes.at(-1)
 }
 
 /** Whether an attempt may still have been at work when a later one was answered: then the later answer does not speak for it. */

@@ -96,8 +96,13 @@ function outcomeOf(status: number, body: unknown): Outcome {
   }
   const refusal = refusalOf(body as ProblemDocument)
   const detail = `${refusal.code}: ${refusal.message}`
-  return isOpen(refusal) ? { kind: 'unknown', how: 'told', detail } : { kind: 'refused', code: refusal.code, detail }
+  if (isOpen(refusal)) return { kind: 'unknown', how: 'told', detail }
+  const isOfAttempt = refusal.facts.earlierAttempts === 'unknown' || atTheDoor.has(refusal.code)
+  return { kind: 'refused', speaksFor: isOfAttempt ? 'attempt' : 'key', code: refusal.code, detail }
 }
+
+/** Refused before anybody looked at the request: earlier attempts with its key are not spoken of. */
+const atTheDoor: ReadonlySet<string> = new Set(['not-ready', 'overloaded', 'too-many-requests'])
 
 /** Whether a refusal leaves open what became of the request. */
 function isOpen({ code, facts, message }: Refusal): boolean {
