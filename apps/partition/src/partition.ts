@@ -43,7 +43,7 @@ import { Seal } from './domain/seal.ts'
 import { WebhookSender } from './domain/webhooks/sender.ts'
 import { agentDoor } from './doors/agent.ts'
 import { bmcEventsDoor } from './doors/bmc-events.ts'
-import { bootDoor } from './doors/boot.ts'
+import { bootDoor, bootPath } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
 import { type ConfigurationDoor, openConfigurationDoor } from './doors/configuration.ts'
 import { Dnsmasq } from './doors/dnsmasq.ts'
@@ -197,9 +197,11 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     tls: settings.tls,
     check: options.check ?? 'nothing',
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
-    beneath: [{ path: `${filesPath}/`, serve: filesDoor(core) }],
+    beneath: [
+      { name: 'boot files', path: `${filesPath}/`, serve: filesDoor(core) },
+      { name: 'boot', path: bootPath, serve: bootDoor(core, place) },
+    ],
     mount: [
-      { name: 'boot', path: '/boot', app: bootDoor(core, place) },
       { name: 'bmc events', path: '/bmc-events', app: bmcEventsDoor(core) },
       { name: 'agent', path: '/agent', app: agentDoor(core, place) },
       { name: 'metadata', path: '/metadata', app: metadataDoor(core, metadata) },

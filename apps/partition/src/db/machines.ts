@@ -150,6 +150,16 @@ export async function findMachineByMac(sql: Sql, macs: readonly string[]): Promi
   return row
 }
 
+/** All that decides what a machine boots. */
+export type BootRow = Pick<MachineRow, 'id' | 'state' | 'netboot' | 'erase' | 'run' | 'arch'>
+
+/** The machines that have these MAC addresses, each with the address it was found by; addresses that nobody has are left out. */
+export function bootRows(sql: Sql, macs: readonly string[]): Promise<(BootRow & { mac: string })[]> {
+  return sql<(BootRow & { mac: string })[]>`
+    select macs.mac, m.id, m.state, m.netboot, m.erase, m.run, m.arch
+    from macs join machines m on m.id = macs.machine_id where macs.mac = any(${macs as string[]})`
+}
+
 /** What DHCP and DNS know of the machines here, by host name: all their MAC addresses but those for which an address is reserved. */
 export function networkHosts(sql: Sql): Promise<{ hostname: string; macs: string[] }[]> {
   return sql<{ hostname: string; macs: string[] }[]>`

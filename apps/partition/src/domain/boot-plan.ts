@@ -1,11 +1,11 @@
 // What should this machine boot? One pure function of facts, and its rendering as iPXE text.
 import type { AgentMode } from '@muster/shared/agent'
 import { kernelArguments } from '@muster/shared/agent'
-import type { MachineRow } from '../db/machines.ts'
+import type { BootRow } from '../db/machines.ts'
 
 export interface BootFacts {
   /** undefined: no machine has this address. */
-  machine: Pick<MachineRow, 'id' | 'state' | 'netboot' | 'erase' | 'run' | 'arch'> | undefined
+  machine: BootRow | undefined
   hasAgent: (arch: string) => boolean
 }
 
@@ -28,7 +28,7 @@ export function bootPlan({ machine, hasAgent }: BootFacts): BootPlan {
   return { kind: 'agent', mode, arch, machine: { id: machine.id, run: machine.run } }
 }
 
-function modeOf(machine: Pick<MachineRow, 'state' | 'netboot' | 'erase'>): AgentMode | undefined {
+function modeOf(machine: Pick<BootRow, 'state' | 'netboot' | 'erase'>): AgentMode | undefined {
   switch (machine.state) {
     case 'commissioning':
       return 'commission'

@@ -1,14 +1,12 @@
 // What a replica keeps in memory of its machines: the candidates for allocation, and enough to tell a machine "boot from your disk" when the
 // database is away. Filled from the rows at start, kept up by own changes at once and by the log for those of other replicas.
 import type { Place } from '@muster/shared/allocation/matcher'
-import type { MachineRow } from '../db/machines.ts'
+import type { BootRow, MachineRow } from '../db/machines.ts'
 import { Candidates } from './candidates.ts'
-
-export type BootMemory = Pick<MachineRow, 'id' | 'state' | 'netboot' | 'erase' | 'run' | 'arch'>
 
 export class Memory {
   readonly candidates: Candidates
-  readonly #byMac = new Map<string, BootMemory & { version: number }>()
+  readonly #byMac = new Map<string, BootRow & { version: number }>()
   readonly #macsOf = new Map<string, string[]>()
 
   constructor(place: Place) {
@@ -51,7 +49,7 @@ export class Memory {
   }
 
   /** What was last known of the machine with this address, or undefined. */
-  bootFacts(mac: string): BootMemory | undefined {
+  bootFacts(mac: string): BootRow | undefined {
     return this.#byMac.get(mac)
   }
 }

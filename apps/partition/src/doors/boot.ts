@@ -1,43 +1,76 @@
 // The boot door, the script a machine asks for; the files that it names are files.ts. Anonymous: a machine that boots has no secret yet.
-import type { DoorEnv } from '@muster/server/http/incoming'
+import type { RequestListener } from 'node:http'
+import { Together } from '@muster/database/together'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
-import type { Hono } from 'hono'
 import { isDatabaseAway } from '../db/connect.ts'
-import { findMachineByMac } from '../db/machines.ts'
+import { type BootRow, bootRows } from '../db/machines.ts'
 import { bootPlan, ipxeScript } from '../domain/boot-plan.ts'
 import type { Core } from '../domain/core.ts'
 import { machineToken } from '../domain/machine-token.ts'
-import type { BootMemory } from '../domain/memory.ts'
-import { machineDoor } from './machine-requests.ts'
+import { refusalOfMachine, refuse } from './machine-requests.ts'
 
-/** `baseUrl`: how machines reach this partition. */
-export function bootDoor(core: Core, options: { baseUrl: string }): Hono<DoorEnv> {
-  const app = machineDoor(core.log)
+export const bootPath = '/boot/ipxe'
+
+/** `baseUrl`: how machines reach this partition. Serves `/boot/ipxe/MAC` and `/boot/ipxe?mac=MAC`, beneath the framework: a herd waits for the sum of what each costs. */
+export function bootDoor(core: Core, place: { readonly baseUrl: string }): RequestListener {
+  const lookUps = new Together((macs: string[]) => look(core, macs))
   const script = async (text: string) => {
     const mac = normalMac(text)
     if (mac === undefined)
       throw new Refusal('invalid-input', `"${text}" is not a MAC address`, { errors: [{ field: 'mac', message: 'is not a MAC address' }] })
-    const machine = await factsOf(core, mac)
-    if (machine === 'unknown while the database is away') return retryScript(options.baseUrl, mac)
+    const machine = await lookUps.add(mac)
+    if (machine === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const plan = bootPlan({ machine, hasAgent: arch => core.catalogue.hasAgent(arch) })
     const token = plan.kind === 'agent' && plan.machine ? machineToken(core.seal, 'agent', plan.machine) : null
-    return ipxeScript(plan, { baseUrl: options.baseUrl, token })
+    return ipxeScript(plan, { baseUrl: place.baseUrl, token })
   }
-  app.get('/ipxe', async c => c.text(await script(c.req.query('mac') ?? '')))
-  app.get('/ipxe/:mac', async c => c.text(await script(c.req.param('mac'))))
-  return app
+  return (incoming, outgoing) => {
+    if (incoming.method !== 'GET' && incoming.method !== 'HEAD') {
+      refuse(outgoing, new Refusal('method-not-allowed', `scripts are read, not ${incoming.method}`), { allow: 'GET, HEAD' })
+      return
+    }
+    script(macIn(incoming.url ?? '')).then(
+      text => outgoing.writeHead(200, { 'content-type': scriptType, 'content-length': Buffer.byteLength(text) }).end(text),
+      error => refuse(outgoing, refusalOfMachine(error, { log: core.log, path: bootPath })),
+    )
+  }
 }
 
-/** The row; without the database, what is remembered, as long as that says "boot from disk". */
-async function factsOf(core: Core, mac: string): Promise<BootMemory | undefined | 'unknown while the database is away'> {
+const scriptType = 'text/plain; charset=UTF-8'
+
+/** As it was written, in the path or as a parameter; empty where neither names one. */
+function macIn(url: string): string {
+  const rest = url.slice(bootPath.length)
+  if (rest.startsWith('/')) return decoded(rest.slice(1).replace(/\?.*$/, ''))
+  return new URLSearchParams(rest).get('mac') ?? ''
+}
+
+function decoded(text: string): string {
   try {
-    return await findMachineByMac(core.sql, [mac])
+    return decodeURIComponent(text)
+  } catch {
+    return text // no address either way, and named as it came
+  }
+}
+
+type Found = BootRow | undefined | 'unknown while the database is away'
+
+/**
+ * The rows as they are: what another replica changed a moment ago counts, and one that slept answers nothing from before. A herd shares a few statements. Without the
+ * database, what is remembered, as long as that says "boot from disk".
+ */
+async function look(core: Core, macs: readonly string[]): Promise<Found[]> {
+  try {
+    const rows = new Map((await bootRows(core.sql, macs)).map(({ mac, ...row }) => [mac, row]))
+    return macs.map(mac => rows.get(mac))
   } catch (error) {
     if (!isDatabaseAway(error)) throw error
-    const remembered = core.memory.bootFacts(mac)
-    const hasWork = remembered === undefined || bootPlan({ machine: remembered, hasAgent: () => true }).kind === 'agent'
-    return hasWork ? 'unknown while the database is away' : remembered
+    return macs.map(mac => {
+      const remembered = core.memory.bootFacts(mac)
+      const hasWork = remembered === undefined || bootPlan({ machine: remembered, hasAgent: () => true }).kind === 'agent'
+      return hasWork ? 'unknown while the database is away' : remembered
+    })
   }
 }
 

@@ -2,9 +2,10 @@
 // at once, so that a herd of machines does not hold up the scripts, and tags by digest, so that the pieces of an image are of one image.
 import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http'
 import type { Log } from '@muster/server/log'
-import { problemOf, Refusal } from '@muster/shared/errors'
+import { Refusal } from '@muster/shared/errors'
 import send from 'send'
 import type { Core } from '../domain/core.ts'
+import { refuse } from './machine-requests.ts'
 
 export const filesPath = '/boot/files'
 /** Files on their way at once: a network of 10 Gbit/s is full long before. Each costs a descriptor and a buffer. */
@@ -69,12 +70,6 @@ function fail(
     log.error({ err: error, file: name }, 'a file could not be read')
     refuse(outgoing, new Refusal('internal', `the file ${name} could not be read`))
   }
-}
-
-function refuse(outgoing: ServerResponse, refusal: Refusal, headers: Record<string, string> = {}): void {
-  outgoing.removeHeader('ETag')
-  const problem = problemOf(refusal)
-  outgoing.writeHead(problem.status, { ...headers, 'content-type': 'application/problem+json' }).end(JSON.stringify(problem))
 }
 
 interface Place {

@@ -1,4 +1,5 @@
 // What the doors for machines (boot, agent, metadata) have in common: problem documents, and bodies of a bounded size.
+import type { ServerResponse } from 'node:http'
 import type { DoorEnv } from '@muster/server/http/incoming'
 import type { Log } from '@muster/server/log'
 import { type CloudInitReport, cloudInitReport } from '@muster/shared/cloud-init'
@@ -23,9 +24,7 @@ export function machineDoor(log: Log): Hono<DoorEnv> {
     }),
   )
   app.onError((error, c) => {
-    const known = refusalOfDatabase(error)
-    if (!(known instanceof Refusal)) log.error({ err: error, path: c.req.routePath }, 'a request of a machine failed')
-    const problem = problemOf(known instanceof Refusal ? known : new Refusal('internal', 'the partition could not answer'))
+    const problem = problemOf(refusalOfMachine(error, { log, path: c.req.routePath }))
     return c.json(problem, problem.status as ContentfulStatusCode, {
       'content-type': 'application/problem+json',
       // The rest of such a body is not read, so nothing can follow it on this connection.
@@ -33,6 +32,22 @@ export function machineDoor(log: Log): Hono<DoorEnv> {
     })
   })
   return app
+}
+
+/** What a machine is told of an error; what is none of ours is logged. */
+export function refusalOfMachine(error: unknown, { log, path }: { log: Log; path: string }): Refusal {
+  const known = refusalOfDatabase(error)
+  if (known instanceof Refusal) return known
+  log.error({ err: error, path }, 'a request of a machine failed')
+  return new Refusal('internal', 'the partition could not answer')
+}
+
+/** The problem document, for doors beneath the framework. */
+export function refuse(outgoing: ServerResponse, refusal: Refusal, headers: Record<string, string> = {}): void {
+  // Of the file it would have been.
+  outgoing.removeHeader('ETag')
+  const problem = problemOf(refusal)
+  outgoing.writeHead(problem.status, { ...headers, 'content-type': 'application/problem+json' }).end(JSON.stringify(problem))
 }
 
 /** For answers that only one machine may see: nothing between it and here keeps them. */

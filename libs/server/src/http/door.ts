@@ -37,8 +37,11 @@ export interface DoorOptions {
   readonly failureLimit?: FailureLimit
   /** Further doors, each with the name /metrics counts it under. They set their own headers and answer their own errors. */
   readonly mount?: readonly { readonly name: string; readonly path: string; readonly app: Hono<DoorEnv> }[]
-  /** Paths served beneath the framework, whose bodies cost several times as much for each MiB: for large files. */
-  readonly beneath?: readonly { readonly path: string; readonly serve: RequestListener }[]
+  /**
+   * Paths served beneath the framework, which costs more than many an answer and several times as much for each MiB: large files, and what thousands ask for at once.
+   * Whatever begins with `path`; /metrics counts it under `name`.
+   */
+  readonly beneath?: readonly { readonly name: string; readonly path: string; readonly serve: RequestListener }[]
   readonly keepAliveMs?: number
 }
 
@@ -146,8 +149,8 @@ export interface ListenOptions {
 
 /** Opens a door on a port. Rejects when the port cannot be had. */
 export async function startDoor(options: DoorOptions & ListenOptions): Promise<RunningDoor> {
-  const { log, port, host = '127.0.0.1', drainMs = 10_000 } = options
-  const door = createDoor(options)
+  const { log, port, host = '127.0.0.1', drainMs = 10_000, metrics = createMetrics() } = options
+  const door = createDoor({ ...options, metrics })
   const listener = getRequestListener(door.app.fetch, {
     // Reached only for requests that never became one: a Host header or a path that is no URL.
     errorHandler: error =>
@@ -163,8 +166,10 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
   }
   const serve: RequestListener = (incoming, outgoing) => {
     const beneath = options.beneath?.find(({ path }) => incoming.url?.startsWith(path))
-    if (beneath) beneath.serve(incoming, outgoing)
-    else void listener(incoming, outgoing)
+    if (!beneath) return void listener(incoming, outgoing)
+    const started = performance.now()
+    outgoing.once('close', () => metrics.observe(beneath.name, outgoing.statusCode, (performance.now() - started) / 1000))
+    beneath.serve(incoming, outgoing)
   }
   const server = createServer(serverOptions, serve)
   const { tls } = options
@@ -193,10 +198,13 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
   }
 }
 
+/** Connections that wait to be taken: all machines of a partition at once. Of more, the kernel drops the greeting, and they come again only after a second. */
+const backlog = 4_096
+
 function listen(server: Server | SecureServer, port: number, host: string): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', cause => reject(new Error(`listen on ${host}:${port}: ${cause.message}`, { cause })))
-    server.listen(port, host, () => resolve((server.address() as AddressInfo).port))
+    server.listen({ port, host, backlog }, () => resolve((server.address() as AddressInfo).port))
   })
 }
 
