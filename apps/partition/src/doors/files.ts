@@ -5,13 +5,12 @@ import type { Log } from '@muster/server/log'
 import { Refusal } from '@muster/shared/errors'
 import send from 'send'
 import type { Core } from '../domain/core.ts'
+import { FilePump } from './file-pump.ts'
 import { refuse } from './machine-requests.ts'
 
 export const filesPath = '/boot/files'
-/** Files on their way at once: a network of 10 Gbit/s is full long before. Each costs a descriptor and a buffer. */
+/** Files on their way at once: a network of 10 Gbit/s is full long before. Each costs a descriptor and a buffer, and a turn before the next script. */
 const transfersMax = 128
-/** Read and written at once: few turns of the event loop for each MiB, and little held for who does not read. */
-const chunkBytes = 2 ** 18
 /** Loaders that wait cost a connection each: more than a partition has machines. */
 const waitingMax = 4_000
 /** iPXE waits for longer; who has waited for so long is told to come again. */
@@ -20,42 +19,53 @@ const againSeconds = 5
 
 /** Serves the folder of the catalogue: GET and HEAD. */
 export function filesDoor(core: Core): RequestListener {
-  const gate = new Gate(transfersMax, waitingMax)
+  const door = { core, gate: new Gate(transfersMax, waitingMax), pump: new FilePump() }
   return (incoming, outgoing) => {
-    serve(core, gate, incoming, outgoing).catch((error: unknown) => {
+    serve(door, incoming, outgoing).catch((error: unknown) => {
       core.log.error({ err: error, path: incoming.url }, 'a file could not be sent')
       outgoing.destroy()
     })
   }
 }
 
-async function serve(core: Core, gate: Gate, incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+interface Door {
+  readonly core: Core
+  readonly gate: Gate
+  readonly pump: FilePump
+}
+
+async function serve(door: Door, incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
   const { method } = incoming
   if (method !== 'GET' && method !== 'HEAD')
     return refuse(outgoing, new Refusal('method-not-allowed', `files are read, not ${method}`), { allow: 'GET, HEAD' })
   const left = new AbortController()
   outgoing.once('close', () => left.abort())
-  const place = await gate.enter(AbortSignal.any([left.signal, AbortSignal.timeout(waitMs)]))
+  const place = await door.gate.enter(AbortSignal.any([left.signal, AbortSignal.timeout(waitMs)]))
   if (place === 'full') {
     const refusal = new Refusal('overloaded', `${transfersMax} files are on their way to machines, and no place became free`)
     return refuse(outgoing, refusal, { 'retry-after': String(againSeconds) })
   }
   left.signal.addEventListener('abort', () => place.leave())
   if (left.signal.aborted) return place.leave()
-  sendFile(core, incoming, outgoing)
+  sendFile(door, incoming, outgoing, left.signal)
 }
 
-function sendFile({ catalogue, log }: Core, incoming: IncomingMessage, outgoing: ServerResponse): void {
+function sendFile({ core: { catalogue, log }, pump }: Door, incoming: IncomingMessage, outgoing: ServerResponse, left: AbortSignal): void {
   const name = incoming.url?.replace(/\?.*$/, '').slice(filesPath.length) ?? ''
   const image = catalogue.images.find(({ path: known }) => `/${known}` === name)
   // Others get one by time and size.
   if (image) outgoing.setHeader('ETag', `"${image.sha256}"`)
-  const options = { root: catalogue.folder, dotfiles: 'deny', index: false, cacheControl: false, highWaterMark: chunkBytes } as const
+  const options = { root: catalogue.folder, dotfiles: 'deny', index: false, cacheControl: false } as const
   const absent = () => refuse(outgoing, new Refusal('not-found', `there is no file ${name}`))
-  send(incoming, name, options)
+  const sending = send(incoming, name, options)
     .on('directory', absent)
     .on('error', (error: Error & { status?: number }) => fail(error, { absent, log, name, outgoing }))
-    .pipe(outgoing)
+  // The library has said everything in the head by then; only the bytes are ours.
+  sending.stream = (path, { start }: { start: number }) => {
+    const bytes = Number(outgoing.getHeader('content-length'))
+    pump.send({ path, start, bytes }, outgoing, left).catch((error: Error) => fail(error, { absent, log, name, outgoing }))
+  }
+  sending.pipe(outgoing)
 }
 
 function fail(
