@@ -73,8 +73,10 @@ function fail(
   { absent, log, name, outgoing }: { absent: () => void; log: Log; name: string; outgoing: ServerResponse },
 ): void {
   const { status = 500 } = error
-  if (outgoing.headersSent) outgoing.destroy()
-  else if (status === 416) outgoing.writeHead(416).end()
+  if (outgoing.headersSent) {
+    log.error({ err: error, file: name }, 'a file broke off on its way')
+    outgoing.destroy()
+  } else if (status === 416) outgoing.writeHead(416).end()
   else if (status < 500) absent()
   else {
     log.error({ err: error, file: name }, 'a file could not be read')

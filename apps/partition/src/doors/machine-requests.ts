@@ -44,8 +44,8 @@ export function refusalOfMachine(error: unknown, { log, path }: { log: Log; path
 
 /** The problem document, for doors beneath the framework. */
 export function refuse(outgoing: ServerResponse, refusal: Refusal, headers: Record<string, string> = {}): void {
-  // Of the file it would have been.
-  outgoing.removeHeader('ETag')
+  // What was said of the file it would have been: its length above all.
+  for (const name of outgoing.getHeaderNames()) outgoing.removeHeader(name)
   const problem = problemOf(refusal)
   outgoing.writeHead(problem.status, { ...headers, 'content-type': 'application/problem+json' }).end(JSON.stringify(problem))
 }
