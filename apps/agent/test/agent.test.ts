@@ -481,7 +481,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
   )
 
   test.concurrent(
-    'is a rescue system: whose key was named logs in as root, and nobody else',
+    'is a rescue system: whose key was named logs in as root, and nobody else; it switches itself off when it hears that its run is over',
     async ({ expect }) => {
       const partition = await partitionFor()
       const keys = ['mine', 'other'].map(name => path.join(folder, `rescue-${name}`))
@@ -521,7 +521,10 @@ describe.skipIf(missing !== undefined)('the agent', () => {
       await expect(login(keys[1] as string)).rejects.toThrow('Permission denied')
       const { stdout } = await run('ssh-keygen', ['-lf', known])
       expect(stdout).toContain(/SHA256:\S+/.exec(told() as string)?.[0])
-      await machine.kill()
+      // Its run is over: the partition does not know its token any more.
+      partition.token = 'of the next run'
+      await machine.ended(bootLimitMs)
+      expect(machine.console()).toContain('this job is over')
     },
     bootLimitMs * 2,
   )

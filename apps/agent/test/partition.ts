@@ -21,7 +21,8 @@ export interface TestPartition extends AsyncDisposable {
   job: Job | undefined
   /** What the image's address serves. */
   imageFile: string | undefined
-  readonly token: string
+  /** Of the run; another one ends it. */
+  token: string
   readonly enlisted: Enlistment[]
   readonly inventories: Inventory[]
   readonly signals: Signal[]

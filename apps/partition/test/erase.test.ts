@@ -3,7 +3,8 @@
 import { createVerifier } from '@muster/server/global/signature'
 import { expect, test } from 'vitest'
 import type { MachineRow } from '../src/db/machines.ts'
-import { addMachine, runPartition, type TestPartition, until } from './harness.ts'
+import { requestMove } from '../src/domain/machines.ts'
+import { addMachine, runPartition, startCore, type TestPartition, until } from './harness.ts'
 import { settingsOf, startBmcs, type VirtualMachine } from './virtual-bmc.ts'
 
 const disks = [
@@ -132,4 +133,48 @@ test('an agent that never appears is a fault that names the way it should have c
   await olga.release({ id })
   await until(async () => (await olga.get({ id })).state === 'failed_releasing')
   expect((await olga.get({ id })).fault).toMatchObject({ code: 'agent-missing', hint: expect.stringContaining('DHCP') })
+})
+
+test('an aborted release says by whom and what is left, its agent is heard no more, and the next release begins anew', async () => {
+  const partition = await runPartition({ rules: { erase: 'quick' } })
+  const machine = await deployedIn(partition)
+  const { id } = machine
+  const [alice, olga] = [partition.as('alice').machines, partition.as('olga').machines]
+  await alice.release({ id })
+  const tell = say(partition, await bootedFor(partition, machine))
+  await until(async () => (await olga.get({ id })).power === 'on')
+  await tell('erasure', erasureOf(disks[0] as never))
+  await expect(partition.as('bob').machines.abort({ id })).rejects.toMatchObject({ code: 'forbidden' })
+  expect(await olga.abort({ id })).toMatchObject({
+    state: 'failed_releasing',
+    owner: 'alice',
+    fault: {
+      code: 'release-aborted',
+      message: 'olga aborted the release; not erased: nvme0n1',
+      hint: expect.stringContaining('release it again'),
+    },
+  })
+  // A repeat joins; what the agent says is nobody's word any more, and its power goes.
+  expect(await olga.abort({ id })).toMatchObject({ state: 'failed_releasing' })
+  expect([await tell('signal', done), await tell('erasure', erasureOf(disks[1] as never))]).toEqual([401, 401])
+  await until(async () => (await olga.get({ id })).power === 'off')
+  expect(await partition.sql`select disks_used from machines where id = ${id}`).toEqual([{ disks_used: true }])
+
+  await alice.release({ id })
+  const retell = say(partition, await bootedFor(partition, machine))
+  // The first disk's certificate is of the run that was aborted.
+  await retell('erasure', erasureOf(disks[1] as never))
+  await retell('signal', done)
+  expect((await olga.get({ id })).fault).toMatchObject({ code: 'erase-failed', message: expect.stringContaining('sda') })
+})
+
+test.each([
+  [{ erase: null, disks_used: true }, 'its disks were not to be erased'],
+  [{ erase: null, disks_used: false }, 'its disks hold nothing of an owner'],
+  [{ erase: 'full' as const, disks_used: true, disks: [] }, 'no disk of it is known, none is erased'],
+])('the fault of an aborted release: %o', async (columns, says) => {
+  const core = await startCore()
+  const { id } = await addMachine(core, { ...used, state: 'releasing', ...columns })
+  const { state, fault } = await requestMove(core, { name: 'olga', role: 'operator' }, 'abort', { id })
+  expect([state, fault?.message]).toEqual(['failed_releasing', `olga aborted the release; ${says}`])
 })

@@ -155,7 +155,13 @@ export const lifeCycle: { readonly [state in State]: StateRow } = {
     does: 'the agent erases the disks that were used; power off, then forget the deployment and its secrets',
     deadline: '30m',
     deletable: 'no',
-    moves: { released: report('ready'), fail: report('failed_releasing'), expire: deadline('failed_releasing') },
+    moves: {
+      released: report('ready'),
+      fail: report('failed_releasing'),
+      expire: deadline('failed_releasing'),
+      // Never back to its owner, who has given it up, nor on to the next one, who would find what is left.
+      abort: request('failed_releasing'),
+    },
   },
   failed_releasing: {
     wantedPower: 'off',

@@ -100,7 +100,7 @@ describe('the life cycle', () => {
   test('offers people only requests, never what the agent or the clock decides', () => {
     for (const state of states)
       for (const name of requestsIn(state)) expect(['commissioned', 'deployed', 'released', 'fail', 'expire']).not.toContain(name)
-    expect(requestsIn('deploying')).toEqual(['abort'])
+    for (const state of ['commissioning', 'deploying', 'releasing'] as const) expect(requestsIn(state)).toEqual(['abort'])
     // Taken and confirmed is a machine by an allocation.
     expect(requestsIn('ready')).toEqual(['commission', 'markBroken', 'rescue', 'retire'])
     expect(requestsIn('reserved')).toEqual([])

@@ -1,15 +1,17 @@
 # Talking to the partition. curl repeats what may pass by itself (no route, 5xx, 429 with Retry-After) with growing pauses and a limit.
 
-# ask METHOD PATH [FILE]: the body of the answer goes to /run/answer. Fails where the partition says no or does not answer within the time.
+ANSWER=/run/answer TROUBLE=/run/trouble
+
+# ask METHOD PATH [FILE]: the body of the answer goes to $ANSWER, its HTTP status to $ANSWER.status. Fails where the partition says no or does not answer within the time.
 ask() {
     method=$1 path=$2 file=${3:-}
-    set -- --silent --show-error --fail-with-body --request "$method" --output /run/answer --connect-timeout 10 --max-time 60
+    set -- --silent --show-error --fail-with-body --request "$method" --output "$ANSWER" --write-out '%{http_code}' --connect-timeout 10 --max-time 60
     set -- "$@" --retry "${TRIES:-12}" --retry-all-errors --retry-max-time "${PATIENCE:-300}"
     # In a file: what stands on a command line can be read by every program.
     [ -z "$TOKEN" ] || set -- "$@" --header @/run/authorization
     [ -z "$file" ] || set -- "$@" --header 'Content-Type: application/json' --data-binary "@$file"
-    rm -f /run/answer
-    curl "$@" "$URL$path" 2>/run/trouble
+    rm -f "$ANSWER"
+    curl "$@" "$URL$path" >"$ANSWER.status" 2>"$TROUBLE"
 }
 
 prepare_http() {
@@ -19,7 +21,7 @@ prepare_http() {
 }
 
 # Why the last `ask` failed, on one line.
-trouble() { { cat /run/trouble; jq -r '.detail // empty' /run/answer 2>/dev/null; } | tr '\n' ' '; }
+trouble() { { cat "$TROUBLE"; jq -r '.detail // empty' "$ANSWER" 2>/dev/null; } | tr '\n' ' '; }
 
 # signal STATUS STEP MESSAGE PERCENT. A heartbeat that is lost is no failure: the next one tells more.
 signal() {
@@ -39,9 +41,19 @@ stand() {
 heartbeat() {
     while [ -e /run/stand ]; do
         { read -r step; read -r message; read -r percent; } </run/stand
-        (signal working "$step" "$message" "$percent")
+        # Files of its own: the work asks meanwhile.
+        (ANSWER=/run/beat TROUBLE=/run/beat.trouble; signal working "$step" "$message" "$percent")
+        [ "$(cat /run/beat.status 2>/dev/null)" != 401 ] || leave_off
         sleep "$1"
     done
+}
+
+# The run is over: somebody aborted it. What is at work here, a disk's erasure perhaps, ends with the power, and is not waited for.
+leave_off() {
+    say 'the partition says that this job is over: off'
+    sync &
+    sleep 2
+    poweroff -f -n
 }
 
 start_heartbeat() {

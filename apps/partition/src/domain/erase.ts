@@ -51,6 +51,15 @@ export async function disksLeft(core: Core, machine: MachineRow): Promise<string
   return machine.disks.filter(({ name, serial }) => !done.has(diskKey({ disk: name, serial }))).map(({ name }) => name)
 }
 
+/** What a release that ends now would leave on the disks, in words. */
+export async function leftUnerased(core: Core, machine: MachineRow): Promise<string> {
+  if (!machine.disks_used) return 'its disks hold nothing of an owner'
+  if (machine.erase === null) return 'its disks were not to be erased'
+  const left = await disksLeft(core, machine)
+  if (left.length > 0) return `not erased: ${left.join(', ')}`
+  return machine.disks.length === 0 ? 'no disk of it is known, none is erased' : 'its disks are erased, but the agent had not ended'
+}
+
 const diskKey = ({ disk, serial }: { disk: string; serial: string }) => (serial === '' ? `name ${disk}` : `serial ${serial}`)
 
 const erasureIn = (payload: string) => JSON.parse(payload) as Erasure & { owner: string | null }

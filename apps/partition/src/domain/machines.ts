@@ -7,7 +7,7 @@ import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, requestsIn } from '@muster/shared/life-cycle'
-import type { ErasePolicy, Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import type { ErasePolicy, Explanation, Fault, Machine, MachineDetail } from '@muster/shared/machine'
 import type { ScriptChoice } from '@muster/shared/scripts'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
@@ -17,7 +17,7 @@ import { latestRotation } from '../db/rotations.ts'
 import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
 import { replaceCandidates } from './credentials.ts'
-import { erasePolicyFor } from './erase.ts'
+import { erasePolicyFor, leftUnerased } from './erase.ts'
 import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
@@ -228,6 +228,7 @@ export async function requestMove(
       refuseForeign(caller, found)
       if (request.needs === 'power') refuseWithoutPower(found)
     },
+    ...(verb === 'abort' && { fault: row => abortFault(core, row, caller.name) }),
     ...(input.reason && { data: { reason: input.reason }, fault: { code: 'marked-broken', message: input.reason } }),
   })
   if (outcome === 'joined' && input.scripts && !sameChoices(row.scripts, input.scripts))
@@ -235,6 +236,16 @@ export async function requestMove(
       state: row.state,
     })
   return viewOf(row, core.partition)
+}
+
+/** What an abort leaves undone: of a release only, whose machine nobody may have as it is. */
+async function abortFault(core: Core, row: db.MachineRow, by: string): Promise<Omit<Fault, 'since'> | undefined> {
+  if (row.state !== 'releasing') return undefined
+  return {
+    code: 'release-aborted',
+    message: `${by} aborted the release; ${await leftUnerased(core, row)}`,
+    hint: 'release it again: that begins anew; until then it stays with its owner',
+  }
 }
 
 /** Asks for a commissioning. The scripts must be ones that this partition or its agent has. */

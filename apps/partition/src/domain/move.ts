@@ -35,7 +35,8 @@ export interface MoveRequest {
   patch?: MachinePatch | ((row: MachineRow) => MachinePatch)
   /** For a release; the partition's rule where left out. */
   erase?: ErasePolicy
-  fault?: Omit<Fault, 'since'>
+  /** A function is given the row that is moved. */
+  fault?: Omit<Fault, 'since'> | ((row: MachineRow) => Promise<Omit<Fault, 'since'> | undefined>)
   data?: Record<string, unknown>
 }
 
@@ -61,6 +62,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
     if (isRequest) refuseLocked(row)
     const erase = next.to === 'releasing' ? eraseOf(row, request.erase ?? core.rules.erase) : null
     const tableMs = deadlineFor(core, next.to)
+    const fault = typeof request.fault === 'function' ? await request.fault(row) : request.fault
     const patch = typeof request.patch === 'function' ? request.patch(row) : request.patch
     const deadlineMs = tableMs === undefined ? undefined : tableMs + eraseMs(row, erase) + scriptsMs(core, row, patch?.scripts ?? [])
     const change: MachineChange = {
@@ -68,7 +70,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
       version: row.version,
       patch: {
         ...(isRequest && { last_request: request.move, last_request_by: request.actor }),
-        fault: request.fault ? { ...request.fault, since: new Date().toISOString() } : null,
+        fault: fault ? { ...fault, since: new Date().toISOString() } : null,
         state: next.to,
         step: 'start',
         waiting_for: null,
@@ -76,6 +78,8 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
         erase,
         ...(row.rescue_keys.length > 0 && { rescue_keys: [] }),
         ...entering(next.to, request.move, row, erase),
+        // Whoever works on it hears so with its next word, and stops.
+        ...(request.move === 'abort' && { run: null }),
         ...patch,
       },
       deadlineMs: deadlineMs ?? null,
@@ -86,7 +90,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
       events: [
         {
           kind: 'machine.moved',
-          data: { move: request.move, from: row.state, to: next.to, ...(request.fault && { fault: request.fault }), ...request.data },
+          data: { move: request.move, from: row.state, to: next.to, ...(fault && { fault }), ...request.data },
         },
       ],
     }

@@ -236,7 +236,7 @@ export const machines = {
     ['no-power-driver'],
   ),
   adopt: move('adopt', 'Take a machine that is in use already as it is: deployed, and yours', 'operator', {}),
-  abort: move('abort', 'Stop commissioning or deploying', 'user', {}),
+  abort: move('abort', 'Stop commissioning, deploying or releasing', 'user', {}),
   deploy: move(
     'deploy',
     'Put an operating system on an allocated machine',
