@@ -44,6 +44,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'needs-front': 'refused',
   'home-lost': 'refused',
   'key-reused': 'refused',
+  gone: 'refused',
   'payload-too-large': 'usage',
   'unsupported-media-type': 'unexpected',
   'invalid-input': 'usage',

@@ -1,5 +1,5 @@
 // The settings of a front.
-import { loadConfig, nkeySeed, publicKeys, sealingKey, secret, tlsVariables, variable, wholeNumber } from '@muster/server/config'
+import { keptFor, loadConfig, nkeySeed, publicKeys, sealingKey, secret, tlsVariables, variable, wholeNumber } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
 import { natsPublicKey } from '@muster/shared/global/documents'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -30,6 +30,8 @@ export interface FrontSettings {
   readonly brokerPidFile: string | undefined
   /** Public nkeys of the other fronts. */
   readonly brokerFronts: readonly string[]
+  /** How long entries of the fronts' audit log are kept, milliseconds; undefined: for ever. */
+  readonly keepAudit: number | undefined
   readonly tokensFile: string
   readonly port: number
   readonly tlsFolder: string | undefined
@@ -77,6 +79,7 @@ const variables = {
   brokerFile: variable('MUSTER_NATS_AUTHORIZATION_FILE', z.string().optional()),
   brokerPidFile: variable('MUSTER_NATS_PID_FILE', z.string().optional()),
   brokerFronts: variable('MUSTER_NATS_FRONTS', natsPublicKeys),
+  keepAudit: variable('MUSTER_KEEP_AUDIT', keptFor(undefined, '30d')),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1)),
   ...tlsVariables,
   port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),

@@ -4,6 +4,7 @@ import type { Bus } from '@muster/shared/bus/bus'
 import { subjects } from '@muster/shared/bus/protocol'
 import type { Call, Coverage, Spread } from '@muster/shared/contract/call'
 import { type CallInput, type CallName, type CallOutput, calls as contractCalls } from '@muster/shared/contract/contract'
+import { goneOf, goneRefusal } from '@muster/shared/contract/log'
 import { Refusal } from '@muster/shared/errors'
 import { type Asked, coverageOf, lineOf } from './coverage.ts'
 import type { Limits } from './limits.ts'
@@ -109,6 +110,9 @@ async function spreadOver(options: FederationOptions, request: OneCall & { sprea
 
   let asked = await askEach(options, request, targets)
   const heard = () => asked.filter(({ reply }) => reply.kind === 'answered')
+  // A log that cannot be gone on with makes no part of an answer: whoever reads on would take the rest for all there is.
+  const gone = asked.flatMap(({ reply }) => (reply.kind === 'refused' ? goneOf(reply.refusal) : []))
+  if (gone.length > 0) throw goneRefusal((input as { after?: string }).after, gone)
   if (heard().length === 0 && targets.length > 0) throw nobodyAnswered(request, asked)
   let answer = merge(request, asked)
   if (answer === undefined) {

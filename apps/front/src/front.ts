@@ -15,6 +15,7 @@ import type { BrokerFile } from './global/broker-file.ts'
 import { configCalls } from './global/calls.ts'
 import { enrolmentCalls } from './global/enrolment.ts'
 import { type Home, type HomeOptions, openHome } from './global/home.ts'
+import { startRetention } from './global/retention.ts'
 import { defaultLimits, type Limits } from './limits.ts'
 import { createPartitionCalls } from './partition-calls.ts'
 import { type Presence, watchPresence } from './presence.ts'
@@ -28,7 +29,11 @@ export interface FrontOptions {
   readonly accepted: readonly string[] | undefined
   /** Where the global configuration lives, and the key it is signed with; undefined: this front has none. */
   readonly global?:
-    | (Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys' | 'sealer'> & { readonly natsUrl?: string | undefined })
+    | (Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys' | 'sealer'> & {
+        readonly natsUrl?: string | undefined
+        /** How long entries of the audit log are kept, milliseconds; undefined: for ever. */
+        readonly keepAuditMs?: number | undefined
+      })
     | undefined
   /** Is told who may come to the bus. */
   readonly broker?: BrokerFile | undefined
@@ -68,6 +73,7 @@ export function createFront(options: FrontOptions): Front {
       ...(sessions && sessionCalls(sessions)),
     },
   })
+  const retention = home && options.global?.databaseUrl ? startRetention({ home, keepAuditMs: options.global.keepAuditMs, log }) : undefined
   let before: Documents['partition'] = {}
   home?.onChange(({ documents }) => {
     presence.accept(acceptedNow(accepted, documents.partition))
@@ -83,6 +89,7 @@ export function createFront(options: FrontOptions): Front {
     home,
     tokens: tokensOfAll(home && sessions ? [home.tokens, sessions.tokens] : []),
     stop: async () => {
+      await retention?.stop()
       await home?.stop()
       presence.stop()
       logs.stop()

@@ -76,6 +76,7 @@ function globalOf(settings: FrontSettings): FrontOptions['global'] {
     databaseUrl: settings.globalDatabaseUrl?.reveal(),
     signer: createSigner(settings.configKey.reveal()),
     trustedKeys: settings.configKeys,
+    keepAuditMs: settings.keepAudit,
     natsUrl: settings.natsPublicUrl ?? settings.natsUrl,
     sealer: settings.sharedKey && createSharedSealer(keyBytes(settings.sharedKey.reveal())),
   }

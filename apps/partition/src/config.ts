@@ -3,6 +3,7 @@ import { hostname } from 'node:os'
 import path from 'node:path'
 import {
   ConfigError,
+  keptFor,
   keyBytes,
   loadConfig,
   nkeySeed,
@@ -26,6 +27,7 @@ import type { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
 import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkServices, shareOfRanges } from './domain/dnsmasq.ts'
+import { type Keep, usualKeep } from './domain/retention.ts'
 
 const duration = (fallbackMs: number) =>
   z
@@ -114,6 +116,11 @@ const variables = {
   dnsZone: variable('MUSTER_DNS_ZONE', domain.optional()),
   dnsUpstreams: variable('MUSTER_DNS_UPSTREAMS', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'))),
   networkFolder: variable('MUSTER_NETWORK_DIR', folder('network')),
+  keepEvents: variable('MUSTER_KEEP_EVENTS', keptFor(usualKeep.eventsMs, '1d')),
+  keepOrders: variable('MUSTER_KEEP_ORDERS', keptFor(usualKeep.ordersMs, '1d')),
+  // A day more than keys are remembered.
+  keepAllocations: variable('MUSTER_KEEP_ALLOCATIONS', keptFor(usualKeep.allocationsMs, '8d')),
+  keepAudit: variable('MUSTER_KEEP_AUDIT', keptFor(usualKeep.auditMs, '30d')),
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
@@ -143,6 +150,8 @@ export interface PartitionSettings {
   bmcEvents?: 'subscribe' | 'off'
   /** DHCP, TFTP and DNS by dnsmasq; undefined: somebody else's. */
   network?: NetworkServices | undefined
+  /** How long what has ended is kept; the usual times where left out. */
+  keep?: Keep | undefined
   rules: Rules
 }
 
@@ -175,6 +184,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     url: given.url?.replace(/\/$/, ''),
     bmcEvents: given.bmcEvents,
     network: networkServices(given),
+    keep: { eventsMs: given.keepEvents, ordersMs: given.keepOrders, allocationsMs: given.keepAllocations, auditMs: given.keepAudit },
     rules: {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,

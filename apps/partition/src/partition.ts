@@ -15,13 +15,12 @@ import { openTokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
 import { inboxOf } from '@muster/shared/bus/permissions'
 import { createClient } from '@muster/shared/client'
-import { Gauge } from 'prom-client'
+import { Counter, Gauge } from 'prom-client'
 import { handlers } from './backend/handlers.ts'
 import { LocalBackend } from './backend/local.ts'
 import type { PartitionSettings } from './config.ts'
-import { closeEmptyAllocations, forgetDroppedHolds } from './db/allocations.ts'
+import { closeEmptyAllocations } from './db/allocations.ts'
 import { connect, refusalOfDatabase } from './db/connect.ts'
-import { forgetOldKeys } from './db/keys.ts'
 import { migrate } from './db/migrate.ts'
 import { forgetOldServices, saveNetworkServices } from './db/network-services.ts'
 import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
@@ -39,6 +38,7 @@ import { runPowerMonitor } from './domain/power/monitor.ts'
 import { runRotations } from './domain/power/rotation.ts'
 import { Switchboard } from './domain/power/switchboard.ts'
 import { runPowerWorker } from './domain/power/worker.ts'
+import { Retention, usualKeep } from './domain/retention.ts'
 import { Seal } from './domain/seal.ts'
 import { WebhookSender } from './domain/webhooks/sender.ts'
 import { agentDoor } from './doors/agent.ts'
@@ -58,8 +58,6 @@ const touchEveryMs = 1_000
 const houseKeepingEveryMs = 60_000
 const catalogueEveryMs = 5_000
 const chainEveryMs = 1_000
-const keptKeysDays = 7
-const keptHoldsHours = 24
 const keptReplicasHours = 24
 
 export interface PartitionOptions {
@@ -134,9 +132,22 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       ...(enrolment.problem === undefined ? [] : [`not part of the federation: ${enrolment.problem}`]),
       ...federationProblems(core),
       ...webhooks.problems.values(),
+      ...(retention.problem === undefined ? [] : [retention.problem]),
     ],
     webhooks,
   }
+  const metrics = createMetrics()
+  const removed = new Counter({
+    name: 'muster_rows_removed_total',
+    help: 'Rows that were removed because the time for which they are kept was over.',
+    labelNames: ['what'] as const,
+    registers: [metrics.registry],
+  })
+  const retention = new Retention(core, {
+    keep: settings.keep ?? usualKeep,
+    audit,
+    onRemoved: (what, count) => removed.inc({ what }, count),
+  })
   let seenAt = Date.now()
   const enrolment = new Enrolment(core)
   const connectBus = (nats: NonNullable<PartitionSettings['nats']> & { onRefusal?: 'retry' }) =>
@@ -168,7 +179,6 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   })
   await follower.start()
 
-  const metrics = createMetrics()
   addGauges(metrics.registry, core)
   const tokens = openTokens({ file: settings.tokensFile, log })
   own('tokens', () => tokens.close())
@@ -250,12 +260,12 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     seenAt = Date.now()
   })
   every('house keeping', houseKeepingEveryMs, async () => {
-    await forgetOldKeys(sql, keptKeysDays)
-    await forgetDroppedHolds(sql, keptHoldsHours)
     await closeEmptyAllocations(sql)
     await forgetOldReplicas(sql, keptReplicasHours)
     await forgetOldServices(sql)
   })
+  // Replicas that start together look apart from each other, and partitions on one disk too.
+  every('retention', houseKeepingEveryMs * (0.75 + Math.random() / 2), () => retention.look(stopping.signal))
   loops.push(
     runLoop({ name: 'audit log', bell: new Bell(), everyMs: chainEveryMs, signal: stopping.signal, log, look: () => audit.chain() }),
   )

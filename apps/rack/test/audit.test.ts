@@ -1,9 +1,10 @@
 // The audit log of a federation, as an auditor reads it: through the front, with the command line.
 import { execFile } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { look } from '@muster/front/global/retention'
 import type { AuditEntry } from '@muster/shared/audit'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { makeReady, type Servers, startServers, until } from './servers.ts'
@@ -95,8 +96,30 @@ test('the log is right, and stays so; an entry that is changed, or taken away be
   expect(changed.stdout).toMatch(/^lon1 .*entry 1 \(operator, machines.create\) or one before it is not what was written$/m)
   await sql`update audit set origin = '127.0.0.1' where seq = 1`
   expect(await muster('verify')).toMatchObject({ code: 0 })
+})
 
-  await sql`delete from audit`
+test('entries that were cut off for their age are no trouble to whoever has an earlier export', async () => {
+  const witness = path.join(folder, 'before-the-cut.jsonl')
+  writeFileSync(witness, (await muster('export')).stdout)
+  const [lon1] = servers.partitions as [Servers['partitions'][number]]
+  const last = await lon1.core.audit.lastSeq()
+  await until(async () => {
+    await lon1.core.sql.begin(sql => lon1.core.audit.removeOld(sql as never, { keepMs: 0, limit: 100, apartMs: 0 }))
+    return (await exported()).every(({ partition, seq }) => partition !== 'lon1' || seq > last)
+  })
+  const verified = await muster('verify', '--against', witness)
+  expect(verified).toMatchObject({ code: 0, stderr: '' })
+  expect(verified.stdout).toMatch(/^lon1 .*as written; cut off up to \d+ for its age$/m)
+  // The last of those that went is in the export, and it was another.
+  const lines = readFileSync(witness, 'utf8').replaceAll(/("partition":"lon1".*"hash":")./g, '$1f')
+  writeFileSync(witness, lines.replaceAll(/("partition":"lon1".*"hash":"f)./g, '$1f'))
+  expect(await muster('verify', '--against', witness)).toMatchObject({ code: 1 })
+})
+
+test('a log that was emptied is told', async () => {
+  const witness = path.join(folder, 'before.jsonl')
+  const [lon1] = servers.partitions as [Servers['partitions'][number]]
+  await lon1.core.sql`delete from audit`
   const gone = await muster('verify', '--against', witness)
   expect(gone.code).toBe(1)
   expect(gone.stdout).toMatch(/^lon1 .*entry 1 of the earlier export is gone$/m)
@@ -107,4 +130,35 @@ test('it is read by caller, call and target', async () => {
   expect(list.stdout).toMatch(/admin \(admin\) +127\.0\.0\.1 +config\.change +user\/carol +ok: generation 1/)
   expect(await muster('list', '--call', 'machines.nothing')).toMatchObject({ code: 0, stdout: '', stderr: 'Nothing was changed.\n' })
   expect(await muster('verify', path.join(folder, 'none.jsonl'))).toMatchObject({ code: 2 })
+})
+
+test('a reader whose events one partition has removed is told so by the front, with the position to go on from', async () => {
+  const [lon1] = servers.partitions as [Servers['partitions'][number]]
+  const reader = servers.front.as['read-only']
+  const { nextCursor } = await reader.events.list({ limit: 1 })
+  expect(nextCursor).toMatch(/^lon1:1\b/)
+  await lon1.core.sql`update event_retention set removed_to = 2`
+  const refused = reader.events.list({ after: nextCursor })
+  await expect(refused).rejects.toMatchObject({ code: 'gone', facts: { startAt: nextCursor.replace('lon1:1', 'lon1:2') } })
+  expect((await reader.events.list({ after: nextCursor.replace('lon1:1', 'lon1:2') })).items[0]).toMatchObject({ seq: 3 })
+  await lon1.core.sql`update event_retention set removed_to = 0`
+})
+
+test('the fronts remove join tokens that expired long ago, and partitions that gave up asking', async () => {
+  const admin = servers.front.as.admin
+  const join = (expiresAt: string) => ({ sha256: 'a'.repeat(64), expiresAt, createdAt: '2019-12-31T00:00:00.000Z' })
+  const put = [
+    { kind: 'join', name: 'j-4y3h7nqk2c5d', document: join('2020-01-01T00:00:00.000Z') },
+    { kind: 'join', name: 'j-5y3h7nqk2c5d', document: join('2099-01-01T00:00:00.000Z') },
+  ]
+  await admin.config.change({ put } as never)
+  const { home } = servers
+  await home.run(
+    sql => sql`
+    insert into joins (name, join_id, nats_key, version, url, operating_systems, origin, seen_at)
+    values ('gone', 'old', 'U', '0', '', '{}', '192.0.2.1', now() - interval '2 days'), ('here', 'new', 'U', '0', '', '{}', '192.0.2.1', now())`,
+  )
+  await look({ home, keepAuditMs: undefined, log: { info: () => undefined, warn: () => undefined } }, new AbortController().signal)
+  expect(Object.keys((await home.newest())?.documents.join ?? {})).toEqual(['j-5y3h7nqk2c5d'])
+  expect(await home.run(sql => sql`select name from joins`)).toEqual([{ name: 'here' }])
 })

@@ -5,6 +5,7 @@ import path from 'node:path'
 import { freshDatabase } from '@muster/embedded/test-postgres'
 import { createFront } from '@muster/front/front'
 import { migrateHome } from '@muster/front/global/db/generations'
+import type { Home } from '@muster/front/global/home'
 import type { PartitionSettings } from '@muster/partition/config'
 import { migrate } from '@muster/partition/db/migrate'
 import { type Core, defaultRules } from '@muster/partition/domain/core'
@@ -38,6 +39,8 @@ export interface Server {
 export interface Servers extends AsyncDisposable {
   readonly partitions: readonly (Server & { name: string; core: Core; databaseUrl: string })[]
   readonly front: Server
+  /** The front's. */
+  readonly home: Home
   /** Of the database that fronts share. */
   readonly homeUrl: string
 }
@@ -125,6 +128,7 @@ export async function startServers(
   return {
     partitions,
     front: server(door.url),
+    home: front.home as Home,
     homeUrl: home.url,
     [Symbol.asyncDispose]: async () => {
       for (let stop = stops.pop(); stop; stop = stops.pop()) await stop()

@@ -2,7 +2,7 @@
 // was made durable has made its entry durable too, and nobody waits for the disk on its account (`connectAudit`). What came of it is added when the
 // change has ended; a process that dies in between leaves `unknown`, which is the truth.
 import { createHash } from 'node:crypto'
-import { type AuditEntry, chainedText, noHash, sealedText } from '@muster/shared/audit'
+import { type AuditEntry, chainedText, cutCall, cutOf, cutTarget, noHash, sealedText } from '@muster/shared/audit'
 import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
 import * as db from './audit.ts'
@@ -32,6 +32,7 @@ export interface AuditLogOptions {
 
 /** No call may be waited for as long: its server has gone, and did not come back under its name. */
 const longestCallSeconds = 70 * 60
+const cutsApartMs = 24 * 3_600_000
 const mostChainedAtOnce = 1_000
 const mostTargets = 20
 const mostTextLength = 300
@@ -98,11 +99,64 @@ export class AuditLog {
     )
   }
 
-  /** Entries behind a number, and the number of the last there is. */
+  /**
+   * Removes at most `limit` entries that ended longer ago than `keepMs`, in the transaction given. Before the first of them goes, an entry of its own says up
+   * to where the log was cut and with which hash, so that the rest can still be checked; there is one a day at most.
+   */
+  async removeOld(
+    sql: Sql,
+    { keepMs, limit, apartMs = cutsApartMs }: { keepMs: number; limit: number; apartMs?: number },
+  ): Promise<number> {
+    await this.#cut(sql, { keepMs, apartMs })
+    const row = await db.lastCut(sql)
+    const cut = row && cutOf({ call: cutCall, ...row })
+    return cut === undefined ? 0 : db.removeEntries(sql, { upTo: cut.seq, limit })
+  }
+
+  async #cut(sql: Sql, { keepMs, apartMs }: { keepMs: number; apartMs: number }): Promise<void> {
+    const before = await db.lastCut(sql)
+    if (before && Date.now() - before.ended_at.getTime() < apartMs) return
+    const end = await db.lockEnd(sql)
+    const extent = await db.extentOfLog(sql)
+    if (!end || !extent) return
+    const isOld = async (seq: number) => (await this.#entryNumbered(sql, seq)).ended_at.getTime() < Date.now() - keepMs
+    // Numbers are dense and times rise with them: found by halving, without an index that every entry would pay for.
+    let [old, young] = [extent.first - 1, extent.last + 1]
+    while (young - old > 1) {
+      const middle = Math.floor((old + young) / 2)
+      if (await isOld(middle)) old = middle
+      else young = middle
+    }
+    const known = before && cutOf({ call: cutCall, ...before })
+    if (old < extent.first || old <= (known?.seq ?? 0)) return
+    const { hash } = await this.#entryNumbered(sql, old)
+    await this.#addCut(sql, end, cutTarget({ seq: old, hash }))
+  }
+
+  async #entryNumbered(sql: Sql, seq: number) {
+    const found = await db.entryNumbered(sql, seq)
+    if (!found) throw new Error(`entry ${seq} of the audit log is missing; it is not cut before somebody has looked (muster audit verify)`)
+    return found
+  }
+
+  async #addCut(sql: Sql, end: { seq: number; hash: string }, target: string): Promise<void> {
+    const { partition, server, sign } = this.#options
+    const at = new Date()
+    const facts = { at, ended_at: at, actor: 'retention', role: 'server', origin: 'itself', via: null, call: cutCall, target, fields: [] }
+    const row = { id: 0, ...facts, request_id: '', server, outcome: 'ok', result: null }
+    const seq = end.seq + 1
+    const hash = sha256(chainedText(end.hash, contentOf(row, seq, partition)))
+    const { signature, key } = sign(sealedText({ partition, seq, hash }))
+    await db.addToChain(sql, { ...row, seq, hash, signature, signed_by: key })
+  }
+
+  /** Entries behind a number, and the number of the last there is. Those that were cut off are not among them, also where they are still being removed. */
   async list(filter: db.AuditFilter): Promise<{ items: AuditEntry[]; lastSeq: number }> {
     // In this order: what is chained in between is in the list, and not passed over by a reader who goes on behind the last.
     const lastSeq = await this.lastSeq()
-    const rows = await this.#options.run(sql => db.listEntries(sql, filter))
+    const row = await this.#options.run(db.lastCut)
+    const after = Math.max(filter.after, (row && cutOf({ call: cutCall, ...row })?.seq) ?? 0)
+    const rows = await this.#options.run(sql => db.listEntries(sql, { ...filter, after }))
     return { items: rows.map(row => entryOf(row, this.#options.partition)), lastSeq }
   }
 

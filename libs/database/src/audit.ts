@@ -114,3 +114,34 @@ export async function lastEntry(sql: Sql): Promise<number> {
   const [row] = await sql<{ seq: number }[]>`select coalesce(max(seq), 0) as seq from audit`
   return (row as { seq: number }).seq
 }
+
+/** Where the log begins and ends: numbers of the entries that are there; undefined where there are none. */
+export async function extentOfLog(sql: Sql): Promise<{ first: number; last: number } | undefined> {
+  const [row] = await sql<{ first: number | null; last: number | null }[]>`select min(seq) as first, max(seq) as last from audit`
+  return row && row.first !== null && row.last !== null ? { first: row.first, last: row.last } : undefined
+}
+
+/** When the entry of a number ended, and its hash. */
+export async function entryNumbered(sql: Sql, seq: number): Promise<{ ended_at: Date; hash: string } | undefined> {
+  const [row] = await sql<{ ended_at: Date; hash: string }[]>`select ended_at, encode(hash, 'hex') as hash from audit where seq = ${seq}`
+  return row
+}
+
+/** The last entry that says that what is older was cut off. */
+export async function lastCut(sql: Sql): Promise<{ seq: number; ended_at: Date; target: string } | undefined> {
+  const [row] = await sql<{ seq: number; ended_at: Date; target: string }[]>`
+    select seq, ended_at, target from audit where call = 'audit.cut' and seq is not null order by seq desc limit 1`
+  return row
+}
+
+/** Adds an entry to the chain at once. */
+export async function addToChain(sql: Sql, { id: _, ...row }: ChainedRow): Promise<void> {
+  await sql`insert into audit ${sql({ ...row, hash: Buffer.from(row.hash, 'hex') })}`
+}
+
+/** Removes the oldest entries, up to that number and at most `limit`. Answers how many. */
+export async function removeEntries(sql: Sql, { upTo, limit }: { upTo: number; limit: number }): Promise<number> {
+  const rows = await sql`
+    delete from audit where seq in (select seq from audit where seq <= ${upTo} order by seq limit ${limit}) returning seq`
+  return rows.length
+}

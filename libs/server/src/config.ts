@@ -1,6 +1,7 @@
 // A server's settings: environment variables, each with a schema, and `<NAME>_FILE` for those that are kept in a file (secrets of Docker,
 // Kubernetes and systemd). Everything that is wrong is said at once.
 import { readFileSync } from 'node:fs'
+import { type Duration, durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
 
@@ -32,6 +33,17 @@ export function wholeNumber(limits: { min: number; max: number }) {
     .regex(/^\d{1,15}$/, 'must be a whole number')
     .transform(Number)
     .pipe(z.number().min(limits.min).max(limits.max))
+}
+
+/** How long something is kept, for {@link variable}: a duration, or `for-ever` (undefined). */
+export function keptFor(fallbackMs: number | undefined, least: Duration) {
+  return z
+    .string()
+    .default(fallbackMs === undefined ? 'for-ever' : durationText(fallbackMs))
+    .refine(text => text === 'for-ever' || (durationPattern.test(text) && durationMs(text) >= durationMs(least)), {
+      message: `must be a duration of at least ${least}, such as 90d, or for-ever`,
+    })
+    .transform(text => (text === 'for-ever' ? undefined : durationMs(text)))
 }
 
 /** The public keys whose global configuration is taken, for {@link variable}; several, with commas, while one is changed for another. */

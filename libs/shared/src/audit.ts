@@ -68,6 +68,24 @@ export function sealedText({ partition, seq, hash }: Pick<AuditEntry, 'partition
   return `${partition} ${seq} ${hash}`
 }
 
+/** The call of the entry that says that older ones were cut off for their age, by the server itself. It is in the chain and signed like every other. */
+export const cutCall = 'audit.cut'
+
+/** Up to which entry the log was cut off, and its hash, by which the first that is left is checked. */
+export interface Cut {
+  readonly seq: number
+  readonly hash: string
+}
+
+/** The target of a cut's entry. */
+export const cutTarget = ({ seq, hash }: Cut): string => `up to ${seq}, hash ${hash}`
+
+/** The cut that an entry speaks of; undefined: it is none. */
+export function cutOf({ call, target }: Pick<AuditEntry, 'call' | 'target'>): Cut | undefined {
+  const [, digits, hash] = (call === cutCall && /^up to (\d{1,15}), hash ([0-9a-f]{64})$/.exec(target)) || []
+  return digits === undefined || hash === undefined ? undefined : { seq: Number(digits), hash }
+}
+
 export interface ChainReport {
   /** How many entries were looked at. */
   readonly entries: number
@@ -75,6 +93,8 @@ export interface ChainReport {
   readonly seq: number
   /** The keys that signed, hex. */
   readonly keys: readonly string[]
+  /** Up to where the server cut the log off for its age, by the last entry that says so; undefined: it never did. */
+  readonly cut: Cut | undefined
   /** The first thing that is wrong; undefined: nothing. What comes behind it proves nothing. */
   readonly problem: string | undefined
 }
@@ -84,7 +104,16 @@ export interface ChainChecks {
   isSigned(text: string, seal: { signature: string; key: string }): Promise<boolean>
 }
 
-/** Checks one log, entry by entry from its first on. */
+/** Numbers that are not there, and the entry behind them. */
+interface Gap {
+  readonly from: number
+  readonly next: AuditEntry
+}
+
+/**
+ * Checks one log, entry by entry from its first on. A log may be cut off at its beginning, also while it is read: the entry behind such a gap is taken at
+ * its word until a later one, signed like all, says that it was cut just there, and with which hash.
+ */
 export class ChainCheck {
   readonly #checks: ChainChecks
   readonly #keys = new Set<string>()
@@ -92,6 +121,8 @@ export class ChainCheck {
   #end = { seq: 0, hash: noHash }
   #sealedUpTo = 0
   #problem: string | undefined
+  #gaps: Gap[] = []
+  #cut: Cut | undefined
 
   constructor(checks: ChainChecks) {
     this.#checks = checks
@@ -102,29 +133,38 @@ export class ChainCheck {
     this.#entries++
     this.#problem ??= await this.#wrong(entry)
     if (this.#problem !== undefined) return
+    if (entry.seq > this.#end.seq + 1) this.#gaps.push({ from: this.#end.seq + 1, next: entry })
     this.#end = entry
+    const cut = cutOf(entry)
+    if (cut) {
+      this.#cut = cut
+      const { sha256 } = this.#checks
+      this.#gaps = this.#gaps.filter(({ next }) => next.seq !== cut.seq + 1 || sha256(chainedText(cut.hash, next)) !== next.hash)
+    }
     if (entry.seal === null) return
     this.#keys.add(entry.seal.key)
     this.#sealedUpTo = entry.seq
   }
 
   report(): ChainReport {
+    const [gap] = this.#gaps
     const { seq } = this.#end
     // Entries are signed as they are chained: an end without a signature was cut off, or put there by somebody without the key.
     const open = `entries ${this.#sealedUpTo + 1} to ${seq} bear no signature: the log ends where no server ended it`
-    const problem = this.#problem ?? (seq > this.#sealedUpTo ? open : undefined)
-    return { entries: this.#entries, seq, keys: [...this.#keys], problem }
+    const problem = (gap && missing(gap)) ?? this.#problem ?? (seq > this.#sealedUpTo ? open : undefined)
+    return { entries: this.#entries, seq: gap ? gap.from - 1 : seq, keys: [...this.#keys], cut: this.#cut, problem }
   }
 
   async #wrong(entry: AuditEntry): Promise<string | undefined> {
     const { sha256, isSigned } = this.#checks
     const { seq, hash } = this.#end
-    if (entry.seq > seq + 1)
-      return seq + 2 === entry.seq ? `entry ${seq + 1} is missing` : `entries ${seq + 1} to ${entry.seq - 1} are missing`
     if (entry.seq <= seq) return `entry ${entry.seq} stands behind ${seq}`
-    if (sha256(chainedText(hash, entry)) !== entry.hash)
+    if (entry.seq === seq + 1 && sha256(chainedText(hash, entry)) !== entry.hash)
       return `entry ${entry.seq} (${entry.actor}, ${entry.call}) or one before it is not what was written`
     if (entry.seal !== null && !(await isSigned(sealedText(entry), entry.seal))) return `the signature of entry ${entry.seq} is not right`
     return undefined
   }
 }
+
+const missing = ({ from, next: { seq } }: Gap) =>
+  from === seq - 1 ? `entry ${from} is missing` : `entries ${from} to ${seq - 1} are missing`

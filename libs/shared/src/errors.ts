@@ -18,6 +18,7 @@ export const errorTable = {
   'needs-front': { status: 409, retryable: 'no', title: 'Only a front can do this' },
   'home-lost': { status: 409, retryable: 'no', title: 'The database of the global configuration was lost or set back' },
   'key-reused': { status: 409, retryable: 'no', title: 'This Idempotency-Key was used for another request' },
+  gone: { status: 410, retryable: 'no', title: 'It was kept for a time, and that is over' },
   'payload-too-large': { status: 413, retryable: 'no', title: 'Too large' },
   'unsupported-media-type': { status: 415, retryable: 'no', title: 'The body must be JSON' },
   'invalid-input': { status: 422, retryable: 'no', title: 'The input is not valid' },

@@ -153,7 +153,8 @@ function addVerify(parent: Command, cli: Cli): void {
     const witness = options.against === undefined ? [] : entriesOf(await readText(options.against), options.against)
     const reports = await verifyLogs(entries, witness, options.key)
     const rows = [...reports].map(([log, report]) => ({ log, ...report }))
-    if (formatOf(command) === 'json') cli.stdout.write(jsonText({ logs: rows.map(row => ({ ...row, problem: row.problem ?? null })) }))
+    if (formatOf(command) === 'json')
+      cli.stdout.write(jsonText({ logs: rows.map(row => ({ ...row, cut: row.cut ?? null, problem: row.problem ?? null })) }))
     else if (rows.length > 0) cli.stdout.write(tableText(cli, rows, reportColumns))
     else remark(cli, 'There are no entries.')
     refusePartial(cli, whole?.coverage())
@@ -168,7 +169,7 @@ const reportColumns = [
   { title: 'SIGNED BY', text: ({ keys }: ChainReport) => keys.map(key => key.slice(0, 16)).join(', ') },
   {
     title: 'VERDICT',
-    text: ({ problem }: ChainReport) => problem ?? 'as written',
+    text: ({ problem, cut }: ChainReport) => problem ?? (cut ? `as written; cut off up to ${cut.seq} for its age` : 'as written'),
     style: ({ problem }: ChainReport) => (problem === undefined ? undefined : ('red' as const)),
   },
 ]
@@ -218,8 +219,11 @@ async function verifyLogs(
       broken.set(entry.partition, `entry ${entry.seq} of the earlier export is another now`)
     expected.delete(entryName(entry))
   }
-  for (const { partition, seq } of expected.values())
-    if (!broken.has(partition)) broken.set(partition, `entry ${seq} of the earlier export is gone`)
+  for (const { partition, seq, hash } of expected.values()) {
+    const { cut } = checkOf(partition).report()
+    const isCut = cut !== undefined && (seq < cut.seq || (seq === cut.seq && hash === cut.hash))
+    if (!isCut && !broken.has(partition)) broken.set(partition, `entry ${seq} of the earlier export is gone`)
+  }
   const names = [...logs.keys()].sort()
   return new Map(
     names.map(log => {

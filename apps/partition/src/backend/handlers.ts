@@ -7,7 +7,7 @@ import { allocationKey } from '@muster/shared/contract/allocations'
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
 import type { LabelKind } from '@muster/shared/contract/labels'
-import { endOfLog, endPage, pageBehind, parsePosition, readUpTo } from '@muster/shared/contract/log'
+import { askedFor, endOfLog, endPage, goneRefusal, pageBehind, parsePosition, readUpTo } from '@muster/shared/contract/log'
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
@@ -23,6 +23,7 @@ import * as labelRows from '../db/labels.ts'
 import * as machineRows from '../db/machines.ts'
 import { networkServices } from '../db/network-services.ts'
 import { liveReplicas } from '../db/replicas.ts'
+import { removedEvents } from '../db/retention.ts'
 import * as subnetRows from '../db/subnets.ts'
 import { listCursors, listDeadLetters, replayDeadLetters } from '../db/webhooks.ts'
 import * as addresses from '../domain/addresses.ts'
@@ -386,7 +387,8 @@ function labelHandlers<Kind extends LabelKind>(core: Core, kind: Kind): LabelHan
 }
 
 async function eventsBehind(core: Core, input: CallInput<'events.list'>, caller: Caller): Promise<CallAnswer<'events.list'>> {
-  const asked = readUpTo(parsePosition(input.after), core.partition)
+  const position = parsePosition(input.after)
+  const asked = readUpTo(position, core.partition)
   const lastSeq = await lastSequenceNumber(core.sql)
   if (asked === endOfLog) return endPage(core.partition, lastSeq)
   const rows = await listEvents(core.sql, {
@@ -396,6 +398,10 @@ async function eventsBehind(core: Core, input: CallInput<'events.list'>, caller:
     kind: input.kind,
     seenBy: limited(caller),
   })
+  // Looked at afterwards, so that nothing is removed unseen between the two. Who names no position begins with what is there.
+  const removedTo = await removedEvents(core.sql)
+  const from = askedFor(position, core.partition)
+  if (from !== undefined && from < removedTo) throw goneRefusal(input.after, [{ partition: core.partition, after: from, removedTo }])
   const items = rows.map(row => eventViewOf(row, core.partition))
   return pageBehind(core.partition, items, { after: asked, limit: input.limit, lastSeq })
 }

@@ -180,11 +180,6 @@ export async function closeAllocation(sql: Sql, allocation: string): Promise<voi
     where id = ${allocation} and state = 'confirmed' and not exists (select from machines where allocation_id = ${allocation})`
 }
 
-/** Ended holds are kept for `hours`, so that a late confirm learns that its hold is gone. */
-export async function forgetDroppedHolds(sql: Sql, hours: number): Promise<void> {
-  await sql`delete from allocations where state = 'dropped' and created_at < now() - ${hours} * interval '1 hour'`
-}
-
 /** Confirmed allocations that have no machine left: a crash between a machine's release and {@link closeAllocation} leaves one. */
 export async function closeEmptyAllocations(sql: Sql): Promise<void> {
   await sql`

@@ -21,8 +21,3 @@ export async function rememberKey(sql: Sql, record: KeyRecord, replaces: string 
   if (!standing) throw new Error(`the record of key ${record.key} went away while it was read; keys are kept for a week`)
   return standing
 }
-
-/** Keys are kept for `days`: a retry after that is a new request. */
-export async function forgetOldKeys(sql: Sql, days: number): Promise<void> {
-  await sql`delete from idempotency_keys where created_at < now() - ${days} * interval '1 day'`
-}

@@ -26,13 +26,15 @@ const filter = {
 export const events = {
   list: declareCall({
     summary: 'Events behind a position, oldest first',
+    description:
+      'Without a position: from the oldest that is kept. Where events behind the position were removed for their age: gone, with the position to start at.',
     rest: { method: 'GET', path: '/events' },
     status: 200,
     role: 'read-only',
     input: z.strictObject({ ...filter, limit: z.number().int().min(1).max(1000).default(100) }),
     answer: z.object({ items: z.array(event), nextCursor: z.string().describe('the position to go on from, as `after`') }),
     spread: { kind: 'gather', merge: mergeLogs },
-    errors: [],
+    errors: ['gone'],
   }),
   stream: declareStream({
     summary: 'Events as they happen (server-sent events)',
@@ -44,6 +46,6 @@ export const events = {
     input: z.strictObject(filter),
     answer: event,
     spread: { kind: 'here' },
-    errors: [],
+    errors: ['gone'],
   }),
 }

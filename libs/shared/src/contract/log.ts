@@ -39,6 +39,44 @@ export function readUpTo(position: Position, partition: string): number {
   return position.get(partition) ?? position.get('*') ?? 0
 }
 
+/**
+ * From where on a position asks `partition` for all there is; undefined: from nowhere in particular. A number for every partition is one, except 0, which
+ * stands for the beginning of what is there.
+ */
+export function askedFor(position: Position, partition: string): number | undefined {
+  return position.get(partition) ?? (position.get('*') || undefined)
+}
+
+/** Events behind `after` are asked for, and those up to `removedTo` are no more. */
+export interface Gone {
+  readonly partition: string
+  readonly after: number
+  readonly removedTo: number
+}
+
+/**
+ * The refusal for a reader who would go on in partitions behind numbers whose events were removed: what it has not read is gone, and it is told so rather
+ * than given the rest as if nothing were missing.
+ */
+export function goneRefusal(after: string | undefined, gone: readonly Gone[]): Refusal {
+  const startAt = positionText(
+    new Map([...parsePosition(after), ...gone.map(({ partition, removedTo }) => [partition, removedTo] as const)]),
+  )
+  const texts = gone.map(
+    ({ partition, after, removedTo }) => `${partition} has removed its events up to ${removedTo}, and ${after} is the last read`,
+  )
+  return new Refusal('gone', `${texts.join('; ')}: what is between is lost`, {
+    startAt,
+    gone,
+    hint: `to go on with what is left, start at ${startAt}`,
+  })
+}
+
+/** What a {@link goneRefusal} says; empty for another. */
+export function goneOf({ code, facts }: Refusal): Gone[] {
+  return code === 'gone' && Array.isArray(facts.gone) ? facts.gone : []
+}
+
 export interface LogItem {
   readonly partition: string
   readonly seq: number

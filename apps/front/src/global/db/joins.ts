@@ -36,3 +36,11 @@ export function listJoins(sql: Sql, seconds: number): Promise<JoinRow[]> {
 export async function deleteJoin(sql: Sql, name: string): Promise<void> {
   await sql`delete from joins where name = ${name}`
 }
+
+/** Removes at most `limit` that have not asked for so many milliseconds. Answers how many. */
+export async function removeOldJoins(sql: Sql, { keepMs, limit }: { keepMs: number; limit: number }): Promise<number> {
+  const rows = await sql`
+    delete from joins where name in (
+      select name from joins where seen_at < now() - ${keepMs} * interval '1 millisecond' order by seen_at limit ${limit}) returning name`
+  return rows.length
+}
