@@ -99,7 +99,10 @@ export function createFront(options: FrontOptions): Front {
 }
 
 function auditOf({ audit }: Home): Audit {
-  return { carryOut: (change, work) => (callNamed(change.call)?.spread.kind === 'global' ? audit.carryOut(change, work) : work()) }
+  return {
+    carryOut: (change, work) => (callNamed(change.call)?.spread.kind === 'global' ? audit.carryOut(change, work) : work()),
+    refused: attempt => audit.refused(attempt),
+  }
 }
 
 function globalCalls(home: Home, { global, log }: FrontOptions) {

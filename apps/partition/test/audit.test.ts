@@ -130,3 +130,33 @@ test('whoever changes the table, or takes from it, is found out', async () => {
   await core.sql`delete from audit where seq = 5`
   expect(await problemOf(await whole(core))).toMatch(/bear no signature/)
 })
+
+test('who was not let in is written down with address and reason, counted, and never with what was sent', async () => {
+  const partition = await runPartition()
+  const wrong = 'planted-wrong-token-81cc'
+  for (let count = 0; count < 3; count++) await partition.ask('GET', '/api/v1/machines', { token: wrong })
+  await expect(partition.as('rita').machines.lock({ id: 'lon1-4y3h7n', reason: 'x' })).rejects.toMatchObject({ code: 'forbidden' })
+  await partition.ask('GET', '/api/v1/machines')
+  // They are written when their minute is over, and when the server stops.
+  await partition.core.audit.settled()
+  const entries = await chained(partition, 2)
+  expect(entries).toMatchObject([
+    {
+      actor: 'anonymous',
+      role: 'public',
+      from: '127.0.0.1',
+      call: 'door.refused',
+      target: 'machines.list, 3 times: the token is not known here',
+      outcome: 'unauthenticated',
+    },
+    {
+      actor: 'rita',
+      role: 'read-only',
+      call: 'door.refused',
+      target: 'machines.lock, once: machines.lock needs the role user; this token has read-only',
+      outcome: 'forbidden',
+    },
+  ])
+  expect(JSON.stringify(entries)).not.toContain(wrong)
+  expect(await problemOf(entries)).toBeUndefined()
+})

@@ -6,6 +6,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { look } from '@muster/front/global/retention'
 import type { AuditEntry } from '@muster/shared/audit'
+import { createClient } from '@muster/shared/client'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { makeReady, type Servers, startServers, until } from './servers.ts'
 
@@ -123,6 +124,18 @@ test('a log that was emptied is told', async () => {
   const gone = await muster('verify', '--against', witness)
   expect(gone.code).toBe(1)
   expect(gone.stdout).toMatch(/^lon1 .*entry 1 of the earlier export is gone$/m)
+})
+
+test('a wrong password is in the log of the fronts, without the password', async () => {
+  const password = 'planted-wrong-password-77'
+  const client = createClient({ url: servers.front.url })
+  for (let count = 0; count < 2; count++)
+    await expect(client.session.login({ user: 'carol', password })).rejects.toMatchObject({ code: 'unauthenticated' })
+  await servers.home.audit.settled()
+  await until(async () => (await muster('list', '--fronts', '--refused')).stdout !== '')
+  const { stdout } = await muster('list', '--fronts', '--refused')
+  expect(stdout).toMatch(/anonymous \(public\) +127\.0\.0\.1 +door\.refused +session\.login, 2 times: log in: .* unauthenticated/)
+  expect(stdout).not.toContain(password)
 })
 
 test('it is read by caller, call and target', async () => {

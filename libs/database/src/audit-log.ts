@@ -2,9 +2,20 @@
 // was made durable has made its entry durable too, and nobody waits for the disk on its account (`connectAudit`). What came of it is added when the
 // change has ended; a process that dies in between leaves `unknown`, which is the truth.
 import { createHash } from 'node:crypto'
-import { type AuditEntry, chainedText, cutCall, cutOf, cutTarget, noHash, sealedText } from '@muster/shared/audit'
+import {
+  type AuditEntry,
+  chainedText,
+  cutCall,
+  cutOf,
+  cutTarget,
+  noHash,
+  type RefusedAttempt,
+  refusedCall,
+  sealedText,
+} from '@muster/shared/audit'
 import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
+import { Attempts, type CountedAttempts } from './attempts.ts'
 import * as db from './audit.ts'
 import { connect, inTransaction, type Sql } from './connect.ts'
 import { Together } from './together.ts'
@@ -47,6 +58,7 @@ export class AuditLog {
   readonly #opening: Together<db.OpenEntry, number>
   readonly #closing: Together<db.Ending, undefined>
   readonly #underWay = new Set<Promise<void>>()
+  readonly #attempts = new Attempts()
 
   constructor(options: AuditLogOptions) {
     this.#options = options
@@ -70,6 +82,35 @@ export class AuditLog {
     }
   }
 
+  /** Counts an attempt that was refused at the door; {@link chain} writes down what was counted, when its time has come. */
+  refused(attempt: RefusedAttempt): void {
+    this.#attempts.note(attempt, Date.now())
+  }
+
+  async #writeAttempts(which: 'due' | 'all'): Promise<void> {
+    const taken = this.#attempts.take(Date.now(), which)
+    if (taken.length === 0) return
+    const { run, server } = this.#options
+    try {
+      const ids = await run(sql =>
+        db.openEntries(
+          sql,
+          taken.map(attempts => openEntryOfAttempts(attempts, server)),
+        ),
+      )
+      const endings = taken.map(({ code, lastAt }, index) => ({
+        id: ids[index] as number,
+        ended_at: new Date(lastAt),
+        outcome: code,
+        result: null,
+      }))
+      await run(sql => db.closeEntries(sql, endings))
+    } catch (error) {
+      for (const attempts of taken) this.#attempts.note(attempts, Date.now())
+      throw error
+    }
+  }
+
   /** Closes what the process of this name before this one left open. Call it once, before the first change. */
   async takeOver(): Promise<void> {
     await this.#options.run(sql => db.closeAbandoned(sql, { server: this.#options.server }))
@@ -78,6 +119,7 @@ export class AuditLog {
   /** Numbers and chains what has ended. Any process of the log may do it, at any time. */
   async chain(): Promise<'more' | 'idle'> {
     const { run, sign, partition } = this.#options
+    await this.#writeAttempts('due')
     await run(sql => db.closeAbandoned(sql, { olderThanSeconds: longestCallSeconds }))
     return run(sql =>
       inTransaction(sql, async transaction => {
@@ -164,9 +206,12 @@ export class AuditLog {
     return this.#options.run(db.lastEntry)
   }
 
-  /** Waits until what came of the changes is written. */
+  /** Waits until what came of the changes is written, and what was refused. */
   async settled(): Promise<void> {
     await Promise.all(this.#underWay)
+    await this.#writeAttempts('all').catch(error =>
+      this.#options.onTrouble(error, 'attempts that were refused could not be written into the audit log'),
+    )
   }
 
   #close(id: number, outcome: string, result: string | null): void {
@@ -196,6 +241,22 @@ function openEntryOf({ call, input, caller, from, via, requestId }: ChangeAsked,
       .filter(field => given[field] !== undefined)
       .sort(),
     request_id: requestId,
+    server,
+  }
+}
+
+function openEntryOfAttempts({ call, caller, from, reason, count, firstAt }: CountedAttempts, server: string): db.OpenEntry {
+  const times = count === 1 ? 'once' : `${count} times`
+  return {
+    at: new Date(firstAt),
+    actor: caller.name,
+    role: caller.role,
+    origin: from,
+    via: null,
+    call: refusedCall,
+    target: `${call}, ${times}: ${reason}`.slice(0, mostTextLength),
+    fields: [],
+    request_id: '',
     server,
   }
 }

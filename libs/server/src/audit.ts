@@ -1,5 +1,7 @@
 // The audit log as the doors see it: changes are carried out through it.
+import type { RefusedAttempt } from '@muster/shared/audit'
 import type { Call, Caller } from '@muster/shared/contract/call'
+import { type ErrorCode, Refusal } from '@muster/shared/errors'
 
 /** Carries out a change and writes down who asked for it, from where, and what came of it. Rejects, with nothing done, where that cannot be written. */
 export interface Audit {
@@ -15,6 +17,19 @@ export interface Audit {
     },
     work: () => Promise<Answer>,
   ): Promise<Answer>
+  /** Counts an attempt that was refused at the door. It is written down, with others of its kind, within a minute or so. */
+  refused(attempt: RefusedAttempt): void
+}
+
+/** Refusals that tell of somebody who may not come in. */
+const doorCodes: ReadonlySet<ErrorCode> = new Set(['unauthenticated', 'forbidden', 'too-many-requests'])
+
+/** Notes what `error` says of an attempt, where it says that somebody was not let in. */
+export function noteRefusal(audit: Audit | undefined, attempt: Omit<RefusedAttempt, 'code' | 'reason'>, error: unknown): void {
+  if (!(error instanceof Refusal && doorCodes.has(error.code))) return
+  // How long one has to wait is another each time; the reason is the same.
+  const [reason = ''] = error.message.split('; try again')
+  audit?.refused({ ...attempt, code: error.code, reason })
 }
 
 /** Whether a call changes something on somebody's account. Public calls are on nobody's: what becomes of them is in the log. */

@@ -1,6 +1,8 @@
 // The audit log: who asked for which change, from where, and what came of it. Each server that carries changes out keeps one; its entries are numbered and
 // chained by hashes, and sealed with a signature every now and then, so that whoever holds an earlier export can tell that nothing was changed, added between, or taken away.
 import { z } from 'zod'
+import type { Caller } from './contract/call.ts'
+import type { ErrorCode } from './errors.ts'
 import { timestamp } from './machine.ts'
 
 /** The log of the fronts, which they share, beside those of the partitions. No partition can have this name. */
@@ -67,6 +69,21 @@ export function chainedText(previousHash: string, entry: Omit<AuditEntry, 'hash'
 export function sealedText({ partition, seq, hash }: Pick<AuditEntry, 'partition' | 'seq' | 'hash'>): string {
   return `${partition} ${seq} ${hash}`
 }
+
+/** Somebody who was not let in, or not that far. */
+export interface RefusedAttempt {
+  readonly call: string
+  /** Who it was, where that was known. */
+  readonly caller: Caller
+  /** The address. */
+  readonly from: string
+  readonly code: ErrorCode
+  /** What it was told; never what it had sent. */
+  readonly reason: string
+}
+
+/** The call of an entry that counts attempts of one kind that were refused at the door; its target is what was asked for. */
+export const refusedCall = 'door.refused'
 
 /** The call of the entry that says that older ones were cut off for their age, by the server itself. It is in the chain and signed like every other. */
 export const cutCall = 'audit.cut'

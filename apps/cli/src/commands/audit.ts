@@ -1,6 +1,6 @@
 // `muster audit …`: who changed what, from where, and whether the log still says what was written.
 import { createHash } from 'node:crypto'
-import { type AuditEntry, auditEntry, ChainCheck, type ChainChecks, type ChainReport } from '@muster/shared/audit'
+import { type AuditEntry, auditEntry, ChainCheck, type ChainChecks, type ChainReport, refusedCall } from '@muster/shared/audit'
 import type { Client } from '@muster/shared/client'
 import { audit as calls } from '@muster/shared/contract/audit'
 import type { Coverage } from '@muster/shared/contract/call'
@@ -54,6 +54,7 @@ interface ListOptions {
   readonly target?: string
   readonly limit?: number
   readonly fronts?: true
+  readonly refused?: true
 }
 
 function addList(parent: Command, cli: Cli): void {
@@ -64,10 +65,19 @@ function addList(parent: Command, cli: Cli): void {
     .option('--actor <name>', 'by this caller only')
     .option('--call <name>', 'this call only, such as machines.deploy')
     .option('--target <id>', 'about this machine, allocation or document only')
+    .option('--refused', 'attempts that were refused at the door: a wrong or expired token, a wrong password, too small a role')
     .option('--limit <n>', 'at most so many (100 where left out)', text => parseCount(text, 1))
     .option('--fronts', 'the log that the fronts share: changes of the global configuration')
-  examples(command, ['audit list --actor alice --limit 20', 'audit list --target lon1-4y3h7n -o wide', 'audit list --fronts'])
-  command.action(async ({ since, fronts, ...filter }: ListOptions) => {
+  examples(command, [
+    'audit list --actor alice --limit 20',
+    'audit list --target lon1-4y3h7n -o wide',
+    'audit list --fronts',
+    'audit list --refused',
+  ])
+  command.action(async ({ since, fronts, refused, ...given }: ListOptions) => {
+    if (refused && given.call !== undefined)
+      throw new CliError('usage', '--refused and --call cannot both be given: refused attempts are entries of their own')
+    const filter = { ...given, ...(refused && { call: refusedCall }) }
     const { client } = await connect(cli, command)
     if (fronts) {
       const input = checked(calls.fronts, { ...filter, ...(since !== undefined && { after: parseCount(since) }) })

@@ -2,10 +2,11 @@
 import type { Caller } from '@muster/shared/contract/call'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
-import { type Audit, changes } from '../audit.ts'
+import { type Audit, changes, noteRefusal } from '../audit.ts'
 import type { Backend, CallContext } from '../backend.ts'
 import type { Log } from '../log.ts'
-import type { Plan } from './plan.ts'
+import { nobody } from './auth.ts'
+import { checkRole, type Plan } from './plan.ts'
 
 /** How long a call may take that does not ask to wait. */
 export const usualLimitMs = 10_000
@@ -19,6 +20,26 @@ export function limitMsOf(plan: Plan, input: unknown): number {
   if (!plan.canWait) return usualLimitMs
   const { wait } = input as { wait?: string }
   return usualLimitMs + (wait === undefined ? 0 : Math.min(durationMs(wait), longestWaitMs))
+}
+
+/**
+ * Who asks, where that one may make the call: `authenticate` says who it is. Throws `unauthenticated`, `too-many-requests` or `forbidden`, and has that noted,
+ * except where nothing was sent to be known by: that is no attempt.
+ */
+export function admitted(
+  { audit }: Pick<Asked, 'audit'>,
+  plan: Plan,
+  { authorization, from, authenticate }: { authorization: string | undefined; from: string; authenticate: () => Caller },
+): Caller {
+  let caller = nobody
+  try {
+    if (plan.call.role !== 'public') caller = authenticate()
+    checkRole(plan, caller.role)
+    return caller
+  } catch (error) {
+    if (authorization !== undefined) noteRefusal(audit, { call: plan.name, caller, from }, error)
+    throw error
+  }
 }
 
 /** What the doors need to answer: shared by all of them. */
@@ -80,7 +101,10 @@ export async function ask({ backend, log, audit, check }: Asked, plan: Plan, inp
   const context = new AskContext(asker, Date.now() + limitMs)
   const work = () => backend.call(plan.name, input as never, context)
   const change = { call: plan.name, input, caller: asker.caller, from: asker.from, via: null, requestId: asker.requestId }
-  const answered = audit && changes(plan.call) ? audit.carryOut(change, work) : work()
+  const isWritten = audit !== undefined && changes(plan.call)
+  const answered = isWritten ? audit.carryOut(change, work) : work()
+  // What is written down as a change says by itself that it was refused.
+  if (audit && !isWritten) answered.catch(error => noteRefusal(audit, { call: plan.name, caller: asker.caller, from: asker.from }, error))
   const answer = await within(limitMs, context, plan, answered)
   if (check === 'answers') {
     const parsed = plan.output.safeParse(answer)

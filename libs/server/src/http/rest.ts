@@ -1,12 +1,12 @@
 // REST: every call of the contract at its method and path under /api/v1. JSON in, JSON out, refusals as problem documents.
 import { Refusal } from '@muster/shared/errors'
 import type { Hono } from 'hono'
-import { type Asked, type Asker, ask, idempotencyKeyOf, refusalFor, requestIdOf } from './asking.ts'
-import { type Authenticator, nobody } from './auth.ts'
+import { type Asked, type Asker, admitted, ask, idempotencyKeyOf, refusalFor, requestIdOf } from './asking.ts'
+import type { Authenticator } from './auth.ts'
 import type { EventStreams, StreamInput } from './events-stream.ts'
 import { addressOf, carriesBody, type DoorContext, type DoorEnv, header, readBody } from './incoming.ts'
 import type { Metrics } from './metrics.ts'
-import { checkCharacters, checkRole, mergeInput, type Plan, readQuery, validInput } from './plan.ts'
+import { checkCharacters, mergeInput, type Plan, readQuery, validInput } from './plan.ts'
 import { apiHeaders, problemResponse } from './problems.ts'
 
 export interface RestOptions extends Asked {
@@ -37,12 +37,16 @@ async function serve(c: DoorContext, plan: Plan, options: RestOptions): Promise<
 }
 
 async function answer(c: DoorContext, plan: Plan, options: RestOptions, requestId: string): Promise<Response> {
-  const caller =
-    plan.call.role === 'public' ? nobody : options.authenticator.authenticate(header(c, 'authorization'), addressOf(c.env.incoming))
-  checkRole(plan, caller.role)
+  const from = addressOf(c.env.incoming)
+  const authorization = header(c, 'authorization')
+  const caller = admitted(options, plan, {
+    authorization,
+    from,
+    authenticate: () => options.authenticator.authenticate(authorization, from),
+  })
   const asker: Asker = {
     caller,
-    from: addressOf(c.env.incoming),
+    from,
     requestId,
     idempotencyKey: idempotencyKeyOf(plan, header(c, 'idempotency-key')),
     gone: () => c.req.raw.signal,

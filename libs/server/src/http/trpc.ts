@@ -16,11 +16,10 @@ import {
 } from '@trpc/server'
 import { fetchRequestHandler } from '@trpc/server/adapters/fetch'
 import type { Hono } from 'hono'
-import { type Asker, ask, idempotencyKeyOf, refusalFor, requestIdOf } from './asking.ts'
-import { nobody } from './auth.ts'
+import { type Asker, admitted, ask, idempotencyKeyOf, refusalFor, requestIdOf } from './asking.ts'
 import type { StreamInput } from './events-stream.ts'
 import { addressOf, carriesBody, checkMediaType, type DoorContext, type DoorEnv, header, readBytes } from './incoming.ts'
-import { checkCharacters, checkRole, type Plan, validInput } from './plan.ts'
+import { checkCharacters, type Plan, validInput } from './plan.ts'
 import { apiHeaders, problemResponse } from './problems.ts'
 import type { RestOptions } from './rest.ts'
 
@@ -132,15 +131,15 @@ export function createAppRouter(options: RestOptions): AppRouter {
   }
 
   const askerFor = (plan: Plan, ctx: TrpcContext, signal: AbortSignal | undefined): Asker => {
-    const caller = plan.call.role === 'public' ? nobody : ctx.caller()
-    checkRole(plan, caller.role)
+    const from = addressOf(ctx.c.env.incoming)
+    const caller = admitted(options, plan, { authorization: header(ctx.c, 'authorization'), from, authenticate: ctx.caller })
     const sentKey = header(ctx.c, 'idempotency-key')
     // One header cannot be the key of several calls.
     if (sentKey !== undefined && ctx.isBatch)
       throw new Refusal('malformed', 'send a call that carries an Idempotency-Key by itself, not in a batch')
     return {
       caller,
-      from: addressOf(ctx.c.env.incoming),
+      from,
       requestId: ctx.requestId,
       idempotencyKey: idempotencyKeyOf(plan, sentKey),
       gone: () => signal ?? ctx.c.req.raw.signal,
