@@ -123,26 +123,27 @@ export function listOrders(sql: Sql, machine: string, limit: number): Promise<Po
   return sql<PowerOrder[]>`select * from power_orders where machine_id = ${machine} order by id desc limit ${limit}`
 }
 
-/** The latest order of a machine, or undefined. */
-export async function latestOrder(sql: Sql, machine: string): Promise<PowerOrder | undefined> {
-  const [row] = await sql<PowerOrder[]>`select * from power_orders where machine_id = ${machine} order by id desc limit 1`
-  return row
+/** The latest order of each machine that has one, by the machine's id. */
+export async function latestOrders(sql: Sql, machines: readonly string[]): Promise<Map<string, PowerOrder>> {
+  const rows = await sql<PowerOrder[]>`
+    select o.* from jsonb_array_elements_text(${sql.json(machines as string[])}) as w (id) cross join lateral (
+      select * from power_orders where machine_id = w.id order by id desc limit 1) o`
+  return new Map(rows.map(order => [order.machine_id, order]))
 }
 
-/** The latest order that the engine gave at or after `since`, and how many it gave; undefined where none. */
-export async function latestOrderOfEngine(
+/** The latest order that the engine gave to each machine at or after its `state_since`, and how many it gave; none where it gave none. */
+export async function latestOrdersOfEngine(
   sql: Sql,
-  machine: string,
-  since: Date,
-): Promise<{ order: PowerOrder; count: number } | undefined> {
+  machines: readonly { id: string; state_since: Date }[],
+): Promise<Map<string, { order: PowerOrder; count: number }>> {
+  const wished = machines.map(({ id, state_since }) => ({ id, since: state_since.toISOString() }))
   // A Date has milliseconds, the row's time has microseconds.
-  const [row] = await sql<(PowerOrder & { given: number })[]>`
-    select *, count(*) over () as given from power_orders
-    where machine_id = ${machine} and asked_by = 'engine' and asked_at >= date_trunc('milliseconds', ${since}::timestamptz)
-    order by id desc limit 1`
-  if (!row) return undefined
-  const { given, ...order } = row
-  return { order, count: given }
+  const rows = await sql<(PowerOrder & { given: number })[]>`
+    select o.* from jsonb_to_recordset(${sql.json(wished)}) as w (id text, since timestamptz) cross join lateral (
+      select *, count(*) over () as given from power_orders
+      where machine_id = w.id and asked_by = 'engine' and asked_at >= date_trunc('milliseconds', w.since)
+      order by id desc limit 1) o`
+  return new Map(rows.map(({ given, ...order }) => [order.machine_id, { order, count: given }]))
 }
 
 export async function findOrder(sql: Sql, id: number): Promise<PowerOrder | undefined> {

@@ -1,7 +1,7 @@
 // The engine: claims machines that want attention, asks steps.ts what to do, stores the answer. Any replica may run it at any time; a look that
 // was overtaken by a newer version or a newer claim stores nothing.
 import { claimDueMachines, type MachineRow, saveLook } from '../db/machines.ts'
-import { giveOrder, latestOrder, latestOrderOfEngine } from '../db/power.ts'
+import { giveOrder, latestOrders, latestOrdersOfEngine, type PowerOrder } from '../db/power.ts'
 import { type Loop, runLoop } from './bell.ts'
 import type { Core } from './core.ts'
 import { endHolds, moveMachine } from './move.ts'
@@ -24,18 +24,27 @@ export function runEngine(core: Core, signal: AbortSignal): Promise<void> {
 export async function lookAtDue(core: Core): Promise<'more' | 'idle'> {
   await endHolds(core, 'expired')
   const due = await claimDueMachines(core.sql, { limit: batch, claimMs })
-  const looks = await Promise.allSettled(due.map(machine => lookAt(core, machine)))
+  if (due.length === 0) return 'idle'
+  const ids = due.map(({ id }) => id)
+  // Read behind the claim, for all at once: most of what the engine asks the database is this.
+  const [orders, own] = await Promise.all([latestOrders(core.sql, ids), latestOrdersOfEngine(core.sql, due)])
+  const looks = await Promise.allSettled(
+    due.map(machine => lookAt(core, machine, { order: orders.get(machine.id), own: own.get(machine.id) })),
+  )
   for (const [index, look] of looks.entries())
     if (look.status === 'rejected')
       core.log.error({ err: look.reason, machine: due[index]?.id }, 'the engine stumbled over a machine; its claim will run out')
   return due.length === batch ? 'more' : 'idle'
 }
 
-async function lookAt(core: Core, machine: MachineRow): Promise<void> {
-  const [order, own] = await Promise.all([
-    latestOrder(core.sql, machine.id),
-    latestOrderOfEngine(core.sql, machine.id, machine.state_since),
-  ])
+interface Orders {
+  /** The latest of all. */
+  readonly order: PowerOrder | undefined
+  /** The latest of those that the engine gave in this state, and how many it gave. */
+  readonly own: { readonly order: PowerOrder; readonly count: number } | undefined
+}
+
+async function lookAt(core: Core, machine: MachineRow, { order, own }: Orders): Promise<void> {
   const outcome = decide({
     machine,
     order,
