@@ -12,6 +12,8 @@ import { permissionWarning, readConfig, readLocalLogin } from './profiles.ts'
 export interface Login {
   readonly url: string
   readonly token: string
+  /** The authority whose certificates the server is believed by, PEM. */
+  readonly ca?: string | undefined
   /** Where both come from, for -v. */
   readonly from: string
 }
@@ -98,7 +100,27 @@ export async function findLogin(cli: Cli, command: Command): Promise<Login> {
   const found = tokens.find(({ fits }) => fits)
   if (!found)
     throw new CliError('not-authorised', `no token is known for ${url}`, { hint: `log in with: muster login ${url} --token-file FILE` })
-  return { url, token: await found.token(), from: found.from === source.from ? found.from : `${source.from}, token from ${found.from}` }
+  const known = [profile, ...Object.values(config?.profiles ?? {})].find(each => each?.ca !== undefined && serverUrl(each.url) === url)
+  const ca = (await caOf(cli)) ?? known?.ca
+  return { url, token: await found.token(), ca, from: found.from === source.from ? found.from : `${source.from}, token from ${found.from}` }
+}
+
+/** The authority that the environment names; undefined: none. */
+export async function caOf(cli: Cli): Promise<string | undefined> {
+  return cli.env.MUSTER_CA ? readCa(cli.env.MUSTER_CA, 'MUSTER_CA') : undefined
+}
+
+/** The certificates of a file. */
+export async function readCa(path: string, from: string): Promise<string> {
+  let text: string
+  try {
+    text = await readFile(path, 'utf8')
+  } catch (error) {
+    throw new CliError('usage', `read the certificate of an authority (${from}): ${(error as Error).message}`, { cause: error })
+  }
+  if (!text.includes('-----BEGIN CERTIFICATE-----'))
+    throw new CliError('usage', `${path} (${from}) holds no certificate`, { hint: 'it is the ca.crt in the MUSTER_TLS_DIR of the server' })
+  return text
 }
 
 /** Told when the line of an event stream broke, and when it is open again. */
@@ -112,8 +134,13 @@ export async function connect(cli: Cli, command: Command, onStream?: StreamNotic
 }
 
 /** A client for a login that is not stored, such as one being tried; without a token, for calls that need none. Its calls end with Ctrl-C. */
-export function clientFor(cli: Cli, { url, token }: { url: string; token?: string }, onStream?: StreamNotice): Client {
-  const client = createClient({ url, ...(token !== undefined && { token }), fetch: onStream ? noticingFetch(onStream) : httpFetch })
+export function clientFor(
+  cli: Cli,
+  { url, token, ca }: { url: string; token?: string; ca?: string | undefined },
+  onStream?: StreamNotice,
+): Client {
+  const plain = httpFetch(ca)
+  const client = createClient({ url, ...(token !== undefined && { token }), fetch: onStream ? noticingFetch(plain, onStream) : plain })
   return endingWith(cli.signal, client)
 }
 
@@ -130,15 +157,15 @@ function endingWith(signal: AbortSignal, client: Client): Client {
 }
 
 /** The client reopens streams silently; a person who watches one should know why nothing comes. */
-function noticingFetch(onStream: StreamNotice): typeof fetch {
+function noticingFetch(plain: typeof fetch, onStream: StreamNotice): typeof fetch {
   let line: 'not yet open' | 'open' | 'lost' = 'not yet open'
   return async (input, init) => {
-    if (!String(input).includes(contract.events.stream.rest.path)) return httpFetch(input, init)
+    if (!String(input).includes(contract.events.stream.rest.path)) return plain(input, init)
     if (line === 'open') {
       line = 'lost'
       onStream('lost')
     }
-    const response = await httpFetch(input, init)
+    const response = await plain(input, init)
     if (response.ok) {
       if (line === 'lost') onStream('back')
       line = 'open'

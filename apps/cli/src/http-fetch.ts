@@ -2,13 +2,23 @@
 // loading it and compiling its WebAssembly parser), a third of what a command may take.
 import type { IncomingMessage, RequestOptions } from 'node:http'
 
-/** A drop-in for the client's `fetch` option: texts as bodies, no redirects (a token is not carried elsewhere), no compression. */
-export const httpFetch = ((input, init = {}) => send(new URL(String(input)), init)) as typeof fetch
+/**
+ * A drop-in for the client's `fetch` option: texts as bodies, no redirects (a token is not carried elsewhere), no compression. `ca`: the authority, PEM, whose
+ * certificates are taken, and no others; the computer's own where it is undefined.
+ */
+export function httpFetch(ca?: string): typeof fetch {
+  return ((input, init = {}) => send(new URL(String(input)), init, ca)) as typeof fetch
+}
 
-function send(url: URL, { method = 'GET', headers, body, signal }: RequestInit): Promise<Response> {
+function send(url: URL, { method = 'GET', headers, body, signal }: RequestInit, ca: string | undefined): Promise<Response> {
   return new Promise((resolve, reject) => {
     signal?.throwIfAborted()
-    const options: RequestOptions = { method, headers: headers as Record<string, string>, ...(signal && { signal }) }
+    const options: RequestOptions & { ca?: string } = {
+      method,
+      headers: headers as Record<string, string>,
+      ...(signal && { signal }),
+      ...(ca !== undefined && { ca }),
+    }
     // Not imported: an import of node:http reads all its exports, and one of them (WebSocket) loads the built-in fetch after all.
     const http = process.getBuiltinModule(url.protocol === 'https:' ? 'node:https' : 'node:http')
     const request = http.request(url, options, message => resolve(responseOf(message)))

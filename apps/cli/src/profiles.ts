@@ -12,6 +12,8 @@ export interface Profile {
   readonly user?: string
   /** Of a session: the OpenID Connect provider it was begun at. */
   readonly oidc?: string
+  /** The authority whose certificates this server is believed by, PEM; without one, those that the computer knows. */
+  readonly ca?: string
 }
 
 export interface Config {

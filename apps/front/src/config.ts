@@ -34,8 +34,10 @@ export interface FrontSettings {
   readonly keepAudit: number | undefined
   readonly tokensFile: string
   readonly port: number
+  readonly tls: 'files' | 'own'
   readonly tlsFolder: string | undefined
   readonly tlsPort: number
+  readonly tlsNames: readonly string[]
   readonly host: string
   readonly logLevel: LogLevel
 }

@@ -73,6 +73,8 @@ export interface PartitionOptions {
 
 export interface RunningPartition {
   readonly url: string
+  /** By HTTPS, where there is. */
+  readonly secureUrl: string | undefined
   readonly core: Core
 }
 
@@ -300,7 +302,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     })
   }
   own('door', () => door.close())
-  return { url: self.url, core }
+  return { url: self.url, secureUrl: door.secureUrl, core }
 }
 
 /** This host's own addresses on interfaces. */

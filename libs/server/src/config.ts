@@ -1,6 +1,8 @@
 // A server's settings: environment variables, each with a schema, and `<NAME>_FILE` for those that are kept in a file (secrets of Docker,
 // Kubernetes and systemd). Everything that is wrong is said at once.
 import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { hostname, networkInterfaces } from 'node:os'
 import { type Duration, durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
@@ -53,15 +55,57 @@ export const publicKeys = z
   .transform(text => text.split(',').filter(Boolean))
   .refine(keys => keys.every(key => /^[0-9a-f]{64}$/.test(key)), 'must be Ed25519 public keys, 64 hex digits each, with commas')
 
-/** HTTPS beside HTTP: a folder with tls.crt and tls.key, and the port. */
+/** HTTPS beside HTTP: a folder with tls.crt and tls.key, the port, and whether the server makes the certificate itself, for which names. */
 export const tlsVariables = {
+  tls: variable('MUSTER_TLS', z.enum(['files', 'own']).default('files')),
   tlsFolder: variable('MUSTER_TLS_DIR', z.string().optional()),
   tlsPort: variable('MUSTER_TLS_PORT', wholeNumber({ min: 0, max: 65_535 }).optional().default(8443)),
+  tlsNames: variable(
+    'MUSTER_TLS_NAMES',
+    z
+      .string()
+      .default('')
+      .transform(text => text.split(',').filter(Boolean))
+      .refine(
+        names => names.every(name => isIP(name) !== 0 || /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/i.test(name)),
+        'must be DNS names and IP addresses, with commas',
+      ),
+  ),
 } as const
 
-/** What the door takes of them. */
-export const tlsOf = ({ tlsFolder: folder, tlsPort: port }: { readonly tlsFolder: string | undefined; readonly tlsPort: number }) =>
-  folder === undefined ? undefined : { folder, port }
+export interface TlsGiven {
+  readonly tls: 'files' | 'own'
+  readonly tlsFolder: string | undefined
+  readonly tlsPort: number
+  readonly tlsNames: readonly string[]
+  /** Where the server listens. */
+  readonly host: string
+  /** How it is reached, where that is set. */
+  readonly url?: string | undefined
+}
+
+/** What the door takes of them; undefined: no HTTPS. Throws {@link ConfigError} where certificates are to be made nowhere. */
+export function tlsOf(given: TlsGiven) {
+  const { tlsFolder: folder, tlsPort: port } = given
+  if (folder !== undefined) return { folder, port, own: given.tls === 'own' ? { names: ownNames(given) } : undefined }
+  if (given.tls === 'own')
+    throw new ConfigError(['MUSTER_TLS_DIR is not set: MUSTER_TLS=own makes certificates, and keeps them in which folder?'])
+  return undefined
+}
+
+/** Names that are given, else this host's: by which it calls itself, where it listens, and how it is said to be reached. */
+function ownNames({ tlsNames, host, url }: TlsGiven): string[] {
+  if (tlsNames.length > 0) return [...tlsNames]
+  const isEverywhere = host === '0.0.0.0' || host === '::'
+  // Link-local addresses are no use without a zone, which no certificate has.
+  const addresses = Object.values(networkInterfaces()).flatMap(each =>
+    (each ?? []).map(({ address }) => address).filter(address => !/^fe80:/i.test(address)),
+  )
+  const reached = url === undefined ? [] : [new URL(url).hostname.replace(/^\[|\]$/g, '')]
+  return [...new Set([...reached, hostname(), 'localhost', '127.0.0.1', '::1', ...(isEverywhere ? addresses : [host])])].map(name =>
+    name.toLowerCase(),
+  )
+}
 
 /** The seed of an nkey of kind user, with which a server shows the broker who it is. */
 export const nkeySeed = z

@@ -121,12 +121,19 @@ function waitOf({ wait }: Input): number {
 function delayOf(attempt: number, error: unknown): number | undefined {
   const backOff = Math.min(firstDelayMs * 2 ** (attempt - 1), longestDelayMs)
   const jittered = backOff * (0.5 + Math.random())
-  if (error instanceof UnreachableError) return jittered
+  // A certificate that is not trusted will not be a moment later.
+  if (error instanceof UnreachableError) return isDistrust(error) ? undefined : jittered
   if (!(error instanceof Refusal)) return undefined
   // What another asking may cure. A no-match or a stale version is an answer, for the caller to think about.
   const { status, retryable } = errorTable[error.code]
   if (retryable !== 'yes' || status === 409) return undefined
   return Math.max(jittered, retryAfter.get(error) ?? 0)
+}
+
+/** Whether a failure is that of a certificate: OpenSSL's codes, which fetch has one level deeper. */
+function isDistrust({ cause }: Error): boolean {
+  const { code, cause: deeper } = (cause ?? {}) as NodeJS.ErrnoException
+  return /CERT|UNABLE_TO_VERIFY/.test(String(code ?? (deeper as NodeJS.ErrnoException)?.code ?? ''))
 }
 
 /** The pause a server asked for with a refusal, in milliseconds. */

@@ -3,7 +3,7 @@ import type { CallOutput } from '@muster/shared/contract/contract'
 import { type BegunSession, session as calls } from '@muster/shared/contract/session'
 import type { Command } from 'commander'
 import { type Cli, examples, type Fill, formatOf, globalsOf, remark, say } from '../cli.ts'
-import { clientFor, connect, readToken, serverUrl, tokenIn } from '../connection.ts'
+import { caOf, clientFor, connect, readCa, readToken, serverUrl, tokenIn } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
 import { type Shape, showList, showOne } from '../output/show.ts'
 import { fieldsText } from '../output/table.ts'
@@ -33,11 +33,14 @@ export const fillLogin: Fill = (command, cli) => {
     .option('--oidc [provider]', 'log in at an OpenID Connect provider; needs no name where there is one only')
     .option('--device', 'with --oidc: show a code to enter on any device, instead of waiting for a browser on this computer')
     .option('--lifetime <duration>', 'how long the session lasts, 24h at most')
+    .option('--ca <file>', 'believe the server by certificates of this authority, and no other: the ca.crt of a server that makes its own')
+    .option('--fingerprint <sha256>', 'the same, by the fingerprint of the authority that the server tells in its log')
   examples(command, [
     'login https://muster.example.org --user alice',
     'login https://muster.example.org --oidc',
     'login https://muster.example.org --oidc corp --device',
     'login https://muster.example.org --token-file ~/muster.token',
+    'login https://muster.example.org:8443 --user alice --ca ca.crt',
     'login http://lon1.example.org:8080 --profile lon1 --token-stdin < token',
   ])
   command.action(async (given: string | undefined, options: LoginOptions) => {
@@ -52,13 +55,14 @@ export const fillLogin: Fill = (command, cli) => {
     const url = serverUrl(known)
     if (!isProtected(url)) remark(cli, 'muster: this URL is not encrypted; what you log in with travels in the clear')
     // How one logs in is a matter of the server.
+    const ca = await trusted(cli, options, before && serverUrl(before.url) === url ? before : undefined, url)
     const way = wayOf(options, globals.tokenFile, before && serverUrl(before.url) === url ? before : undefined)
     const found =
       way.kind === 'token'
         ? { token: await tokenFrom(cli, { tokenFile: globals.tokenFile, tokenStdin: options.tokenStdin, url }) }
-        : await beginSession(cli, { url, way, options })
-    const { caller, server } = await attempt(`log in to ${url}`, clientFor(cli, { url, token: found.token }).session.whoami({}))
-    const profile = { url, token: found.token, ...('remember' in found && found.remember) }
+        : await beginSession(cli, { url, ca, way, options })
+    const { caller, server } = await attempt(`log in to ${url}`, clientFor(cli, { url, token: found.token, ca }).session.whoami({}))
+    const profile = { url, token: found.token, ...(ca !== undefined && { ca }), ...('remember' in found && found.remember) }
     await writeConfig(cli, { current: name, profiles: { ...config.profiles, [name]: profile } })
     say(cli, printable(`logged in to ${server.kind} ${server.name} as ${caller.name} (${caller.role}), profile ${name}`))
     if ('session' in found) remark(cli, sessionText(found.session))
@@ -73,6 +77,17 @@ interface LoginOptions {
   readonly oidc?: string | true
   readonly device?: true
   readonly lifetime?: string
+  readonly ca?: string
+  readonly fingerprint?: string
+}
+
+/** The authority by which the server is believed: as said now, or in the environment, or at the last login. */
+async function trusted(cli: Cli, { ca, fingerprint }: LoginOptions, before: Profile | undefined, url: string): Promise<string | undefined> {
+  if (ca !== undefined && fingerprint !== undefined) throw new CliError('usage', '--ca and --fingerprint say the same: give one of them')
+  if (ca !== undefined) return readCa(ca, '--ca')
+  if (fingerprint === undefined) return (await caOf(cli)) ?? before?.ca
+  const { authorityOf } = await import('../authority.ts')
+  return authorityOf(url, fingerprint)
 }
 
 /** How to log in; `provider` undefined: the only one there is. */
@@ -107,9 +122,9 @@ interface NewLogin {
 
 async function beginSession(
   cli: Cli,
-  { url, way, options }: { url: string; way: Exclude<Way, { kind: 'token' }>; options: LoginOptions },
+  { url, ca, way, options }: { url: string; ca: string | undefined; way: Exclude<Way, { kind: 'token' }>; options: LoginOptions },
 ): Promise<NewLogin> {
-  const client = clientFor(cli, { url })
+  const client = clientFor(cli, { url, ca })
   const lifetime = options.lifetime === undefined ? {} : { lifetime: options.lifetime }
   if (way.kind === 'password') {
     const password = await passwordFrom(cli, { ...options, question: `password of ${way.user} at ${url}: ` })

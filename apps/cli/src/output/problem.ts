@@ -37,6 +37,24 @@ const hints: { readonly [code in ErrorCode]?: string } = {
 
 const unreachableHint = 'is the server running, and is this the right URL? `muster whoami -v` shows where the URL comes from'
 
+const untrusted =
+  'its certificate is not from an authority that is known here: log in again with --ca FILE (the ca.crt of a server that makes its own), or with --fingerprint; or set MUSTER_CA=FILE'
+const outOfTime = 'its certificate is not good at this time: is the clock of this computer right, and was it renewed at the server?'
+
+/** What to do about a certificate, by the code of the failure. */
+const certificateHints: Readonly<Record<string, string>> = {
+  SELF_SIGNED_CERT_IN_CHAIN: untrusted,
+  DEPTH_ZERO_SELF_SIGNED_CERT: untrusted,
+  UNABLE_TO_GET_ISSUER_CERT: untrusted,
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: untrusted,
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: untrusted,
+  CERT_SIGNATURE_FAILURE: untrusted,
+  CERT_HAS_EXPIRED: outOfTime,
+  CERT_NOT_YET_VALID: outOfTime,
+  ERR_TLS_CERT_ALTNAME_INVALID:
+    'its certificate is for other names: use one of these in the URL, or have the server make one for this name too (MUSTER_TLS_NAMES)',
+}
+
 /** The error at the bottom, and what was tried on the way to it. */
 function unwrap(error: unknown): { error: unknown; tried: string | undefined } {
   return error instanceof Attempted ? { error: error.cause, tried: error.tried } : { error, tried: undefined }
@@ -87,7 +105,7 @@ export function tellFailure(cli: Cli, failure: unknown, options: { format: Forma
 
 function hintOf(error: unknown): string | undefined {
   if (error instanceof CliError) return error.hint
-  if (error instanceof UnreachableError) return unreachableHint
+  if (error instanceof UnreachableError) return certificateHints[(error.cause as NodeJS.ErrnoException)?.code ?? ''] ?? unreachableHint
   if (!(error instanceof Refusal)) return undefined
   return typeof error.facts.hint === 'string' ? error.facts.hint : hints[error.code]
 }

@@ -173,7 +173,7 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
   }
   const server = createServer(serverOptions, serve)
   const { tls } = options
-  const secure = tls && tlsServer(tls.folder, serverOptions, serve, log)
+  const secure = tls && (await tlsServer(tls, serverOptions, serve, log))
   const actual = await listen(server, port, host)
   const shownHost = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host
   const url = `http://${shownHost}:${actual}`
