@@ -1,7 +1,7 @@
 // Secrets in documents: sealed at the front, kept where nothing is said of them, made where there is none.
 import { createSharedSealer, openText } from '@muster/server/global/sealed'
 import type { Refusal } from '@muster/shared/errors'
-import { changed, type Documents, noDocuments } from '@muster/shared/global/documents'
+import { changed, type Documents, noDocuments, shownDocument } from '@muster/shared/global/documents'
 import { describe, expect, test } from 'vitest'
 import { sealedChange } from '../src/global/secrets.ts'
 
@@ -60,6 +60,27 @@ describe('the secret of a webhook', () => {
     const { documents } = written(noDocuments, putting({}))
     const { change } = sealedChange(putting({ status: 'paused' }), documents, undefined)
     expect(changed(documents, change)).toMatchObject({ documents: { webhook: { audit: { status: 'paused' } } } })
+  })
+
+  test('that is replaced signs on for a day beside the new one, or until the time that is given', () => {
+    const other = `whsec_${Buffer.alloc(24, 'y').toString('base64')}`
+    const { documents } = written(noDocuments, putting({ secret: plain }))
+    const before = (of: Documents) =>
+      openText(sealer, { ...place, field: 'secretBefore' }, of.webhook.audit?.secretBefore as string).reveal()
+    const anew = written(documents, putting({ secret: other })).documents
+    expect([secretIn(anew), before(anew)]).toEqual([other, plain])
+    const until = anew.webhook.audit?.secretBeforeUntil as string
+    expect(Math.abs(Date.parse(until) - Date.now() - 24 * 3_600_000)).toBeLessThan(60_000)
+    // Another change keeps both; what is shown is put back as it was shown.
+    const paused = written(anew, putting({ status: 'paused' })).documents
+    expect([secretIn(paused), before(paused), paused.webhook.audit?.secretBeforeUntil]).toEqual([other, plain, until])
+    expect(shownDocument('webhook', anew.webhook.audit as object)).not.toHaveProperty('secretBefore')
+    const now = new Date().toISOString()
+    expect(written(anew, putting({ secretBeforeUntil: now })).documents.webhook.audit?.secretBeforeUntil).toBe(now)
+    expect(written(anew, putting({ secret: plain, secretBeforeUntil: now })).documents.webhook.audit?.secretBeforeUntil).toBe(now)
+    expect(refusalOf(() => sealedChange(putting({ secretBefore: plain }), documents, sealer)).message).toMatch(
+      /secretBefore: is kept by the front/,
+    )
   })
 
   test('sealed with a key that is gone is replaced by one that is given', () => {

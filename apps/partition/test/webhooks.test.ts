@@ -14,6 +14,7 @@ import { keepGlobal } from '../src/db/global.ts'
 import { claimWebhook, listCursors, listDeadLetters, replayDeadLetters } from '../src/db/webhooks.ts'
 import type { Core } from '../src/domain/core.ts'
 import { isRefusedAddress } from '../src/domain/webhooks/addresses.ts'
+import { retryAfterMs } from '../src/domain/webhooks/post.ts'
 import { attemptsMost, usualPace, type WebhookPace, WebhookSender } from '../src/domain/webhooks/sender.ts'
 import { partitionDatabase, runPartition, startCore, until } from './harness.ts'
 import { mortalSql } from './mortal-sql.ts'
@@ -164,6 +165,53 @@ describe('a webhook', () => {
     expect(new Set(first.map(({ body }) => body)).size).toBe(1)
     expect(receiver.seqs()).toEqual([4, 5, 6, 7])
     expect(await cursorOf(core, 'audit')).toMatchObject({ tries: 0, reason: null, dead_letters: 0 })
+  })
+
+  test('whose secret was changed is told with both signatures, and after the overlap with the new one only', async () => {
+    const before = `whsec_${Buffer.alloc(32, 'b').toString('base64')}`
+    const sealed = sealText(createSharedSealer(sharedKey), { kind: 'webhook', name: 'audit', field: 'secretBefore' }, new Secret(before))
+    const within = { secretBefore: sealed, secretBeforeUntil: new Date(Date.now() + 60_000).toISOString() }
+    const { core, receiver, document } = await told(undefined, within)
+    startSender(core)
+    await hasCursor(core, 'audit')
+    await addEvents(core, 1)
+    await isTold(core, 'audit')
+    // The receiver has checked the new one; a receiver that has the old one finds its own in the same header.
+    const [first] = receiver.requests as [Received]
+    expect(String(first.headers['webhook-signature']).split(' ')).toHaveLength(2)
+    expect(new Webhook(before).verify(first.body, first.headers as Record<string, string>)).toBeTruthy()
+    await configure(core, { audit: { ...document, secretBeforeUntil: new Date().toISOString() } })
+    await core.configuration.reload()
+    await until(async () => {
+      await addEvents(core, 1)
+      await isTold(core, 'audit')
+      return !String(receiver.requests.at(-1)?.headers['webhook-signature']).includes(' ')
+    })
+  })
+
+  test('that asks for a pause has it, up to a limit', async () => {
+    const asked = ['1', new Date(Date.now() + 1000).toUTCString(), '86400', 'soon']
+    const { core, receiver } = await told(() => {
+      const wait = asked.shift()
+      return wait === undefined ? { status: 204 } : { status: asked.length % 2 === 0 ? 429 : 503, headers: { 'retry-after': wait } }
+    })
+    startSender(core, { askedMostMs: 700 })
+    await hasCursor(core, 'audit')
+    await addEvents(core, 1)
+    const times: number[] = []
+    await until(() => {
+      if (receiver.requests.length > times.length) times.push(Date.now())
+      return times.length === 5
+    })
+    const pauses = times.slice(1).map((at, index) => at - (times[index] as number))
+    for (const pause of [pauses[0], pauses[2]]) expect(pause).toBeGreaterThanOrEqual(650)
+    // What cannot be read is no request.
+    expect(pauses[3]).toBeLessThan(600)
+    await isTold(core, 'audit')
+    expect(retryAfterMs('120', 0)).toBe(120_000)
+    expect(retryAfterMs('Thu, 01 Jan 1970 00:00:30 GMT', 10_000)).toBe(20_000)
+    expect(retryAfterMs('Thu, 01 Jan 1970 00:00:30 GMT', 40_000)).toBe(0)
+    expect([undefined, '-3', 'soon'].map(text => retryAfterMs(text, 0))).toEqual([undefined, undefined, undefined])
   })
 
   test('misses nothing and has nothing twice under another id, wherever its sender dies', { timeout: 60_000 }, async () => {

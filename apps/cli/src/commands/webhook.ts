@@ -67,6 +67,7 @@ interface WriteOptions {
   readonly description?: string
   readonly secretFile?: string
   readonly newSecret?: true
+  readonly overlap?: number
 }
 
 function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
@@ -88,6 +89,11 @@ function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
   if (!isNew) {
     command.addOption(new Option('--status <status>', 'whether events are sent').choices(['active', 'paused']))
     command.addOption(new Option('--new-secret', 'make another secret and print it').conflicts('secretFile'))
+    command.option(
+      '--overlap <hours>',
+      'for so long messages are signed with the secret before too; 24 where left out, 0 ends it now',
+      text => parseCount(text, 0),
+    )
   }
   examples(
     command,
@@ -96,9 +102,9 @@ function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
           'webhook create audit --to https://audit.example.org/muster',
           'webhook create pager --to https://p.example.org/ --event machine.moved',
         ]
-      : ['webhook update audit --status paused', 'webhook update audit --new-secret'],
+      : ['webhook update audit --status paused', 'webhook update audit --new-secret', 'webhook update audit --overlap 0'],
   )
-  command.action(async (name: string, { to, secretFile, newSecret, event, ...options }: WriteOptions) => {
+  command.action(async (name: string, { to, secretFile, newSecret, overlap, event, ...options }: WriteOptions) => {
     const given = secretFile === undefined ? undefined : await secretOf(cli, secretFile)
     const made = newSecret && `whsec_${randomBytes(32).toString('base64')}`
     const secret = given ?? made
@@ -113,6 +119,7 @@ function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
       ...(to !== undefined && { url: to }),
       ...(event && { events: event }),
       ...(secret !== undefined && { secret }),
+      ...(overlap !== undefined && { secretBeforeUntil: new Date(cli.now() + overlap * 3_600_000).toISOString() }),
     }
     // Expected: the generation that was looked at, so that nobody's change in between is undone.
     const input = checked(config.change, {

@@ -156,9 +156,12 @@ const kinds = {
       status: z.enum(['active', 'paused']).default('active'),
       description: z.string().max(200).default(''),
       secret: sealedText,
+      /** The one before, which signs beside it until then. A front keeps it when the secret changes. */
+      secretBefore: sealedText.optional(),
+      secretBeforeUntil: timestamp.optional(),
     },
     refersTo: {},
-    sealed: { secret: webhookSecret },
+    sealed: { secret: webhookSecret, secretBefore: webhookSecret },
   },
   /** An OpenID Connect provider, whose ID tokens people log in with. Whom neither a user's document nor `roles` names does not come in. */
   oidc: {

@@ -12,11 +12,16 @@ export interface Message {
   /** The same over all attempts: by it a receiver knows a message again. */
   readonly id: string
   readonly body: string
-  readonly secret: Secret
+  /** The one in force, and during a change the one before it: the receiver has one of them. */
+  readonly secrets: readonly Secret[]
 }
 
 /** `gone`: the receiver said that it wants nothing any more (410). Every other answer but 2xx may become one. */
-export type PostOutcome = { readonly kind: 'delivered' } | { readonly kind: 'failed' | 'gone'; readonly reason: string }
+export type PostOutcome =
+  | { readonly kind: 'delivered' }
+  /** `afterMs`: when the receiver wants to be asked again, where it said so. */
+  | { readonly kind: 'failed'; readonly reason: string; readonly afterMs?: number }
+  | { readonly kind: 'gone'; readonly reason: string }
 
 /** More than this of an answer is not read. */
 const answerBytesMax = 16_384
@@ -36,7 +41,9 @@ export async function post(message: Message, { limitMs, signal }: { limitMs: num
       return { kind: 'delivered' }
     }
     const reason = `POST ${url.origin}: HTTP ${status}${redirectNote(status)}${said(await excerptOf(response))}`
-    return { kind: status === 410 ? 'gone' : 'failed', reason }
+    if (status === 410) return { kind: 'gone', reason }
+    const afterMs = status === 429 || status === 503 ? retryAfterMs(response.headers['retry-after'], Date.now()) : undefined
+    return { kind: 'failed', reason, ...(afterMs !== undefined && { afterMs }) }
   } catch (error) {
     if (signal.aborted) throw error
     if (limit.aborted) return failed(`no answer within ${limitMs / 1000} s`)
@@ -45,10 +52,18 @@ export async function post(message: Message, { limitMs, signal }: { limitMs: num
   }
 }
 
-/** The signature header: HMAC-SHA256 over id, time and body. */
-export function signatureOf({ id, body, secret }: Omit<Message, 'url'>, atSeconds: number): string {
-  const key = Buffer.from(secret.reveal().slice('whsec_'.length), 'base64')
-  return `v1,${createHmac('sha256', key).update(`${id}.${atSeconds}.${body}`).digest('base64')}`
+/** What Retry-After says (RFC 9110, 10.2.3: seconds, or a date), in milliseconds from now; undefined where it says nothing that can be read. */
+export function retryAfterMs(text: string | undefined, now: number): number | undefined {
+  if (text === undefined) return undefined
+  if (/^\d{1,9}$/.test(text)) return Number(text) * 1000
+  const at = / GMT$/.test(text) ? Date.parse(text) : Number.NaN
+  return Number.isNaN(at) ? undefined : Math.max(0, at - now)
+}
+
+/** The signature header: HMAC-SHA256 over id, time and body with each secret, with spaces between. */
+function signaturesOf({ id, body, secrets }: Omit<Message, 'url'>, atSeconds: number): string {
+  const keys = secrets.map(secret => Buffer.from(secret.reveal().slice('whsec_'.length), 'base64'))
+  return keys.map(key => `v1,${createHmac('sha256', key).update(`${id}.${atSeconds}.${body}`).digest('base64')}`).join(' ')
 }
 
 async function send(url: URL, message: Message, signal: AbortSignal): Promise<IncomingMessage> {
@@ -68,7 +83,7 @@ async function send(url: URL, message: Message, signal: AbortSignal): Promise<In
       'user-agent': 'Muster',
       'webhook-id': message.id,
       'webhook-timestamp': String(atSeconds),
-      'webhook-signature': signatureOf(message, atSeconds),
+      'webhook-signature': signaturesOf(message, atSeconds),
     },
   })
   request.on('error', reject)

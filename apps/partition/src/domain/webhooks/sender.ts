@@ -20,6 +20,8 @@ export interface WebhookPace {
   /** The first pause between attempts; each is twice the one before, up to the longest. */
   readonly firstMs: number
   readonly longestMs: number
+  /** A receiver may ask for a longer pause, up to this. */
+  readonly askedMostMs: number
   /** After so much trying a batch is given up. Time in which nobody tried (paused, partition down) does not count. */
   readonly budgetMs: number
 }
@@ -30,6 +32,7 @@ export const usualPace: WebhookPace = {
   claimMs: 30_000,
   firstMs: 1_000,
   longestMs: 300_000,
+  askedMostMs: 3_600_000,
   budgetMs: 24 * 3_600_000,
 }
 
@@ -54,6 +57,8 @@ interface Target {
   readonly name: string
   readonly document: WebhookDocument
   readonly secret: Secret
+  /** The secret before, and until when (epoch milliseconds) it signs too. */
+  readonly before: { readonly secret: Secret; readonly until: number } | undefined
 }
 
 interface Batch {
@@ -133,7 +138,7 @@ export class WebhookSender {
     this.#targets = documents.flatMap(([name, document]) => {
       if (document.status !== 'active') return []
       const secret = this.#secretOf(name, document)
-      if (secret instanceof Secret) return [{ name, document, secret }]
+      if (secret instanceof Secret) return [{ name, document, secret, before: this.#secretBefore(name, document) }]
       problems.set(name, secret)
       return []
     })
@@ -148,6 +153,20 @@ export class WebhookSender {
       return openText(this.#sealer, { kind: 'webhook', name, field: 'secret' }, document.secret)
     } catch {
       return `webhook ${name}: MUSTER_SHARED_KEY is not the key that its secret is sealed with; nothing is sent to it`
+    }
+  }
+
+  #secretBefore(name: string, { secretBefore, secretBeforeUntil }: WebhookDocument): Target['before'] {
+    if (!this.#sealer || secretBefore === undefined || secretBeforeUntil === undefined) return undefined
+    try {
+      const secret = openText(this.#sealer, { kind: 'webhook', name, field: 'secretBefore' }, secretBefore)
+      return { secret, until: Date.parse(secretBeforeUntil) }
+    } catch (error) {
+      this.#core.log.warn(
+        { err: error, webhook: name },
+        'the secret before cannot be opened; messages are signed with the one in force only',
+      )
+      return undefined
     }
   }
 
@@ -216,7 +235,7 @@ class Turn {
         return
       }
     }
-    await db.putOffBatch(sql, claim, { reason, againMs: this.#pauseMs(row.tries) })
+    await db.putOffBatch(sql, claim, { reason, againMs: this.#pauseMs(row.tries, outcome) })
   }
 
   /** Sends a dead letter that somebody wants sent. */
@@ -230,7 +249,7 @@ class Turn {
       return
     }
     const isOver = outcome.kind === 'gone' || letter.replay_tries + 1 >= most
-    const againMs = isOver ? null : this.#pauseMs(letter.replay_tries)
+    const againMs = isOver ? null : this.#pauseMs(letter.replay_tries, outcome)
     await db.putOffDeadLetter(sql, claim, { id: letter.id, reason: outcome.reason, againMs })
   }
 
@@ -264,12 +283,16 @@ class Turn {
       timestamp: rows.at(-1)?.at.toISOString(),
       data: { partition, webhook: target.name, events },
     })
-    return post({ url: target.document.url, id, body, secret: target.secret }, { limitMs: pace.attemptMs, signal })
+    const secrets = [target.secret, ...(target.before && target.before.until > Date.now() ? [target.before.secret] : [])]
+    return post({ url: target.document.url, id, body, secrets }, { limitMs: pace.attemptMs, signal })
   }
 
-  #pauseMs(tries: number): number {
-    const { firstMs, longestMs } = this.#options.pace
-    return this.#jittered(Math.min(firstMs * 2 ** tries, longestMs))
+  /** Never shorter than the receiver asks for, within limits: it cannot stop a webhook for good. */
+  #pauseMs(tries: number, outcome: PostOutcome): number {
+    const { firstMs, longestMs, askedMostMs } = this.#options.pace
+    const askedMs = outcome.kind === 'failed' ? Math.min(outcome.afterMs ?? 0, askedMostMs) : 0
+    const pauseMs = this.#jittered(Math.min(firstMs * 2 ** tries, longestMs))
+    return askedMs > pauseMs ? askedMs * (1 + Math.random() / 4) : pauseMs
   }
 
   /** Webhooks and partitions that failed together are not to come back together. */
