@@ -33,7 +33,7 @@ const subnet: Subnet = {
   reserved: [{ from: '10.97.0.200', to: '10.97.0.210', note: 'switches' }],
 }
 const serverOf = (replica: string, from: string, to: string, prefix = 24): DhcpServer => ({
-  ...{ replica, addresses: ['10.97.0.1'], zone: null },
+  ...{ replica, addresses: ['10.97.0.1'], beside: [], zone: null },
   ranges: [{ from, to, prefix, gateway: null }],
 })
 const address: Address = {
@@ -43,11 +43,17 @@ const address: Address = {
 
 describe('ranges', () => {
   const from = (first: string, last: string, prefix?: number) => [serverOf('a', `10.97.0.${first}`, `10.97.0.${last}`, prefix)]
+  const routed = (gateway: string): DhcpServer => ({
+    ...serverOf('a', '', ''),
+    ranges: [{ from: '10.97.0.100', to: '10.97.0.199', prefix: 24, gateway }],
+  })
   test.for([
     ['in nobody’s way', from('100', '199'), [], 'good', "in nobody's way"],
     ['in no subnet', [serverOf('a', '10.1.0.5', '10.1.0.9')], [], 'odd', 'in no subnet'],
     ['over a reserved range', from('100', '205'), [], 'bad', 'does not give out 10.97.0.200-10.97.0.210 (switches)'],
     ['over the gateway', from('211', '254'), [], 'bad', 'has the gateway of subnet lab, 10.97.0.254'],
+    ['with another router', [routed('10.97.0.253')], [], 'bad', 'the gateway of subnet lab, 10.97.0.254, and not the router of the range'],
+    ['with the same router', [routed('10.97.0.254')], [], 'good', "in nobody's way"],
     ['of another prefix', from('100', '199', 25), [], 'bad', 'its prefix is 25'],
     ['beyond the subnet', [serverOf('a', '10.97.0.220', '10.97.1.9', 23)], [], 'bad', 'beyond subnet lab'],
     ['over a static address', from('100', '199'), [address], 'bad', 'lon1-4y3h7n has 10.97.0.105 without DHCP'],
@@ -140,6 +146,30 @@ describe.skipIf(why !== undefined)('on the host of a partition', { timeout: 120_
     const powerless = await site.doctor([], ['setpriv', '--inh-caps=-all', '--bounding-set=-all'])
     expect(powerless.stdout).toMatch(/^odd {3}DHCP on lan0 +not looked at: asking needs root/m)
   })
+
+  test('beside a DHCP server that gives the addresses, that one is expected, and missed when it is gone', async () => {
+    const site = await openSite({ ...serverOf('a', '10.97.0.100', '10.97.0.199'), ranges: [], beside: ['10.97.0.0/24'] })
+    await site.dhcpServer('here', '10.97.0.0,proxy,255.255.255.0', ['--pxe-service=7,Muster,snponly.efi'])
+    const other = await site.dhcpServer('there', '10.97.0.50,10.97.0.60')
+    const both = await site.doctor(['--wait', '5s'])
+    expect(both.stdout).toMatch(/^good {2}DHCP on lan0 +10\.97\.0\.1 is replica a: it offers no address/m)
+    expect(both.stdout).toMatch(
+      /^good {2}DHCP on lan0 +10\.97\.0\.2 gives the addresses, as it should: it offers address 10\.97\.0\.(5\d|60)$/m,
+    )
+    expect(both.code, both.stdout).toBe(0)
+
+    await ended(other)
+    const alone = await site.doctor(['--wait', '2s'])
+    expect(alone.stdout).toMatch(/^bad {3}DHCP on lan0 +nobody offers addresses, and the partition gives none here/m)
+    expect(alone.code).toBe(1)
+
+    await site.dhcpServer('there', '10.97.0.50,10.97.0.60', ['--dhcp-boot=their.efi'])
+    const twice = await site.doctor(['--wait', '5s'])
+    expect(twice.stdout).toMatch(
+      /^bad {3}DHCP on lan0 +10\.97\.0\.2 says what to boot, as the partition does here: .+ boot file their\.efi$/m,
+    )
+    expect(twice.code).toBe(1)
+  })
 })
 
 async function ended(child: ChildProcess): Promise<void> {
@@ -148,7 +178,7 @@ async function ended(child: ChildProcess): Promise<void> {
 }
 
 /** Two name spaces with a cable between them: the host of a partition, 10.97.0.1, and another host, 10.97.0.2. */
-async function openSite() {
+async function openSite(served = serverOf('a', '10.97.0.100', '10.97.0.199')) {
   const base = mkdtempSync(path.join(tmpdir(), 'muster-doctor-'))
   const spaces = { here: `muster-d-${path.basename(base).slice(-6)}`, there: `muster-e-${path.basename(base).slice(-6)}` }
   const ip = (...words: string[]) => run('ip', words)
@@ -198,7 +228,7 @@ async function openSite() {
     caller: { name: 'olga', role: 'operator' },
     server: { kind: 'partition', name: 'lon1', version: '0.1.0' },
   })
-  server.answers['partitions.dhcp'] = () => ({ servers: [serverOf('a', '10.97.0.100', '10.97.0.199')] })
+  server.answers['partitions.dhcp'] = () => ({ servers: [served] })
   server.answers['subnets.list'] = () => ({ items: [subnet], nextCursor: null, coverage: wholeCoverage })
   server.answers['addresses.list'] = () => ({ items: [], nextCursor: null, coverage: wholeCoverage })
 

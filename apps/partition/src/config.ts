@@ -26,7 +26,7 @@ import { scriptName } from '@muster/shared/scripts'
 import type { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
 import { defaultRules, type Rules } from './domain/core.ts'
-import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkServices, shareOfRanges } from './domain/dnsmasq.ts'
+import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkServices, proxiedNetworks, shareOfRanges } from './domain/dnsmasq.ts'
 import { type Keep, usualKeep } from './domain/retention.ts'
 
 const duration = (fallbackMs: number) =>
@@ -113,6 +113,7 @@ const variables = {
   ),
   dhcpRanges: variable('MUSTER_DHCP_RANGES', dhcpRanges),
   dhcpShare: variable('MUSTER_DHCP_SHARE', dhcpShare),
+  dhcpProxy: variable('MUSTER_DHCP_PROXY', proxiedNetworks),
   dnsZone: variable('MUSTER_DNS_ZONE', domain.optional()),
   dnsUpstreams: variable('MUSTER_DNS_UPSTREAMS', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'))),
   networkFolder: variable('MUSTER_NETWORK_DIR', folder('network')),
@@ -225,11 +226,12 @@ function joinOf({
   return { url: url.replace(/\/$/, ''), token }
 }
 
-/** Throws ConfigError where only a part of what it takes is there. */
+/** Throws ConfigError where only a part of what it takes is there, or what does not go together. */
 function networkServices(given: {
   dhcpInterfaces: string[]
   dhcpRanges: NetworkServices['ranges'][number][]
   dhcpShare: DhcpShare
+  dhcpProxy: string[]
   dnsZone: string | undefined
   dnsUpstreams: string[]
   networkFolder: string
@@ -239,6 +241,7 @@ function networkServices(given: {
     dhcpInterfaces: interfaces,
     dhcpRanges: whole,
     dhcpShare: share,
+    dhcpProxy: beside,
     dnsZone: zone,
     dnsUpstreams: upstreams,
     networkFolder: folder,
@@ -246,22 +249,41 @@ function networkServices(given: {
   } = given
   const ranges = shareOfRanges(whole, share)
   const isWanted = interfaces.length > 0
+  const isProxy = beside.length > 0
   const problems = [
     ...(isWanted && ranges.length === 0 && whole.length > 0
       ? [`MUSTER_DHCP_SHARE leaves nothing to give: no range has ${share.of} addresses or more`]
       : []),
-    ...(isWanted && whole.length === 0
+    ...(isWanted && whole.length === 0 && !isProxy
       ? ['MUSTER_DHCP_RANGES is not set: MUSTER_DHCP_INTERFACES has DHCP served, with which addresses?']
       : []),
     ...(isWanted && url === undefined
       ? ['MUSTER_URL is not set: MUSTER_DHCP_INTERFACES has DHCP served, and machines are told this URL']
       : []),
     ...(!isWanted && whole.length > 0 ? ['MUSTER_DHCP_RANGES is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
+    ...(!isWanted && isProxy ? ['MUSTER_DHCP_PROXY is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
     ...(!isWanted && zone !== undefined
       ? ['MUSTER_DNS_ZONE is set, but not MUSTER_DHCP_INTERFACES: names are those of machines that DHCP serves']
       : []),
     ...(zone === undefined && upstreams.length > 0 ? ['MUSTER_DNS_UPSTREAMS is set, but not MUSTER_DNS_ZONE: DNS is off'] : []),
+    ...(isProxy && whole.length > 0
+      ? ['MUSTER_DHCP_PROXY and MUSTER_DHCP_RANGES are both set: another server gives the addresses, or this one does']
+      : []),
+    ...(isProxy && share.of > 1
+      ? ['MUSTER_DHCP_SHARE is set, and with MUSTER_DHCP_PROXY there are no addresses to share; replicas all say the same']
+      : []),
+    ...(isProxy && url !== undefined && !url.includes('.')
+      ? [
+          'MUSTER_URL has no dot: beside another DHCP server dnsmasq would take it for the beginning of a name; give an address, or a name with its domain',
+        ]
+      : []),
+    ...(isProxy && isWanted && zone !== undefined
+      ? [
+          'MUSTER_DNS_ZONE is set, and with MUSTER_DHCP_PROXY nobody here knows which machine has which address: let your DHCP server fill your DNS',
+        ]
+      : []),
   ]
   if (problems.length > 0) throw new ConfigError(problems)
-  return isWanted ? { interfaces, ranges, rule: share.of === 1 ? 'alone' : 'shared', zone, upstreams, folder } : undefined
+  const rule = isProxy ? 'proxy' : share.of === 1 ? 'alone' : 'shared'
+  return isWanted ? { interfaces, ranges, beside, rule, zone, upstreams, folder } : undefined
 }

@@ -251,6 +251,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     replica: settings.replica,
     addresses: network ? addressesOn(network.interfaces) : [],
     ranges: (network?.ranges ?? []).map(({ gateway, ...range }) => ({ ...range, gateway: gateway ?? null })),
+    beside: [...(network?.beside ?? [])],
     zone: network?.zone ?? null,
   })
   if (settings.network) {

@@ -114,6 +114,7 @@ describe('an address', () => {
       replica: `z-${name}`,
       addresses: [],
       ranges: [{ from: at(6), to: at(9), prefix: 28, gateway: null }],
+      beside: [],
       zone: null,
     })
     await partition.sql`insert into replicas (name, epoch, version, url) values (${`z-${name}`}, 1, '', '')`

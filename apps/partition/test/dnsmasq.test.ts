@@ -14,7 +14,16 @@ import { describe, expect, onTestFinished, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
 import { deleteMachine } from '../src/db/machines.ts'
 import { deleteDhcpHost, putSubnet, reserveAddress, setDhcpHost } from '../src/domain/addresses.ts'
-import { dhcpRanges, dhcpShare, dnsmasqConfig, dnsmasqHosts, dnsmasqNames, loaders, shareOfRanges } from '../src/domain/dnsmasq.ts'
+import {
+  dhcpRanges,
+  dhcpShare,
+  dnsmasqConfig,
+  dnsmasqHosts,
+  dnsmasqNames,
+  dnsmasqOptions,
+  loaders,
+  shareOfRanges,
+} from '../src/domain/dnsmasq.ts'
 import { addMachine, operator, partitionDatabase, startCore, type TestCore } from './harness.ts'
 
 const run = promisify(execFile)
@@ -25,6 +34,7 @@ describe('what dnsmasq is told', () => {
     const services = {
       interfaces: ['eno1', 'bond0.20'],
       ranges: dhcpRanges.parse(`${range},172.16.0.10-172.16.3.250/22`),
+      beside: [],
       rule: 'alone' as const,
       zone: 'lon1.example.com',
       upstreams: ['9.9.9.9'],
@@ -47,6 +57,50 @@ describe('what dnsmasq is told', () => {
     expect(dnsmasqConfig({ ...services, rule: 'shared' }, place)).not.toContain('authoritative')
     expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64,snponly-arm64.efi\n')
     expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64http,http://10.98.0.1:5250/boot/files/loaders/snponly-arm64.efi\n')
+  })
+
+  test('beside another DHCP server is compared whole: no addresses, no names, a service per architecture', () => {
+    const services = {
+      interfaces: ['eno1'],
+      ranges: [],
+      beside: ['10.98.0.0/24', '172.16.0.0/22'],
+      rule: 'proxy' as const,
+      zone: undefined,
+      upstreams: [],
+      folder: '/var/lib/muster/network',
+    }
+    const place = {
+      baseUrl: 'http://10.98.0.1:5250',
+      files: '/srv/muster',
+      user: 'muster',
+      group: 'muster',
+      present: new Set(['undionly.kpxe', 'snponly.efi']),
+    }
+    expect(dnsmasqConfig(services, place)).toBe(readFileSync(new URL('testdata/dnsmasq-proxy.conf', import.meta.url), 'utf8'))
+  })
+
+  test('has the router and the DNS servers of the subnet of each range; what that does not say, the settings do', () => {
+    const ranges = dhcpRanges.parse('10.98.0.100-10.98.0.199/24@10.98.0.254,172.16.0.10-172.16.3.250/22,10.5.0.9-10.5.0.20/24@10.5.0.1')
+    const subnet = { cidr: '10.98.0.0/24', vlan: null, gateway: '10.98.0.1', nameservers: ['10.98.0.53', '2001:db8::53', '9.9.9.9'] }
+    const options = (...subnets: (typeof subnet | { vlan: number | null; gateway: string | null })[]) =>
+      dnsmasqOptions(
+        ranges,
+        subnets.map(more => ({ ...subnet, ...more })),
+      ).split('\n')
+    expect(options()).toEqual([
+      '# 10.98.0.100-10.98.0.199/24@10.98.0.254 172.16.0.10-172.16.3.250/22@ 10.5.0.9-10.5.0.20/24@10.5.0.1',
+      'tag:net0,option:router,10.98.0.254',
+      'tag:net1,option:router',
+      'tag:net2,option:router,10.5.0.1',
+      '',
+    ])
+    expect(options(subnet).slice(1, 3)).toEqual(['tag:net0,option:router,10.98.0.1', 'tag:net0,option:dns-server,10.98.0.53,9.9.9.9'])
+    expect(options({ vlan: null, gateway: null })[1]).toBe('tag:net0,option:router,10.98.0.254')
+    // A router that the prefix of the range does not reach.
+    expect(options({ vlan: null, gateway: '10.99.0.1' })[1]).toBe('tag:net0,option:router,10.98.0.254')
+    // The same network on several VLANs: the untagged one, or none.
+    expect(options({ vlan: 7, gateway: '10.98.0.7' }, { vlan: null, gateway: '10.98.0.8' })[1]).toBe('tag:net0,option:router,10.98.0.8')
+    expect(options({ vlan: 7, gateway: '10.98.0.7' }, { vlan: 8, gateway: '10.98.0.8' })[1]).toBe('tag:net0,option:router,10.98.0.254')
   })
 
   test('has a line per machine, with all its addresses', () => {
@@ -117,6 +171,19 @@ describe('what dnsmasq is told', () => {
       ranges: [{ from: '10.98.0.150', to: '10.98.0.199' }],
       rule: 'shared',
     })
+    const { MUSTER_DHCP_RANGES: _, ...beside } = { ...whole, MUSTER_DHCP_PROXY: '10.98.0.0/24' }
+    expect(readSettings(beside).settings.network).toMatchObject({ ranges: [], beside: ['10.98.0.0/24'], rule: 'proxy' })
+    for (const [more, words] of [
+      [{ MUSTER_DHCP_RANGES: range }, 'MUSTER_DHCP_PROXY and MUSTER_DHCP_RANGES are both set'],
+      [{ MUSTER_DHCP_SHARE: '1/2' }, 'MUSTER_DHCP_SHARE is set, and with MUSTER_DHCP_PROXY there are no addresses to share'],
+      [{ MUSTER_DNS_ZONE: 'lab.example' }, 'MUSTER_DNS_ZONE is set, and with MUSTER_DHCP_PROXY nobody here knows'],
+      [{ MUSTER_URL: 'http://muster:5250' }, 'MUSTER_URL has no dot'],
+      [{ MUSTER_DHCP_INTERFACES: '' }, 'MUSTER_DHCP_PROXY is set, but not MUSTER_DHCP_INTERFACES'],
+      [{ MUSTER_DHCP_PROXY: '10.98.0.1/24' }, 'is an address in a network'],
+      [{ MUSTER_DHCP_PROXY: '10.98.0.0/31' }, 'has a prefix that is not between 8 and 30'],
+      [{ MUSTER_DHCP_PROXY: 'eno1' }, 'is not a network with its prefix length'],
+    ] as const)
+      expect(() => readSettings({ ...beside, ...more })).toThrow(words)
     const tiny = { ...whole, MUSTER_DHCP_RANGES: '10.98.0.5-10.98.0.5/24', MUSTER_DHCP_SHARE: '1/2' }
     expect(() => readSettings(tiny)).toThrow('MUSTER_DHCP_SHARE leaves nothing to give')
   })
@@ -230,6 +297,87 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     await expect.poll(() => site.resolve('camera.lab.example').catch(String), { timeout: 5_000 }).not.toContain('Address: 10.')
   })
 
+  test('tells its machines the router and the DNS servers of their subnet, behind a relay too, within 3 s of a change', async () => {
+    const site = await openSite()
+    const { core } = site
+    const far = await site.relayed()
+    const subnet = async (name: string, cidr: string, gateway: string | null, nameservers: string[]) =>
+      putSubnet(core, operator, { ...{ name, cidr, vlan: null, gateway, nameservers, description: '' }, reserved: [] })
+    await subnet('far', '172.16.0.0/22', '172.16.0.1', ['172.16.0.53', '9.9.9.9'])
+    const two = { MUSTER_DHCP_RANGES: `${range},172.16.0.100-172.16.3.250/22` }
+    await site.serve('well', two)
+    await site.toldOption('dns-server,172.16.0.53')
+    const [near, distant] = ['52:54:00:00:aa:01', '52:54:00:00:aa:02']
+    // No subnet has it: the setting, and our own DNS.
+    expect(await site.ask(near, ['-O', 'dns'])).toMatchObject({ router: '10.98.0.254', dns: '10.98.0.1' })
+    expect(await far.ask(distant, ['-O', 'dns'])).toMatchObject({
+      ...{ subnet: '255.255.252.0', router: '172.16.0.1', dns: '172.16.0.53 9.9.9.9' },
+      ip: expect.stringMatching(/^172\.16\./),
+    })
+
+    const began = Date.now()
+    await subnet('lab', '10.98.0.0/24', '10.98.0.253', ['10.98.0.53'])
+    await site.toldOption('router,10.98.0.253')
+    expect(Date.now() - began).toBeLessThan(3_000)
+    expect(await site.ask(near, ['-O', 'dns'])).toMatchObject({ router: '10.98.0.253', dns: '10.98.0.53' })
+    // A machine of the far network keeps its own.
+    expect(await far.ask(distant, ['-O', 'dns'])).toMatchObject({ router: '172.16.0.1', dns: '172.16.0.53 9.9.9.9' })
+
+    // The same again from an empty folder.
+    await site.kill()
+    rmSync(site.folder, { recursive: true })
+    await site.serve('well', two)
+    await site.toldOption('dns-server,10.98.0.53')
+
+    // What was taken away is told no more.
+    await subnet('far', '172.16.0.0/22', null, [])
+    await expect.poll(() => site.options(), { timeout: 5_000 }).not.toContain('172.16.0.53')
+    await sleep(200)
+    const later = await far.ask(distant, ['-O', 'dns'])
+    expect(later.router).toBeUndefined()
+    expect(later.dns).toBe('10.98.0.1')
+  })
+
+  test('beside a DHCP server that gives the addresses says what to boot, and nothing else', async () => {
+    const site = await openSite()
+    await site.foreignServer()
+    await site.serve('well', { MUSTER_DHCP_RANGES: '', MUSTER_DNS_ZONE: '', MUSTER_DHCP_PROXY: '10.98.0.0/24' })
+    const mac = '52:54:00:00:bb:01'
+    // No PXE: it hears of the other server only.
+    const plain = await site.ask(mac)
+    expect(plain).toMatchObject({ serverid: '10.98.0.3', ip: expect.stringMatching(/^10\.98\.0\.5\d$/) })
+    expect(plain.boot_file).toBeUndefined()
+
+    const ours = { server: '10.98.0.1', address: '0.0.0.0' }
+    const theirs = { server: '10.98.0.3', address: plain.ip, file: '' }
+    for (const [arch, file] of [
+      [0, 'undionly.kpxe'],
+      [7, 'snponly.efi'],
+      [9, 'snponly.efi'],
+    ] as const) {
+      const { offers, boot } = await site.pxe(mac, arch)
+      expect(offers).toHaveLength(2)
+      expect(offers).toContainEqual(expect.objectContaining(theirs))
+      expect(offers).toContainEqual(expect.objectContaining({ ...ours, vendorClass: 'PXEClient' }))
+      // Asked again at port 4011, as PXE of UEFI does always.
+      expect(boot).toMatchObject({ server: ours.server, file, vendorClass: 'PXEClient' })
+      expect(await site.tftp(file)).toEqual(readFileSync(`/usr/lib/ipxe/${file}`))
+    }
+    const http = await site.pxe(mac, 16)
+    expect(http.offers).toContainEqual({
+      ...{ ...ours, item: null, vendorClass: 'HTTPClient' },
+      file: 'http://10.98.0.1:5250/boot/files/loaders/snponly.efi',
+    })
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: iPXE's own variable
+    const script = 'http://10.98.0.1:5250/boot/ipxe/${net0/mac}'
+    const ipxe = await site.pxe(mac, 7, 'as iPXE')
+    expect(ipxe.offers).toContainEqual({ ...ours, file: script, vendorClass: 'PXEClient', item: null })
+    expect(ipxe.offers).toContainEqual(expect.objectContaining(theirs))
+    expect((await site.pxe(mac, 0, 'as iPXE')).boot).toMatchObject({ server: ours.server, file: script })
+    const [row] = await site.core.sql`select ranges, beside from network_services`
+    expect(row).toEqual({ ranges: [], beside: ['10.98.0.0/24'] })
+  })
+
   test('is shared by two replicas: the same reservations, other addresses, and one serves on when the other has gone', async () => {
     const site = await openSite()
     const { core } = site
@@ -298,20 +446,29 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
   })
 })
 
+type PxeAnswer = { server: string; address: string; file: string; vendorClass: string | null; item: number | null }
+
 /** Two name spaces with a cable between them: the partition's, with dnsmasq and the address 10.98.0.1, and the machines'. */
 async function openSite() {
   const base = mkdtempSync(path.join(tmpdir(), 'muster-net-'))
   const [here, there] = ['p', 'm'].map(side => `muster-${side}-${path.basename(base).slice(-6)}`) as [string, string]
   const ip = (...words: string[]) => run('ip', words)
   const within = (place: string) => ['ip', 'netns', 'exec', place] as const
+  const removeSpace = async (place: string) => {
+    for (const pid of (await ip('netns', 'pids', place)).stdout.split('\n').filter(Boolean)) {
+      try {
+        process.kill(Number(pid), 'SIGKILL')
+      } catch (error) {
+        // It ended by itself meanwhile.
+        if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+      }
+    }
+    await ip('netns', 'delete', place)
+  }
   for (const place of [here, there]) await ip('netns', 'add', place)
   onTestFinished(async () => {
     partition?.kill('SIGKILL')
-    for (const place of [here, there]) {
-      const { stdout } = await ip('netns', 'pids', place)
-      for (const pid of stdout.split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
-      await ip('netns', 'delete', place)
-    }
+    for (const place of [here, there]) await removeSpace(place)
     rmSync(base, { recursive: true, force: true })
   })
   await ip('-n', here, 'link', 'add', 'lan0', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', there)
@@ -367,23 +524,62 @@ async function openSite() {
   const count = (pattern: RegExp) => (log.match(pattern) ?? []).length
   const starts = () => count(/"dnsmasq":"started/g)
   const started = (times: number) => expect.poll(starts, { timeout: 20_000 }).toBeGreaterThanOrEqual(times)
-  const hosts = () => (existsSync(path.join(folder, 'hosts')) ? readFileSync(path.join(folder, 'hosts'), 'utf8') : '')
+  const told = (name: string) => (existsSync(path.join(folder, name)) ? readFileSync(path.join(folder, name), 'utf8') : '')
+  const hosts = () => told('hosts')
+  const options = () => told('options')
   const readings = () => count(/"dnsmasq":"read [^"]*\/hosts/g)
 
   /** Asks for an address as the firmware with this MAC address. Answers what udhcpc tells its script. */
-  const ask = async (mac: string, options: readonly string[] = []): Promise<Record<string, string>> => {
-    await ip('-n', there, 'link', 'set', 'eth0', 'down')
-    await ip('-n', there, 'address', 'flush', 'dev', 'eth0')
-    await ip('-n', there, 'link', 'set', 'eth0', 'address', mac, 'up')
+  const ask = (mac: string, options: readonly string[] = []) => askIn(there, mac, options)
+  const askIn = async (place: string, mac: string, options: readonly string[]): Promise<Record<string, string>> => {
+    await ip('-n', place, 'link', 'set', 'eth0', 'down')
+    await ip('-n', place, 'address', 'flush', 'dev', 'eth0')
+    await ip('-n', place, 'link', 'set', 'eth0', 'address', mac, 'up')
     const script = path.join(base, 'lease.sh')
     writeFileSync(script, `#!/bin/sh\n[ "$1" = bound ] || exit 0\nip address add "$ip/$mask" dev "$interface"\nenv >${base}/lease\n`, {
       mode: 0o755,
     })
-    const [program, ...words] = within(there)
+    const [program, ...words] = within(place)
     const udhcpc = ['busybox', 'udhcpc', '-i', 'eth0', '-n', '-q', '-f', '-t', '8', '-T', '1', '-O', 'hostname', '-s', script, ...options]
     await run(program, [...words, ...udhcpc], { timeout: 30_000 })
     const lines = readFileSync(path.join(base, 'lease'), 'utf8').split('\n')
     return Object.fromEntries(lines.map(line => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]))
+  }
+  const addSpace = async (place: string) => {
+    await ip('netns', 'add', place)
+    onTestFinished(() => removeSpace(place))
+  }
+  /** A host of its own on the same cable, at lan0. */
+  const anotherHost = async (own: string): Promise<string> => {
+    const other = here.replace('-p-', '-q-')
+    await addSpace(other)
+    // The cable becomes one end of a switch.
+    await ip('-n', here, 'link', 'set', 'lan0', 'down')
+    await ip('-n', here, 'address', 'flush', 'dev', 'lan0')
+    await ip('-n', here, 'link', 'set', 'lan0', 'name', 'cable')
+    await ip('-n', here, 'link', 'add', 'lan0', 'type', 'bridge')
+    await ip('-n', here, 'link', 'add', 'cable2', 'type', 'veth', 'peer', 'name', 'lan0', 'netns', other)
+    for (const cable of ['cable', 'cable2']) await ip('-n', here, 'link', 'set', cable, 'master', 'lan0', 'up')
+    for (const [place, address] of [
+      [here, '10.98.0.1/24'],
+      [other, own],
+    ] as const) {
+      await ip('-n', place, 'address', 'add', address, 'dev', 'lan0')
+      for (const device of ['lan0', 'lo']) await ip('-n', place, 'link', 'set', device, 'up')
+    }
+    return other
+  }
+  /** A dnsmasq that is not the partition's, once it is up. */
+  const startDnsmasq = async (place: string, options: readonly string[]): Promise<ChildProcess> => {
+    const [program, ...words] = within(place)
+    const own = ['--keep-in-foreground', '--conf-file=/dev/null', '--port=0', '--bind-dynamic', '--user=root', '--log-facility=-']
+    const child = spawn(program, [...words, '/usr/sbin/dnsmasq', ...own, `--dhcp-leasefile=${base}/${place}.leases`, ...options], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    })
+    let text = ''
+    child.stderr?.on('data', more => (text += more))
+    await expect.poll(() => text, { timeout: 20_000 }).toContain('started')
+    return child
   }
   const asMachine = async (...command: string[]) => {
     const [program, ...words] = within(there)
@@ -405,38 +601,51 @@ async function openSite() {
     },
     /** The host of another replica, 10.98.0.2, on the same cable. */
     secondReplica: async () => {
-      const other = here.replace('-p-', '-q-')
-      let child: ChildProcess | undefined
-      await ip('netns', 'add', other)
-      onTestFinished(async () => {
-        child?.kill('SIGKILL')
-        for (const pid of (await ip('netns', 'pids', other)).stdout.split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
-        await ip('netns', 'delete', other)
-      })
-      // The cable becomes one end of a switch.
-      await ip('-n', here, 'link', 'set', 'lan0', 'down')
-      await ip('-n', here, 'address', 'flush', 'dev', 'lan0')
-      await ip('-n', here, 'link', 'set', 'lan0', 'name', 'cable')
-      await ip('-n', here, 'link', 'add', 'lan0', 'type', 'bridge')
-      await ip('-n', here, 'link', 'add', 'cable2', 'type', 'veth', 'peer', 'name', 'lan0', 'netns', other)
-      for (const cable of ['cable', 'cable2']) await ip('-n', here, 'link', 'set', cable, 'master', 'lan0', 'up')
-      for (const [place, own] of [
-        [here, '10.98.0.1/24'],
-        [other, '10.98.0.2/24'],
-      ] as const) {
-        await ip('-n', place, 'address', 'add', own, 'dev', 'lan0')
-        for (const device of ['lan0', 'lo']) await ip('-n', place, 'link', 'set', device, 'up')
-      }
+      const other = await anotherHost('10.98.0.2/24')
       const own = { MUSTER_REPLICA: 'second', MUSTER_URL: 'http://10.98.0.2:5250', MUSTER_NETWORK_DIR: path.join(base, 'network2') }
       return {
-        serve: async (how: 'well' | 'in vain', more: Record<string, string>) => {
-          child = await serveIn(other, how, { ...own, ...more })
+        serve: (how: 'well' | 'in vain', more: Record<string, string>) => serveIn(other, how, { ...own, ...more }),
+      }
+    },
+    /** A DHCP server that is not ours, at 10.98.0.3 on the same cable: it gives addresses, and knows nothing of network boot. */
+    foreignServer: async () =>
+      startDnsmasq(await anotherHost('10.98.0.3/24'), ['--interface=lan0', '--no-ping', '--dhcp-range=10.98.0.50,10.98.0.59']),
+    /** A network 172.16.0.0/22 behind a relay, which stands where the machines are. */
+    relayed: async () => {
+      const far = here.replace('-p-', '-f-')
+      await addSpace(far)
+      await ip('-n', there, 'link', 'add', 'far0', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', far)
+      await ip('-n', there, 'address', 'add', '172.16.0.1/22', 'dev', 'far0')
+      await ip('-n', there, 'link', 'set', 'far0', 'up')
+      await ip('-n', here, 'route', 'add', '172.16.0.0/22', 'via', '10.98.0.5')
+      return {
+        ask: async (mac: string, words: readonly string[]) => {
+          // The machine before it has flushed the relay's address.
+          await ip('-n', there, 'address', 'flush', 'dev', 'eth0')
+          await ip('-n', there, 'address', 'add', '10.98.0.5/24', 'dev', 'eth0')
+          const relay = await startDnsmasq(there, ['--interface=far0', '--dhcp-relay=172.16.0.1,10.98.0.1'])
+          const lease = await askIn(far, mac, words)
+          relay.kill('SIGKILL')
+          return lease
         },
       }
+    },
+    /** Asks for an address and a boot file as the network boot of firmware does; then, with the address 10.98.0.9, at port 4011. */
+    pxe: async (mac: string, arch: number, how: 'as firmware' | 'as iPXE' = 'as firmware') => {
+      await ip('-n', there, 'address', 'flush', 'dev', 'eth0')
+      await ip('-n', there, 'address', 'add', '10.98.0.9/24', 'dev', 'eth0')
+      const program = fileURLToPath(new URL('pxe-client.ts', import.meta.url))
+      const answer = await asMachine(process.execPath, program, mac, String(arch), how, '10.98.0.9', '10.98.0.1')
+      return JSON.parse(answer.toString()) as { offers: PxeAnswer[]; boot: PxeAnswer | null }
     },
     /** Until dnsmasq has read that there is a machine of this name, behind `line`. */
     told: async (name: string, line = ',') => {
       await expect.poll(() => hosts().includes(`${line}${name}\n`), { timeout: 20_000, interval: 20 }).toBe(true)
+      await sleep(200)
+    },
+    options,
+    toldOption: async (words: string) => {
+      await expect.poll(() => options().includes(`option:${words}`), { timeout: 20_000, interval: 20 }).toBe(true)
       await sleep(200)
     },
     /** Until nothing more is on its way. */

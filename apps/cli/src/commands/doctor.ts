@@ -3,6 +3,7 @@ import { networkInterfaces } from 'node:os'
 import type { Address } from '@muster/shared/contract/addresses'
 import type { DhcpServer } from '@muster/shared/contract/partitions'
 import { durationMs } from '@muster/shared/duration'
+import { isInNetwork } from '@muster/shared/network'
 import type { Command } from 'commander'
 import { type Cli, examples, type Fill, formatOf } from '../cli.ts'
 import { type Connection, connect } from '../connection.ts'
@@ -110,7 +111,8 @@ async function offersOn(cli: Cli, { name, own, isServed }: Place, servers: reado
       'ip address show has the interfaces; asking needs an address there',
     )
   try {
-    return offerFindings(await discover({ own, waitMs, signal: cli.signal }), { topic, servers, isServedHere: isServed })
+    const isBeside = servers.some(({ beside }) => beside.some(cidr => isInNetwork(cidr, own)))
+    return offerFindings(await discover({ own, waitMs, signal: cli.signal }), { topic, servers, isServedHere: isServed, isBeside })
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
     if (code === 'EACCES') return unseen('asking needs root (UDP port 68)', 'run this as root: sudo muster doctor net')

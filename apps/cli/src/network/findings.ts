@@ -64,37 +64,62 @@ export function portFindings(
 
 const isEverywhere = (address: string) => address === '0.0.0.0' || address === '::'
 
-/** Who offers on a network. `servers`: what the partition serves; `isServedHere`: this interface is one that it serves. */
-export function offerFindings(
-  offers: readonly Offer[],
-  { topic, servers, isServedHere }: { topic: string; servers: readonly DhcpServer[]; isServedHere: boolean },
-): Finding[] {
+interface Network {
+  topic: string
+  /** What the partition serves. */
+  servers: readonly DhcpServer[]
+  /** This interface is one that it serves. */
+  isServedHere: boolean
+  /** Another DHCP server is to give the addresses here, and the partition only says what to boot. */
+  isBeside: boolean
+}
+
+/** Who offers on a network. */
+export function offerFindings(offers: readonly Offer[], { topic, servers, isServedHere, isBeside }: Network): Finding[] {
   const ours = (offer: Offer) => servers.find(({ addresses }) => addresses.includes(offer.server))
-  const what = ({ address, bootFile }: Offer) =>
-    [address === null ? 'no address' : `address ${address}`, ...(bootFile === null ? [] : [`boot file ${bootFile}`])].join(' and ')
   const findings = offers
     .toSorted((a, b) => (a.server < b.server ? -1 : 1))
     .map((offer): Finding => {
       const replica = ours(offer)?.replica
-      const via = offer.from === offer.server ? '' : ` by ${offer.from}`
-      if (replica !== undefined)
-        return { topic, verdict: 'good', found: `${offer.server}${via} is replica ${replica}: it offers ${what(offer)}` }
-      return {
-        topic,
-        verdict: 'bad',
-        found: `${offer.server}${via} is not this partition's: it offers ${what(offer)}`,
-        hint: `find it (ip neighbour show ${offer.from}; then its MAC address in the switch) and stop its DHCP, or keep its port from answering (DHCP snooping)`,
-      }
+      const who = `${offer.server}${offer.from === offer.server ? '' : ` by ${offer.from}`}`
+      if (replica !== undefined) return { topic, verdict: 'good', found: `${who} is replica ${replica}: it offers ${offerText(offer)}` }
+      return isBeside ? findingBeside(topic, who, offer) : foreignFinding(topic, who, offer)
     })
+  const bad = (found: string, hint: string) => findings.push({ topic, verdict: 'bad', found, hint })
   if (isServedHere && !offers.some(ours))
-    findings.push({
-      topic,
-      verdict: 'bad',
-      found: 'the partition does not answer, though it serves DHCP here',
-      hint: 'see why with: muster partition status; a firewall here may drop UDP 67 and 68',
-    })
+    bad(
+      'the partition does not answer, though it serves DHCP here',
+      'see why with: muster partition status; a firewall here may drop UDP 67 and 68',
+    )
+  if (isBeside && !offers.some(offer => offer.address !== null && !ours(offer)))
+    bad(
+      'nobody offers addresses, and the partition gives none here',
+      'start the DHCP server of this network; or let the partition give addresses: MUSTER_DHCP_RANGES instead of MUSTER_DHCP_PROXY',
+    )
   if (findings.length === 0) findings.push({ topic, verdict: 'good', found: 'nobody offers addresses' })
   return findings
+}
+
+const offerText = ({ address, bootFile }: Offer) =>
+  [address === null ? 'no address' : `address ${address}`, ...(bootFile === null ? [] : [`boot file ${bootFile}`])].join(' and ')
+
+const foreignFinding = (topic: string, who: string, offer: Offer): Finding => ({
+  topic,
+  verdict: 'bad',
+  found: `${who} is not this partition's: it offers ${offerText(offer)}`,
+  hint: `find it (ip neighbour show ${offer.from}; then its MAC address in the switch) and stop its DHCP, or keep its port from answering (DHCP snooping)`,
+})
+
+/** A server that is not ours, where one is to give the addresses. */
+function findingBeside(topic: string, who: string, offer: Offer): Finding {
+  if (offer.address !== null && offer.bootFile === null)
+    return { topic, verdict: 'good', found: `${who} gives the addresses, as it should: it offers ${offerText(offer)}` }
+  return {
+    topic,
+    verdict: 'bad',
+    found: `${who} says what to boot, as the partition does here: it offers ${offerText(offer)}`,
+    hint: `have it say nothing of network boot (options 66 and 67, next-server): machines may believe it first`,
+  }
 }
 
 /** What does not go together of what DHCP gives to anybody, the subnets, and what others have. */
@@ -139,6 +164,14 @@ export function rangeFindings(servers: readonly DhcpServer[], subnets: readonly 
           ]),
       ...(gateway !== null && isWithin(range, gateway)
         ? [bad(`it has the gateway of subnet ${name}, ${gateway}`, 'shorten it in MUSTER_DHCP_RANGES')]
+        : []),
+      ...(gateway !== null && range.gateway !== null && gateway !== range.gateway
+        ? [
+            bad(
+              `machines are told the gateway of subnet ${name}, ${gateway}, and not the router of the range, ${range.gateway}`,
+              'leave the router out of MUSTER_DHCP_RANGES, or correct the subnet: muster subnet set',
+            ),
+          ]
         : []),
       ...reserved
         .filter(other => overlap(other, range))

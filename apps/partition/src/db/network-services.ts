@@ -2,12 +2,12 @@
 import type { DhcpServer } from '@muster/shared/contract/partitions'
 import type { Sql } from './connect.ts'
 
-/** What a replica serves from now on; no ranges: nothing. */
+/** What a replica serves from now on; neither ranges nor networks beside: nothing. */
 export async function saveNetworkServices(sql: Sql, server: DhcpServer): Promise<void> {
   await sql`
-    insert into network_services (replica, addresses, ranges, zone)
-    values (${server.replica}, ${server.addresses}, ${sql.json(server.ranges)}, ${server.zone})
-    on conflict (replica) do update set addresses = excluded.addresses, ranges = excluded.ranges, zone = excluded.zone`
+    insert into network_services (replica, addresses, ranges, beside, zone)
+    values (${server.replica}, ${server.addresses}, ${sql.json(server.ranges)}, ${server.beside}, ${server.zone})
+    on conflict (replica) do update set addresses = excluded.addresses, ranges = excluded.ranges, beside = excluded.beside, zone = excluded.zone`
 }
 
 /** Forgets what replicas served that have ended. */
@@ -16,5 +16,6 @@ export async function forgetOldServices(sql: Sql): Promise<void> {
 }
 
 export function networkServices(sql: Sql): Promise<DhcpServer[]> {
-  return sql<DhcpServer[]>`select replica, addresses, ranges, zone from network_services where ranges <> '[]' order by replica`
+  return sql<DhcpServer[]>`
+    select replica, addresses, ranges, beside, zone from network_services where ranges <> '[]' or beside <> '{}' order by replica`
 }

@@ -1,4 +1,5 @@
-// What dnsmasq is told: DHCP, TFTP and DNS of one partition as its configuration, a pure function of settings and machines. doors/dnsmasq.ts runs it.
+// What dnsmasq is told: DHCP, TFTP and DNS of one partition as its configuration, a pure function of settings, machines and subnets. doors/dnsmasq.ts
+// runs it.
 import path from 'node:path'
 import { bitsOf, isInNetwork } from '@muster/shared/network'
 import { z } from 'zod'
@@ -61,6 +62,23 @@ export const dhcpRanges = z
     }
   })
 
+/** Networks beside whose DHCP server ours says what to boot: `10.0.0.0/24`, more with commas. */
+export const proxiedNetworks = z
+  .string()
+  .default('')
+  .transform(text => text.split(',').filter(Boolean))
+  .pipe(
+    z.array(
+      z.cidrv4('is not a network with its prefix length, such as 10.0.0.0/24').superRefine((cidr, context) => {
+        const [address = '', length = ''] = cidr.split('/')
+        const wrong = (message: string) => context.addIssue({ code: 'custom', message: `"${cidr}" ${message}` })
+        if (Number(length) < 8 || Number(length) > 30) wrong('has a prefix that is not between 8 and 30')
+        else if (bitsOf(address).slice(Number(length)).includes('1'))
+          wrong('is an address in a network; give the network, whose host part is zero')
+      }),
+    ),
+  )
+
 /** `1/2`: this replica gives the first half of each range. */
 export interface DhcpShare {
   part: number
@@ -94,8 +112,10 @@ export interface NetworkServices {
   /** Network interfaces that are served; all others are left alone. */
   interfaces: readonly string[]
   ranges: readonly DhcpRange[]
-  /** `shared`: another replica gives other addresses of the same networks. */
-  rule: 'alone' | 'shared'
+  /** `ADDRESS/LENGTH`: networks whose addresses are given by a DHCP server that is not ours. */
+  beside: readonly string[]
+  /** `shared`: another replica gives other addresses of the same networks. `proxy`: no addresses, only what to boot, in the networks of `beside`. */
+  rule: 'alone' | 'shared' | 'proxy'
   /** Machines are HOSTNAME.ZONE; undefined: no DNS. */
   zone: string | undefined
   /** Other DNS servers, asked for what is not in the zone; none: such names are not found. */
@@ -105,7 +125,7 @@ export interface NetworkServices {
 }
 
 /** Names in the folder of network services. */
-export const networkFiles = { config: 'dnsmasq.conf', hosts: 'hosts', names: 'names', leases: 'leases' } as const
+export const networkFiles = { config: 'dnsmasq.conf', hosts: 'hosts', names: 'names', options: 'options', leases: 'leases' } as const
 
 const leaseTime = '10m'
 
@@ -114,7 +134,6 @@ export function dnsmasqConfig(
   services: NetworkServices,
   { baseUrl, files, user, group, present }: { baseUrl: string; files: string; user: string; group: string; present: ReadonlySet<string> },
 ): string {
-  const inFolder = (name: string) => path.join(services.folder, name)
   const offered = loaders.filter(({ file }) => present.has(file))
   const lines = [
     '# Written by Muster at each start; changes are lost.',
@@ -127,15 +146,8 @@ export function dnsmasqConfig(
     'except-interface=lo',
     ...services.interfaces.map(name => `interface=${name}`),
     ...dnsLines(services),
-    // Who has the word in a network denies what it does not know, and that may be the other replica's to give.
-    ...(services.rule === 'alone' ? ['dhcp-authoritative'] : []),
-    `dhcp-leasefile=${inFolder(networkFiles.leases)}`,
-    `dhcp-hostsfile=${inFolder(networkFiles.hosts)}`,
-    ...services.ranges.flatMap(({ from, to, prefix, gateway }, index) => [
-      `dhcp-range=set:net${index},${from},${to},${netmask(prefix)},${leaseTime}`,
-      // Without a value: no router, where dnsmasq would name itself.
-      `dhcp-option=tag:net${index},option:router${gateway === undefined ? '' : `,${gateway}`}`,
-    ]),
+    `dhcp-leasefile=${path.join(services.folder, networkFiles.leases)}`,
+    ...(services.rule === 'proxy' ? proxyLines(services, offered, baseUrl) : addressLines(services)),
     'enable-tftp',
     `tftp-root=${path.join(files, loadersFolder)}`,
     'dhcp-match=set:ipxe,175',
@@ -143,14 +155,45 @@ export function dnsmasqConfig(
       ...archs.map(arch => `dhcp-match=set:${tag},option:client-arch,${arch}`),
       `dhcp-boot=tag:!ipxe,tag:${tag},${by === 'tftp' ? file : `${baseUrl}/boot/files/${loadersFolder}/${file}`}`,
       // UEFI takes an offer for HTTP boot only from who names its vendor class back.
-      ...(by === 'http' ? [`dhcp-option-force=tag:!ipxe,tag:${tag},60,HTTPClient`] : []),
+      ...(by === 'http' && services.rule !== 'proxy' ? [`dhcp-option-force=tag:!ipxe,tag:${tag},60,HTTPClient`] : []),
     ]),
-    // iPXE fills its own address in.
-    `dhcp-boot=tag:ipxe,${baseUrl}/boot/ipxe/\${net0/mac}`,
+    `dhcp-boot=tag:ipxe${services.rule === 'proxy' ? ',tag:!bios' : ''},${scriptUrl(baseUrl)}`,
     // iPXE need not wait for the answer of a ProxyDHCP server.
-    'dhcp-option=tag:ipxe,175,b0:01:01',
+    ...(services.rule === 'proxy' ? [] : ['dhcp-option=tag:ipxe,175,b0:01:01']),
   ]
   return `${lines.join('\n')}\n`
+}
+
+/** iPXE fills its own address in. */
+const scriptUrl = (baseUrl: string) => `${baseUrl}/boot/ipxe/\${net0/mac}`
+
+function addressLines({ rule, ranges, folder }: NetworkServices): string[] {
+  return [
+    // Who has the word in a network denies what it does not know, and that may be the other replica's to give.
+    ...(rule === 'alone' ? ['dhcp-authoritative'] : []),
+    `dhcp-hostsfile=${path.join(folder, networkFiles.hosts)}`,
+    `dhcp-optsfile=${path.join(folder, networkFiles.options)}`,
+    ...ranges.map(({ from, to, prefix }, index) => `dhcp-range=set:${rangeTag(index)},${from},${to},${netmask(prefix)},${leaseTime}`),
+  ]
+}
+
+const rangeTag = (index: number) => `net${index}`
+
+/** PXE of UEFI takes a boot file only from port 4011, which dnsmasq opens for services; PXE of a BIOS takes the same one from a menu of one entry. */
+function proxyLines({ beside }: NetworkServices, offered: readonly (typeof loaders)[number][], baseUrl: string): string[] {
+  return [
+    ...beside.map(cidr => {
+      const [network = '', length] = cidr.split('/')
+      return `dhcp-range=${network},proxy,${netmask(Number(length))}`
+    }),
+    // UEFI that boots over HTTP takes the URL of the offer, which dnsmasq makes for this vendor class only when it is told to.
+    'dhcp-pxe-vendor=PXEClient,HTTPClient',
+    ...offered
+      .filter(({ by }) => by === 'tftp')
+      .flatMap(({ archs, file }) => archs.map(arch => `pxe-service=tag:!ipxe,${arch},Muster,${file}`)),
+    // iPXE of a BIOS does not take a file of an offer that names no server in its header, and dnsmasq names itself there only to UEFI.
+    `pxe-service=tag:ipxe,0,Muster,${scriptUrl(baseUrl)}`,
+  ]
 }
 
 function dnsLines({ zone, upstreams, folder }: NetworkServices): string[] {
@@ -169,6 +212,41 @@ function dnsLines({ zone, upstreams, folder }: NetworkServices): string[] {
 
 function netmask(prefix: number): string {
   return addressOf((0xffffffff << (32 - prefix)) >>> 0)
+}
+
+/** What is kept of a subnet that its DHCP clients are told. */
+export interface ToldSubnet {
+  cidr: string
+  vlan: number | null
+  gateway: string | null
+  nameservers: readonly string[]
+}
+
+/**
+ * The options file: per range the router and the DNS servers of its subnet; where that says nothing, what the settings say, else dnsmasq itself. The
+ * first line tells for which ranges it is.
+ */
+export function dnsmasqOptions(ranges: readonly DhcpRange[], subnets: readonly ToldSubnet[] = []): string {
+  const title = `# ${ranges.map(({ from, to, prefix, gateway }) => `${from}-${to}/${prefix}@${gateway ?? ''}`).join(' ')}`
+  const lines = ranges.flatMap((range, index) => {
+    const subnet = subnetOf(range, subnets)
+    // A router that machines cannot reach with the prefix they are told would be worse than none.
+    const known = subnet?.gateway && isInNetwork(`${range.from}/${range.prefix}`, subnet.gateway) ? subnet.gateway : range.gateway
+    const nameservers = (subnet?.nameservers ?? []).filter(address => !address.includes(':'))
+    const tag = `tag:${rangeTag(index)}`
+    return [
+      // Without a value: no router, where dnsmasq would name itself.
+      `${tag},option:router${known === undefined ? '' : `,${known}`}`,
+      ...(nameservers.length > 0 ? [`${tag},option:dns-server,${nameservers.join(',')}`] : []),
+    ]
+  })
+  return [title, ...lines].map(line => `${line}\n`).join('')
+}
+
+/** DHCP clients are untagged here: of several VLANs with one network the untagged one is meant, and where all have tags, none. */
+function subnetOf({ from }: DhcpRange, subnets: readonly ToldSubnet[]): ToldSubnet | undefined {
+  const having = subnets.filter(({ cidr }) => isInNetwork(cidr, from))
+  return having.length === 1 ? having[0] : having.find(({ vlan }) => vlan === null)
 }
 
 /** An address that somebody has, and the names that lead to it, the first one first. */

@@ -1,5 +1,5 @@
-// The door of machines that have no address yet: dnsmasq as a child. It is told which machines there are whenever that changes, and started again
-// when it ends. Everything it is told is written anew at each start, so that an empty folder is as good as an old one.
+// The door of machines that have no address yet: dnsmasq as a child. It is told which machines and subnets there are whenever that changes, and
+// started again when it ends. Everything it is told is written anew at each start, so that an empty folder is as good as an old one.
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
@@ -9,12 +9,14 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type AddressRow, allReserved } from '../db/addresses.ts'
 import { networkHosts } from '../db/machines.ts'
+import { subnetsWith } from '../db/subnets.ts'
 import { Bell, runLoop } from '../domain/bell.ts'
 import type { Core } from '../domain/core.ts'
 import {
   dnsmasqConfig,
   dnsmasqHosts,
   dnsmasqNames,
+  dnsmasqOptions,
   loaders,
   loadersFolder,
   type NetworkServices,
@@ -56,7 +58,7 @@ export class Dnsmasq {
     return this.#problem
   }
 
-  /** The log has grown: machines may have come, gone, or another name. */
+  /** The log has grown: machines may have come, gone, or another name, and subnets another router. */
   changed(): void {
     this.#bell.ring()
   }
@@ -64,6 +66,8 @@ export class Dnsmasq {
   /** Runs until the signal, and ends what it started. */
   async run(signal: AbortSignal): Promise<void> {
     const { log } = this.#core
+    // Beside another DHCP server nothing hangs on who the machines are.
+    if (this.#services.rule === 'proxy') return this.#supervise(signal)
     const loop = { name: 'machines for dnsmasq', bell: this.#bell, everyMs: lookEveryMs, signal, log, look: () => this.#tellHosts(signal) }
     await Promise.all([this.#supervise(signal), runLoop(loop)])
   }
@@ -93,6 +97,9 @@ export class Dnsmasq {
     // Those of the last time are better than none, while the database is away.
     for (const file of [networkFiles.hosts, networkFiles.names].map(name => path.join(folder, name)))
       if (!existsSync(file)) writeFileSync(file, '')
+    // Those of other ranges are worse.
+    const [options, plain] = [path.join(folder, networkFiles.options), dnsmasqOptions(this.#services.ranges)]
+    if (!existsSync(options) || firstLine(readFileSync(options, 'utf8')) !== firstLine(plain)) replaceFile(options, plain)
     // The kernel ends it when this process dies, however it dies: an orphan would keep the port.
     const words = ['--pdeathsig', 'TERM', 'dnsmasq', '--keep-in-foreground', `--conf-file=${config}`]
     const child = spawn('setpriv', words, { stdio: ['ignore', 'ignore', 'pipe'] })
@@ -145,14 +152,22 @@ export class Dnsmasq {
   }
 
   async #writeHosts(): Promise<'changed' | 'same'> {
-    const { folder, zone } = this.#services
+    const { folder, zone, ranges } = this.#services
     mkdirSync(folder, { recursive: true })
     const { sql } = this.#core
-    const [machines, rows] = await Promise.all([networkHosts(sql), allReserved(sql)])
+    const [machines, rows, subnets] = await Promise.all([
+      networkHosts(sql),
+      allReserved(sql),
+      subnetsWith(
+        sql,
+        ranges.map(({ from }) => from),
+      ),
+    ])
     const reserved = rows.map(reservedHost)
     const texts = [
       [networkFiles.hosts, dnsmasqHosts(machines, reserved)],
       [networkFiles.names, zone === undefined ? '' : dnsmasqNames(reserved, zone)],
+      [networkFiles.options, dnsmasqOptions(ranges, subnets)],
     ] as const
     const changed = texts.filter(([name, text]) => replaceIfOther(path.join(folder, name), text) === 'changed')
     return changed.length > 0 ? 'changed' : 'same'
@@ -171,6 +186,8 @@ function replaceIfOther(file: string, text: string): 'changed' | 'same' {
   replaceFile(file, text)
   return 'changed'
 }
+
+const firstLine = (text: string) => text.slice(0, text.indexOf('\n'))
 
 function ownGroup(): string {
   return execFileSync('id', ['-gn'], { encoding: 'utf8' }).trim()

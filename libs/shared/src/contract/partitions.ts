@@ -32,6 +32,8 @@ export const dhcpServer = z.object({
   addresses: z.array(z.string()),
   /** What it gives to anybody, both ends included. */
   ranges: z.array(z.object({ from: z.string(), to: z.string(), prefix: z.number().int(), gateway: z.string().nullable() })),
+  /** Networks, with prefix length, whose addresses another DHCP server gives: there it only says what to boot. */
+  beside: z.array(z.string()),
   zone: z.string().nullable(),
 })
 export type DhcpServer = z.infer<typeof dhcpServer>
