@@ -3,7 +3,7 @@
 work() {
     prepare_http
     if [ "$MODE" = enlist ]; then enlist; fi
-    ask GET /agent/job || end off "no job: $(trouble)"
+    get_job
     cp /run/answer /run/job
     kind=$(jq -r .kind /run/job)
     say "job: $kind for $(jq -r .machine /run/job)"
@@ -15,6 +15,20 @@ work() {
         rescue) rescue ;;
         *) fail "$kind" "this agent does not know the job $kind: its image is older than the partition" ;;
     esac
+}
+
+# For five minutes where nobody answers. A no is believed at once; a machine that is wanted for something that cannot be had says so, or it would only be
+# seen going off.
+get_job() {
+    asked=$(uptime_seconds)
+    until TRIES=1 PATIENCE=30 ask GET /agent/job; do
+        case $(cat /run/answer.status) in
+            409) fail job "$(trouble)" ;;
+            401 | 403 | 404) end off "no job: $(trouble)" ;;
+        esac
+        [ $(($(uptime_seconds) - asked)) -lt 300 ] || end off "no job: $(trouble)"
+        sleep 3
+    done
 }
 
 # fail STEP WHY: the job ends here, and the machine is left on for whoever looks at its console; the partition switches it off.

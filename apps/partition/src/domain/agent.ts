@@ -118,7 +118,8 @@ export function jobOf(core: Core, row: db.MachineRow & { run: string }, baseUrl:
   if (row.state === 'deploying' && row.netboot && row.deployment) {
     const image = core.catalogue.imageFor(row.deployment.os, row.arch)
     const dataSource = dataSourceOf(row.deployment)
-    if (!image) throw new Refusal('not-installable', `the files of ${row.deployment.os} for ${row.arch} are gone`)
+    if (!image)
+      throw new Refusal('not-installable', `the files of ${row.deployment.os} for ${row.arch} are gone, or not what their description says`)
     return {
       kind: 'install',
       ...common,
