@@ -199,7 +199,7 @@ describe('a webhook', () => {
     await hasCursor(core, 'audit')
     await addEvents(core, 1)
     const times: number[] = []
-    await until(() => {
+    await until(async () => {
       if (receiver.requests.length > times.length) times.push(Date.now())
       return times.length === 5
     })
