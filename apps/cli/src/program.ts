@@ -145,6 +145,13 @@ export const nouns: readonly Noun[] = [
   { name: 'login', summary: 'log in to a server', group: session, load: async () => (await import('./commands/session.ts')).fillLogin },
   { name: 'logout', summary: 'forget a login', group: session, load: async () => (await import('./commands/session.ts')).fillLogout },
   { name: 'whoami', summary: 'who am I, and where', group: session, load: async () => (await import('./commands/session.ts')).fillWhoami },
+  {
+    name: 'password',
+    summary: 'change your own password',
+    group: session,
+    load: async () => (await import('./commands/own.ts')).fillPassword,
+  },
+  { name: 'key', summary: 'your own SSH keys', group: session, load: async () => (await import('./commands/own.ts')).fillKey },
   { name: 'profile', summary: 'several logins', group: session, load: async () => (await import('./commands/session.ts')).fillProfile },
 ]
 

@@ -1,5 +1,6 @@
 // Secrets that people give: from a file, the standard input, or a prompt that shows nothing; never from the command line.
 import { createInterface } from 'node:readline'
+import { passwordProblem } from '@muster/shared/password'
 import type { Cli } from './cli.ts'
 import { CliError } from './exit-codes.ts'
 import { readText } from './files.ts'
@@ -54,4 +55,20 @@ export async function passwordFrom(cli: Cli, { passwordFile, passwordStdin, ques
   if (passwordStdin) return secretIn(await readInput(cli), 'the standard input')
   if (!cli.stdin.isTTY) throw new CliError('usage', 'where is the password?', { hint: 'give --password-file FILE or --password-stdin' })
   return askSecretly(cli, { what: 'password', question })
+}
+
+export interface PasswordOptions {
+  readonly passwordFile?: string
+  readonly passwordStdin?: true
+}
+
+/** A password that somebody chooses for `user`, asked for twice. Throws CliError where it is none that a user may take. */
+export async function newPassword(cli: Cli, user: string, options: PasswordOptions): Promise<string> {
+  const password = await passwordFrom(cli, { ...options, question: `new password of ${user}: ` })
+  const problem = passwordProblem(user, password)
+  if (problem) throw new CliError('usage', problem)
+  const isTyped = options.passwordFile === undefined && !options.passwordStdin
+  if (isTyped && (await askSecretly(cli, { what: 'password', question: 'the same again: ' })) !== password)
+    throw new CliError('usage', 'the two are not the same; nothing was changed')
+  return password
 }

@@ -193,6 +193,76 @@ test('a session that ended is told as such, with what to do; one can be ended ev
   expect(readFileSync(configFile(), 'utf8')).not.toContain(token)
 })
 
+test('one changes its own password, and the profile goes on with the new session', async () => {
+  letAnnIn()
+  await home.muster(['login', server.url, '--user', 'ann', '--password-stdin'], { stdin: password })
+  const next = 'planted and quite another'
+  const files = ['--old-password-file', aFile('old', password), '--password-file', aFile('new', `${next}\n`)]
+  server.answers['session.password'] = given => {
+    if (given.password !== password) throw new Refusal('unauthenticated', 'log in: user and password do not belong together')
+    return {
+      token: 'ms1.the.second.session',
+      expiresAt: '2026-11-28T12:34:56.000Z',
+      caller: { name: 'ann', role: 'user' },
+      validAt: 'everywhere',
+      generation: 9,
+    }
+  }
+  expect(await home.muster(['password', ...files.slice(0, 3), aFile('short', 'short')])).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining('at least 12'),
+  })
+  const done = await home.muster(['password', ...files])
+  expect(done).toMatchObject({
+    code: 0,
+    stdout: 'password of ann changed; all other sessions are ended\n',
+    stderr: 'profile default is logged in anew\n',
+  })
+  expect(server.asked.at(-1)).toMatchObject({ name: 'session.password', input: { password, newPassword: next } })
+  const kept = readFileSync(configFile(), 'utf8')
+  expect(JSON.parse(kept).profiles.default).toEqual({ url: server.url, token: 'ms1.the.second.session', user: 'ann' })
+  for (const secret of [password, next]) expect(kept + done.stdout + done.stderr).not.toContain(secret)
+})
+
+test("SSH keys of one's own are added from a file, listed and removed; a private one never leaves this computer", async () => {
+  await home.muster(['login', server.url, '--token-stdin'], { stdin: token })
+  const key = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB ann@laptop'
+  server.answers['keys.put'] = () => ({ generation: 5 })
+  server.answers['keys.list'] = () => ({ items: [{ name: 'laptop', key }] })
+  server.answers['keys.delete'] = () => ({ generation: 6 })
+  expect(await home.muster(['key', 'add', 'laptop', aFile('id.pub', `# mine\n${key}\n`)])).toMatchObject({
+    code: 0,
+    stdout: 'SSH key laptop added\n',
+  })
+  expect(server.asked.at(-1)).toMatchObject({ name: 'keys.put', input: { name: 'laptop', key } })
+  expect((await home.muster(['key', 'list'])).stdout).toContain('ann@laptop')
+  expect(await home.muster(['key', 'remove', 'laptop'])).toMatchObject({ code: 0 })
+  const asked = server.asked.length
+  const secret = aFile('id', '-----BEGIN OPENSSH PRIVATE KEY-----\nplanted\n-----END OPENSSH PRIVATE KEY-----\n')
+  expect(await home.muster(['key', 'add', 'more', secret])).toMatchObject({ code: 2, stderr: expect.stringContaining('private key') })
+  expect(await home.muster(['key', 'add', 'more', aFile('two', `${key}\n${key}\n`)])).toMatchObject({ code: 2 })
+  expect(server.asked).toHaveLength(asked)
+})
+
+test('a user that is deleted leaves its groups in the same change', async () => {
+  await withBob({ displayName: '', role: 'user', status: 'active' })
+  const rest = { generation: 4, changedAt: null, changedBy: '', note: '', source: 'here' }
+  const group = { kind: 'group' as const, name: 'lab', document: { description: '', members: ['ann', 'bob'] } }
+  const other = { kind: 'group' as const, name: 'web', document: { description: '', members: ['ann'] } }
+  const bob = { kind: 'user' as const, name: 'bob', document: {} }
+  const its = { kind: 'token' as const, name: 't-000000000001', document: { user: 'bob' } }
+  server.answers['config.get'] = () => ({ ...rest, documents: [bob, group, other, its] })
+  await home.muster(['user', 'delete', 'bob'])
+  expect(server.asked.at(-1)?.input).toMatchObject({
+    put: [{ kind: 'group', name: 'lab', document: { members: ['ann'] } }],
+    delete: [
+      { kind: 'token', name: 't-000000000001' },
+      { kind: 'user', name: 'bob' },
+    ],
+    expectedGeneration: 4,
+  })
+})
+
 test.skipIf(!hasScript)('on a terminal the password is asked for and not shown, and a profile remembers whose it is', async () => {
   letAnnIn()
   const typed = [{ question: 'password of ann at', line: password }]

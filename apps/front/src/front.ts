@@ -8,11 +8,12 @@ import { createSessions, type Sessions } from '@muster/server/sessions/sessions'
 import type { Tokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
 import { callNamed } from '@muster/shared/contract/contract'
-import type { Documents } from '@muster/shared/global/documents'
+import { Refusal } from '@muster/shared/errors'
+import type { Documents, UserDocument } from '@muster/shared/global/documents'
 import { allocate } from './allocate/allocate.ts'
 import { createFederation, type Here, watchLogs } from './federation.ts'
 import type { BrokerFile } from './global/broker-file.ts'
-import { configCalls } from './global/calls.ts'
+import { changeOwn, configCalls } from './global/calls.ts'
 import { enrolmentCalls } from './global/enrolment.ts'
 import { type Home, type HomeOptions, openHome } from './global/home.ts'
 import { startRetention } from './global/retention.ts'
@@ -70,7 +71,7 @@ export function createFront(options: FrontOptions): Front {
     here: {
       'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }),
       ...(home && globalCalls(home, options)),
-      ...(sessions && sessionCalls(sessions)),
+      ...(home && sessions && sessionCalls(home, sessions)),
     },
   })
   const retention = home && options.global?.databaseUrl ? startRetention({ home, keepAuditMs: options.global.keepAuditMs, log }) : undefined
@@ -119,8 +120,17 @@ function acceptedNow(named: readonly string[] | undefined, partitions: Documents
   return [...new Set([...(named ?? []).filter(name => !isRetired(name)), ...accepted])]
 }
 
-function sessionCalls(sessions: Sessions): Here {
+function sessionCalls(home: Home, sessions: Sessions): Here {
   return {
+    'session.password': (input, context) =>
+      sessions.changePassword(context.caller.name, input, context, async ({ before, after }) => {
+        const change = (user: UserDocument) => {
+          // An admin may have given another one, or taken it away, while this one was looked at.
+          if (user.password !== before) throw new Refusal('stale-version', 'the password was changed by somebody else meanwhile')
+          return { ...user, password: after }
+        }
+        return (await changeOwn(home, context.caller, { note: `${context.caller.name} changed its password`, change })).generation
+      }),
     'session.login': (input, context) => sessions.login(input, context),
     'session.providers': () => sessions.providers(),
     'session.exchange': (input, context) => sessions.exchange(input, context),

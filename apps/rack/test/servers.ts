@@ -43,6 +43,8 @@ export interface Servers extends AsyncDisposable {
   readonly home: Home
   /** Of the database that fronts share. */
   readonly homeUrl: string
+  /** Starts one more front beside the first. */
+  anotherFront(name: string): Promise<Server>
 }
 
 /**
@@ -97,38 +99,43 @@ export async function startServers(
     partitions.push({ ...server(url), name, core, databaseUrl: database.url })
   }
 
-  const bus = (await busOf?.({ kind: 'front' })) ?? broker.connect()
   const home = await freshDatabase({ template: 'global', migrate: migrateHome })
   stops.push(() => home.drop())
-  const front = createFront({
-    name: 'front',
-    version: '0.0.0',
-    bus,
-    accepted: names,
-    log,
-    global: { databaseUrl: home.url, signer: configSigner, trustedKeys: [], sealer: createSharedSealer(sharedKey) },
-  })
-  const opened = openTokens({ file: tokensFile, log })
-  const door = await startDoor({
-    backend: front.backend,
-    audit: front.audit,
-    tokens: tokensOfAll([opened, front.home?.tokens ?? opened]),
-    log,
-    version: '0.0.0',
-    port: 0,
-    check: 'answers',
-  })
-  stops.push(
-    () => bus.close(),
-    () => front.stop(),
-    () => opened.close(),
-    () => door.close(),
-  )
-  await until(() => names.every(name => front.presence.standing(name) === 'present'))
+  const openFront = async (name: string) => {
+    const bus = (await busOf?.({ kind: 'front' })) ?? broker.connect()
+    const front = createFront({
+      name,
+      version: '0.0.0',
+      bus,
+      accepted: names,
+      log,
+      global: { databaseUrl: home.url, signer: configSigner, trustedKeys: [], sealer: createSharedSealer(sharedKey) },
+    })
+    const opened = openTokens({ file: tokensFile, log })
+    const door = await startDoor({
+      backend: front.backend,
+      audit: front.audit,
+      tokens: tokensOfAll([opened, front.tokens]),
+      log,
+      version: '0.0.0',
+      port: 0,
+      check: 'answers',
+    })
+    stops.push(
+      () => bus.close(),
+      () => front.stop(),
+      () => opened.close(),
+      () => door.close(),
+    )
+    await until(() => names.every(name => front.presence.standing(name) === 'present'))
+    return { server: server(door.url), home: front.home as Home }
+  }
+  const first = await openFront('front')
   return {
     partitions,
-    front: server(door.url),
-    home: front.home as Home,
+    front: first.server,
+    home: first.home,
+    anotherFront: async name => (await openFront(name)).server,
     homeUrl: home.url,
     [Symbol.asyncDispose]: async () => {
       for (let stop = stops.pop(); stop; stop = stops.pop()) await stop()

@@ -498,6 +498,10 @@ export function modelBackend(name = 'lon1', kind: Backend['kind'] = 'partition')
       throw new Refusal('not-found', `the model knows no provider ${provider}`)
     },
     'session.logout': needsFront,
+    'session.password': needsFront,
+    'keys.list': () => ({ items: [] }),
+    'keys.put': needsFront,
+    'keys.delete': needsFront,
     'session.whoami': (_input, { caller }) => ({ caller, server: { kind, name, version: 'test' } }),
   }
   const allocation = (id: string): Allocation => {

@@ -84,7 +84,11 @@ function addSet(parent: Command, cli: Cli): void {
     )
     .option('--delete <kind/name>', 'delete this document; may be repeated', collect)
   addWriteOptions(command)
-  examples(command, ['config set users.json --dry-run', 'config set --delete user/bob --note "has left"'])
+  examples(command, [
+    'config set users.json --dry-run',
+    'config set groups.json --note "the lab has people"',
+    'config set --delete user/bob --note "has left"',
+  ])
   command.action(async (file: string | undefined, options: WriteOptions & { delete?: string[] }) => {
     const put: unknown[] = file === undefined ? [] : documentsIn(await readText(file), file)
     const gone = (options.delete ?? []).map(text => {

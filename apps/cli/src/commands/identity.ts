@@ -3,9 +3,9 @@
 import { roles } from '@muster/shared/contract/call'
 import { config as calls } from '@muster/shared/contract/config'
 import { durationMs } from '@muster/shared/duration'
-import { endedMark, type TokenDocument, type UserDocument } from '@muster/shared/global/documents'
+import { endedMark, type GroupDocument, type TokenDocument, type UserDocument } from '@muster/shared/global/documents'
 import { randomText } from '@muster/shared/ids'
-import { hashPassword, passwordProblem, shortestPassword } from '@muster/shared/password'
+import { hashPassword, shortestPassword } from '@muster/shared/password'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Cli, examples, type Fill, formatOf, remark } from '../cli.ts'
 import { connect } from '../connection.ts'
@@ -15,7 +15,7 @@ import { type Shape, showList, showOne } from '../output/show.ts'
 import { ageText } from '../output/text.ts'
 import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
-import { askSecretly, passwordFrom } from '../secrets.ts'
+import { newPassword, type PasswordOptions } from '../secrets.ts'
 import { tellChange } from './config.ts'
 
 const grantedRoles = roles.filter(role => role !== 'public')
@@ -25,6 +25,13 @@ interface User {
   readonly name: string
   readonly document: UserDocument
 }
+
+interface Group {
+  readonly kind: 'group'
+  readonly name: string
+  readonly document: GroupDocument
+}
+const isGroup = (document: User | Group): document is Group => 'kind' in document && document.kind === 'group'
 
 const userShape: Shape<User> = {
   columns: [
@@ -59,13 +66,26 @@ export const fillUser: Fill = (command, cli) => {
   addUserPassword(command, cli)
   addUserLogout(command, cli)
   const remove = command.command('delete').alias('rm').summary('delete a user, and its tokens').argument('<name>', 'name of the user')
-  remove.description('Deletes a user and all of its tokens. What it owns stays its own.')
+  remove.description('Deletes a user and all of its tokens, and takes it out of its groups. What it owns stays its own.')
   examples(remove, ['user delete bob'])
   remove.action(async (name: string) => {
     const { client } = await connect(cli, remove)
-    const { documents } = await attempt('list tokens', client.config.get({ kind: 'token' }))
-    const tokens = documents.filter(({ document }) => document.user === name).map(({ kind, name: id }) => ({ kind, name: id }))
-    const input = checked(calls.change, { delete: [...tokens, { kind: 'user', name }], note: `user ${name} deleted` })
+    const { documents, generation } = await attempt('read the configuration', client.config.get({}))
+    const tokens = documents
+      .filter(({ kind, document }) => kind === 'token' && document.user === name)
+      .map(({ kind, name: id }) => ({ kind, name: id }))
+    const groups = (documents as unknown as (User | Group)[]).filter(isGroup).filter(({ document }) => document.members.includes(name))
+    const put = groups.map(({ document, ...group }) => ({
+      ...group,
+      document: { ...document, members: document.members.filter(member => member !== name) },
+    }))
+    // Expected: the generation that was looked at, so that nobody who joined a group in between is lost.
+    const input = checked(calls.change, {
+      put,
+      delete: [...tokens, { kind: 'user', name }],
+      note: `user ${name} deleted`,
+      expectedGeneration: generation,
+    })
     tellChange(cli, remove, await attempt(`delete user ${name}`, client.config.change(input)))
   })
 }
@@ -152,22 +172,6 @@ function addUserPassword(parent: Command, cli: Cli): void {
       change: async ({ password: _, ...user }) => (password === undefined ? user : { ...user, password: await hashPassword(password) }),
     })
   })
-}
-
-interface PasswordOptions {
-  readonly passwordFile?: string
-  readonly passwordStdin?: true
-}
-
-/** A password that somebody chooses. Throws CliError where it is none that a user may take. */
-async function newPassword(cli: Cli, user: string, options: PasswordOptions): Promise<string> {
-  const password = await passwordFrom(cli, { ...options, question: `new password of ${user}: ` })
-  const problem = passwordProblem(user, password)
-  if (problem) throw new CliError('usage', problem)
-  const isTyped = options.passwordFile === undefined && !options.passwordStdin
-  if (isTyped && (await askSecretly(cli, { what: 'password', question: 'the same again: ' })) !== password)
-    throw new CliError('usage', 'the two are not the same; nothing was changed')
-  return password
 }
 
 function addUserLogout(parent: Command, cli: Cli): void {

@@ -398,6 +398,7 @@ interface DeployFlags {
   readonly os: string
   readonly userData?: string
   readonly sshKey?: string[]
+  readonly ownKeys: boolean
   readonly secrets?: string
   readonly dataSource?: string
   readonly network?: string
@@ -412,6 +413,7 @@ function addDeploy(parent: Command, cli: Cli): void {
     .requiredOption('--os <name>', 'such as debian/12')
     .option('--user-data <file>', "cloud-init's user-data, compressed with gzip or not")
     .option('--ssh-key <file>', 'file of public keys, one a line; may be repeated', collect)
+    .option('--no-own-keys', 'leave out your own keys (muster key list)')
     .option('--secrets <file>', 'JSON object of secrets that the machine may take once each; "-" reads it from the standard input')
     .option('--network <file>', 'YAML document of its network, for this deployment; see: muster machine network --help')
     .option('--storage <file>', 'YAML document of its disks, for an image that is a root tarball; docs/boot.md shows some')
@@ -429,6 +431,7 @@ function addDeploy(parent: Command, cli: Cli): void {
       os: options.os,
       ...(options.userData !== undefined && { userData: await readUserData(options.userData) }),
       ...(options.sshKey && { sshKeys: await readKeys(options.sshKey) }),
+      ...(!options.ownKeys && { ownKeys: false }),
       ...(options.secrets !== undefined && { secrets: await readObject(cli, options.secrets, 'secrets') }),
       ...(options.network !== undefined && { network: await readDocument(cli, options.network, 'network') }),
       ...(options.storage !== undefined && { storage: await readDocument(cli, options.storage, 'storage') }),
@@ -445,16 +448,19 @@ function addRescue(parent: Command, cli: Cli): void {
   const call = calls.rescue
   const command = parent.command('rescue').summary('boot the rescue system').argument('[id...]', 'ids of machines')
   command
-    .description(`${call.summary}: a shell on the console, and over SSH for the keys given. Where it is, machine get says once it is up.`)
+    .description(
+      `${call.summary}: a shell on the console, and over SSH for the keys given and your own. Where it is, machine get says once it is up.`,
+    )
     .option('--ssh-key <file>', 'file of public keys that may log in as root, one a line; may be repeated', collect)
+    .option('--no-own-keys', 'leave out your own keys (muster key list)')
     .addOption(waitOption())
   examples(command, [`machine rescue ${anId} --ssh-key ~/.ssh/id_ed25519.pub`, `machine exit-rescue ${anId}`])
-  command.action(async (given: string[], options: { sshKey?: string[]; wait?: string | true }) => {
+  command.action(async (given: string[], options: { sshKey?: string[]; ownKeys: boolean; wait?: string | true }) => {
     const { wait, ids } = splitWait(options.wait, given)
-    const sshKeys = await readKeys(options.sshKey ?? [])
-    const all = distinct(ids).map(id => checked(call, { id, sshKeys }).id)
+    const keys = { sshKeys: await readKeys(options.sshKey ?? []), ...(!options.ownKeys && { ownKeys: false }) }
+    const all = distinct(ids).map(id => checked(call, { id, ...keys }).id)
     const { client } = await connect(cli, command)
-    await actOnMachines({ cli, command, client, verb: 'rescue', ids: all, act: id => client.machines.rescue({ id, sshKeys }), wait })
+    await actOnMachines({ cli, command, client, verb: 'rescue', ids: all, act: id => client.machines.rescue({ id, ...keys }), wait })
   })
 }
 

@@ -14,7 +14,7 @@ import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { subnetKey } from '@muster/shared/contract/subnets'
 import type { WebhookDelivery } from '@muster/shared/contract/webhooks'
 import { Refusal } from '@muster/shared/errors'
-import { documentsOf } from '@muster/shared/global/copy'
+import { documentsOf, ownKeysOf } from '@muster/shared/global/copy'
 import type { ErasePolicy } from '@muster/shared/machine'
 import * as addressRows from '../db/addresses.ts'
 import * as allocationRows from '../db/allocations.ts'
@@ -58,7 +58,10 @@ const replicaShownSeconds = 30
 export function handlers(core: Core, self: Self): Handlers {
   const plain =
     (verb: machines.PlainRequest) =>
-    (input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[] }, { caller }: CallContext) =>
+    (
+      input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[]; ownKeys?: boolean | undefined },
+      { caller }: CallContext,
+    ) =>
       machines.requestMove(core, caller, verb, input)
   return withGrants(core, {
     'machines.list': (input, { caller }) => listMachines(core, input, caller),
@@ -168,7 +171,9 @@ export function handlers(core: Core, self: Self): Handlers {
   })
 }
 
-type ConfigHandlers = { readonly [Name in Extract<CallName, `config.${string}`> | 'session.logout']: Handlers[Name] }
+type ConfigHandlers = {
+  readonly [Name in Extract<CallName, `config.${string}` | `keys.${string}`> | 'session.logout' | 'session.password']: Handlers[Name]
+}
 
 /** A partition reads its copy of the global configuration; it is written at a front. */
 function configHandlers(core: Core): ConfigHandlers {
@@ -182,6 +187,10 @@ function configHandlers(core: Core): ConfigHandlers {
     'config.revert': written,
     'config.refill': written,
     'session.logout': written,
+    'session.password': written,
+    'keys.list': async (_, { caller }) => ownKeysOf(core.configuration.content, caller.name),
+    'keys.put': written,
+    'keys.delete': written,
   }
 }
 

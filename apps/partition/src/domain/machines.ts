@@ -9,6 +9,7 @@ import { newMachineId } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, requestsIn } from '@muster/shared/life-cycle'
 import type { ErasePolicy, Explanation, Fault, Machine, MachineDetail } from '@muster/shared/machine'
 import type { ScriptChoice } from '@muster/shared/scripts'
+import { joinedKeys } from '@muster/shared/ssh-key'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
@@ -213,7 +214,7 @@ export async function requestMove(
   core: Core,
   caller: Caller,
   verb: PlainRequest,
-  input: { id: string; reason?: string; erase?: ErasePolicy | undefined; sshKeys?: string[]; scripts?: ScriptChoice[] },
+  input: { id: string; reason?: string; erase?: ErasePolicy | undefined; scripts?: ScriptChoice[] } & GivenKeys,
 ): Promise<Machine> {
   const request: { move: MoveName; needs?: 'power' } = requests[verb]
   // An operator may leave rescue or abort for anybody; a user only on machines of their own.
@@ -221,7 +222,7 @@ export async function requestMove(
     id: input.id,
     move: request.move,
     actor: caller.name,
-    ...(verb === 'rescue' && { patch: { rescue_keys: input.sshKeys ?? [] } }),
+    ...(verb === 'rescue' && { patch: { rescue_keys: keysFor(core, caller, input) } }),
     ...(input.scripts && { patch: { scripts: input.scripts }, data: { scripts: input.scripts.map(({ name }) => name) } }),
     ...(verb === 'release' && { erase: erasePolicyFor(core, caller, input.erase) }),
     check: found => {
@@ -248,6 +249,17 @@ async function abortFault(core: Core, row: db.MachineRow, by: string): Promise<O
   }
 }
 
+interface GivenKeys {
+  readonly sshKeys?: string[]
+  readonly ownKeys?: boolean | undefined
+}
+
+/** The keys of a request, and those that the caller keeps in its own document. */
+function keysFor(core: Core, caller: Caller, { sshKeys = [], ownKeys = true }: GivenKeys): string[] {
+  const own = ownKeys ? Object.values(core.configuration.content?.documents.user[caller.name]?.sshKeys ?? {}) : []
+  return joinedKeys(sshKeys, own)
+}
+
 /** Asks for a commissioning. The scripts must be ones that this partition or its agent has. */
 export async function commission(core: Core, caller: Caller, input: CallInput<'machines.commission'>): Promise<Machine> {
   return requestMove(core, caller, 'commission', { id: input.id, scripts: chooseScripts(core, input) })
@@ -267,9 +279,8 @@ function refuseWithoutPower(row: db.MachineRow): void {
 
 /** Asks for a deployment. The operating system must be one this partition can install on that architecture. */
 export async function deploy(core: Core, caller: Caller, input: CallInput<'machines.deploy'>): Promise<Machine> {
-  const secrets: DeploymentSecrets = {
+  const secrets: Omit<DeploymentSecrets, 'sshKeys'> = {
     ...readUserData(input.userData),
-    sshKeys: input.sshKeys,
     ...(input.secrets && { oneTime: input.secrets }),
   }
   const { outcome, row } = await moveMachine(core, {
@@ -295,7 +306,11 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
       const image = core.catalogue.imageFor(input.os, found.arch)
       return {
         deployment: deploymentOf(input.os, input.dataSource ?? image?.dataSource ?? 'nocloud'),
-        deployment_secrets: sealDeployment(core, input.id, secrets),
+        // An operator who deploys somebody else's machine does not come in there by its own keys.
+        deployment_secrets: sealDeployment(core, input.id, {
+          ...secrets,
+          sshKeys: found.owner === caller.name ? keysFor(core, caller, input) : input.sshKeys,
+        }),
         deployment_network: input.network ?? null,
         deployment_storage: image ? layoutFor(image, found, input.storage) : null,
       }

@@ -1,7 +1,7 @@
 // Whom the global configuration lets in: its tokens, for as long as they and their users stand.
 import { timingSafeEqual } from 'node:crypto'
-import { mayAct } from '@muster/shared/contract/call'
 import type { Documents } from '@muster/shared/global/documents'
+import { grantOfUser } from '@muster/shared/global/grants'
 import { hashToken, type TokenOwner, type Tokens } from '../tokens.ts'
 
 interface Known {
@@ -14,10 +14,10 @@ interface Known {
 export function tokensOfDocuments(documents: Documents, now: () => number = Date.now): Tokens {
   const byHash = new Map<string, Known>()
   for (const { user: name, role, pools, sha256, expiresAt } of Object.values(documents.token)) {
-    const user = documents.user[name]
-    if (user?.status !== 'active') continue
-    const granted = within(user.pools, pools)
-    const owner: TokenOwner = { name, role: mayAct(user.role, role) ? role : user.role, ...(granted && { pools: granted }) }
+    const grant = grantOfUser(documents, name, role)
+    if (!grant) continue
+    const granted = within(grant.pools, pools)
+    const owner: TokenOwner = { name, role: grant.role, ...(granted && { pools: granted }) }
     byHash.set(sha256, { hash: Buffer.from(sha256, 'hex'), owner, expiresAt: Date.parse(expiresAt) })
   }
   return {

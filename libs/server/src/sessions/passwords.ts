@@ -23,10 +23,25 @@ export class Passwords {
       const isRight = await isPassword(password, hash ?? nobodys)
       return isRight && hash !== undefined
     } finally {
-      const next = this.#waiting.shift()
-      if (next) next()
-      else this.#running--
+      this.#end()
     }
+  }
+
+  /** The hash of a new password. Throws as {@link check} does. */
+  async hash(password: string, signal: AbortSignal): Promise<string> {
+    await this.#turn()
+    try {
+      signal.throwIfAborted()
+      return await hashPassword(password)
+    } finally {
+      this.#end()
+    }
+  }
+
+  #end(): void {
+    const next = this.#waiting.shift()
+    if (next) next()
+    else this.#running--
   }
 
   /** Resolves when it is this check's turn; a turn that ends is handed on. */

@@ -3,14 +3,16 @@
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
-import type { Documents } from '@muster/shared/global/documents'
+import type { Documents, UserDocument } from '@muster/shared/global/documents'
+import { type Grant, grantOfUser } from '@muster/shared/global/grants'
+import { passwordProblem } from '@muster/shared/password'
 import type { CallContext } from '../backend.ts'
 import { type FailureLimit, Failures } from '../failures.ts'
 import type { Signer, Verifier } from '../global/signature.ts'
 import { hashToken, type TokenOwner, type Tokens } from '../tokens.ts'
 import { IdTokens } from './id-token.ts'
 import { Passwords } from './passwords.ts'
-import { type Grant, grantOf, type Person, personOf, standing } from './person.ts'
+import { type Person, personOf, standing } from './person.ts'
 import { longestSessionMs, readSessionToken, type Session, sessionToken } from './session-token.ts'
 
 export interface SessionsOptions {
@@ -33,6 +35,16 @@ export interface Sessions {
   login(input: CallInput<'session.login'>, context: Asking): Promise<CallAnswer<'session.login'>>
   providers(): CallAnswer<'session.providers'>
   exchange(input: CallInput<'session.exchange'>, context: Asking): Promise<CallAnswer<'session.exchange'>>
+  /**
+   * Changes the password of `user`, who has to say the one in force. `write` puts the new hash into its document in place of the old one, and answers
+   * the generation; the documents in force then have it. Answers a new session, because all others are over.
+   */
+  changePassword(
+    user: string,
+    input: CallInput<'session.password'>,
+    context: Asking,
+    write: (hashes: { before: string; after: string }) => Promise<number>,
+  ): Promise<CallAnswer<'session.password'>>
 }
 
 type Asking = Pick<CallContext, 'from' | 'signal'>
@@ -98,6 +110,39 @@ export function createSessions(options: SessionsOptions): Sessions {
     return known
   }
 
+  /** The user that a password belongs to. Throws unauthenticated, too-many-requests, overloaded. */
+  const prove = async (
+    name: string,
+    password: string,
+    { from: address, signal }: Asking,
+  ): Promise<{ user: UserDocument; grant: Grant }> => {
+    const known = inForce()
+    const pair = `${name} ${address}`
+    refuseGuesses('from this address', addresses.refusedForMs(address))
+    // Else anybody could keep a user out by guessing.
+    if (!proven.has(pair)) refuseGuesses('for this user', users.refusedForMs(name))
+    // Counted before they are known to be failures, so that many at once are no way around the limit.
+    addresses.count(address)
+    users.count(name)
+    const forgive = () => {
+      addresses.forgive(address)
+      users.forgive(name)
+    }
+    const user = known.user[name]
+    const hash = user?.status === 'active' ? user.password : undefined
+    const isRight = await passwords.check(password, hash, signal).catch(error => {
+      forgive() // nobody has learned anything
+      throw error
+    })
+    const grant = grantOfUser(known, name)
+    if (!user || !grant || !isRight)
+      throw new Refusal('unauthenticated', 'log in: user and password do not belong together', { hint: loginHint })
+    forgive()
+    forgetFirst(proven, mostProven)
+    proven.add(pair)
+    return { user, grant }
+  }
+
   return {
     tokens: {
       find: token => {
@@ -115,32 +160,25 @@ export function createSessions(options: SessionsOptions): Sessions {
         return outOfTime(known.session, now()) ?? ('ended' in found ? found.ended : undefined)
       },
     },
-    login: async ({ user: name, password, lifetime }, { from: address, signal }) => {
+    login: async ({ user: name, password, lifetime }, context) => {
       refuseLongLifetime(lifetime)
-      const known = inForce()
-      const pair = `${name} ${address}`
-      refuseGuesses('from this address', addresses.refusedForMs(address))
-      // Else anybody could keep a user out by guessing.
-      if (!proven.has(pair)) refuseGuesses('for this user', users.refusedForMs(name))
-      // Counted before they are known to be failures, so that many at once are no way around the limit.
-      addresses.count(address)
-      users.count(name)
-      const forgive = () => {
-        addresses.forgive(address)
-        users.forgive(name)
-      }
-      const user = known.user[name]
-      const hash = user?.status === 'active' ? user.password : undefined
-      const isRight = await passwords.check(password, hash, signal).catch(error => {
-        forgive() // nobody has learned anything
-        throw error
-      })
-      if (!user || !isRight) throw new Refusal('unauthenticated', 'log in: user and password do not belong together', { hint: loginHint })
-      forgive()
-      forgetFirst(proven, mostProven)
-      proven.add(pair)
-      log.info({ user: name, address }, 'a user has logged in with its password')
-      return begin({ user: name, mark: user.sessions ?? '', grant: grantOf(user) }, lifetime)
+      const { user, grant } = await prove(name, password, context)
+      log.info({ user: name, address: context.from }, 'a user has logged in with its password')
+      return begin({ user: name, mark: user.sessions ?? '', grant }, lifetime)
+    },
+    changePassword: async (name, { password, newPassword, lifetime }, context, write) => {
+      refuseLongLifetime(lifetime)
+      const problem = passwordProblem(name, newPassword) ?? (newPassword === password ? 'this is the password in force' : undefined)
+      if (problem) throw new Refusal('invalid-input', `newPassword: ${problem}`, { errors: [{ field: 'newPassword', message: problem }] })
+      if (inForce().user[name]?.password === undefined)
+        throw new Refusal('not-found', `${name} has no password here, so there is none to change`, { hint: loginHint })
+      const { user } = await prove(name, password, context)
+      const generation = await write({ before: user.password as string, after: await passwords.hash(newPassword, context.signal) })
+      log.info({ user: name, address: context.from }, 'a user has changed its password')
+      const [now, grant] = [inForce().user[name], grantOfUser(inForce(), name)]
+      if (!now || !grant)
+        throw new Refusal('unauthenticated', `the password was changed, and then the user ${name} was disabled or deleted`)
+      return { ...begin({ user: name, mark: now.sessions ?? '', grant }, lifetime), generation }
     },
     providers: () => ({
       items: Object.entries(documents()?.oidc ?? {})

@@ -10,7 +10,7 @@ import { pools, tags, zones } from './labels.ts'
 import { machines } from './machines.ts'
 import { operatingSystems, partitions } from './partitions.ts'
 import { scripts } from './scripts.ts'
-import { session } from './session.ts'
+import { keys, session } from './session.ts'
 import { subnets } from './subnets.ts'
 import { webhooks } from './webhooks.ts'
 
@@ -32,6 +32,7 @@ export const contract = {
   audit,
   webhooks,
   session,
+  keys,
 }
 export type Contract = typeof contract
 

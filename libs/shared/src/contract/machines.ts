@@ -66,6 +66,9 @@ const sshKeys = z
   .max(50)
   .default([])
 
+/** Optional, not a default: a partition of the release before knows no such field. */
+const ownKeys = z.boolean().optional().describe("false: the keys of the caller's own document are left out")
+
 /** Only operators may ask for less than the partition's rule. */
 export const releaseErase = z
   .enum(erasePolicies)
@@ -244,7 +247,8 @@ export const machines = {
     {
       os: osName,
       userData: userData.optional(),
-      sshKeys,
+      sshKeys: sshKeys.describe("who may log in; the owner's own keys are added where the owner deploys"),
+      ownKeys,
       secrets: oneTimeSecrets.optional(),
       network: networkDocument.optional().describe("for this deployment, instead of the machine's own"),
       storage: storageLayout.optional().describe('how its disks are to be, where the image is a root tarball; flat where left out'),
@@ -255,9 +259,13 @@ export const machines = {
   release: move('release', 'Give a machine back', 'user', { erase: releaseErase }),
   markBroken: move('mark-broken', 'Take a machine out of service', 'operator', { reason: z.string().max(1000).default('') }),
   fix: move('fix', 'Return a broken machine to service', 'operator', {}, ['machine-owned']),
-  rescue: move('rescue', 'Boot the rescue system', 'user', { sshKeys: sshKeys.describe('who may log in to it, as root') }, [
-    'no-power-driver',
-  ]),
+  rescue: move(
+    'rescue',
+    'Boot the rescue system',
+    'user',
+    { sshKeys: sshKeys.describe("who may log in to it, as root; the caller's own keys are added"), ownKeys },
+    ['no-power-driver'],
+  ),
   exitRescue: move('exit-rescue', 'Leave the rescue system, back to the state before', 'user', {}),
   retire: move('retire', 'Take a machine out for good; its row stays', 'operator', {}, ['machine-owned']),
   restore: move('restore', 'Bring a retired machine back as new', 'operator', {}),

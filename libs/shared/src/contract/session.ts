@@ -1,7 +1,8 @@
 // Who am I, and what is this server? And how people, who have passwords rather than tokens, come in.
 import { z } from 'zod'
-import { providerName } from '../global/documents.ts'
+import { keyName, providerName } from '../global/documents.ts'
 import { duration, timestamp } from '../machine.ts'
+import { sshPublicKey } from '../ssh-key.ts'
 import { caller, declareCall } from './call.ts'
 
 /** The longest a session can last. */
@@ -80,6 +81,60 @@ export const session = {
     status: 200,
     role: 'read-only',
     input: z.strictObject({}),
+    answer: z.object({ generation: z.number().int() }),
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+  }),
+  password: declareCall({
+    summary: "Change the caller's own password",
+    description:
+      "The password in force is asked for once more, and guessed no more often than at a login. All of the caller's sessions end, this one too; the answer is a new one. Its API tokens stay.",
+    rest: { method: 'PUT', path: '/session/password' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject({ password: z.string().min(1).max(1024), newPassword: z.string().min(1).max(1024), lifetime }),
+    answer: begun.extend({ generation: z.number().int() }),
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'overloaded'],
+  }),
+}
+
+const ownKey = z.object({ name: keyName, key: z.string() })
+export type OwnKey = z.infer<typeof ownKey>
+
+/** The caller's own SSH keys. */
+export const keys = {
+  list: declareCall({
+    summary: "The caller's own SSH keys",
+    description:
+      "They are put on the machines that their owner deploys, and on the rescue systems it boots, beside the request's own keys.",
+    rest: { method: 'GET', path: '/keys' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject({}),
+    answer: z.object({ items: z.array(ownKey) }),
+    spread: { kind: 'global' },
+    errors: [],
+  }),
+  put: declareCall({
+    summary: "Add an SSH key to the caller's own, or replace the one of that name",
+    description:
+      'A public key of ed25519, ECDSA or RSA (2048 bits or more), on one line. A token that may do less than its user may not: it would reach what its user deploys.',
+    rest: { method: 'PUT', path: '/keys/{name}' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject({ name: keyName, key: sshPublicKey }),
+    answer: z.object({ generation: z.number().int() }),
+    spread: { kind: 'global' },
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+  }),
+  delete: declareCall({
+    summary: "Remove one of the caller's own SSH keys",
+    description: 'Machines that are deployed already keep it: it is theirs to take away.',
+    rest: { method: 'DELETE', path: '/keys/{name}' },
+    status: 200,
+    role: 'read-only',
+    input: z.strictObject({ name: keyName }),
     answer: z.object({ generation: z.number().int() }),
     spread: { kind: 'global' },
     errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],

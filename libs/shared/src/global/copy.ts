@@ -72,6 +72,12 @@ export function documentsOf(
   return { generation: number, changedAt, changedBy, note: why, documents: found }
 }
 
+/** A user's own SSH keys, as `keys.list` answers them. Who has no document has none. */
+export function ownKeysOf(content: CopyContent | undefined, name: string) {
+  const own = content?.documents.user[name]?.sshKeys ?? {}
+  return { items: Object.entries(own).map(([called, key]) => ({ name: called, key })) }
+}
+
 /** A copy may be larger than a message of the bus: it is asked for in parts of so many characters, each of a few bytes at most. */
 export const copyPartLength = 200_000
 

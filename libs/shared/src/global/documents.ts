@@ -4,6 +4,7 @@ import { z } from 'zod'
 import { roles } from '../contract/call.ts'
 import { randomText } from '../ids.ts'
 import { label, osName, partitionName, timestamp } from '../machine.ts'
+import { sshPublicKey } from '../ssh-key.ts'
 
 /** The roles a person or a token can have. */
 const grantedRole = z.enum(roles).exclude(['public'])
@@ -11,6 +12,16 @@ export const userName = z
   .string()
   .regex(/^[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?$/, 'must be 1 to 64 lower-case letters, digits, dots, dashes, underscores or @')
 export const tokenId = z.string().regex(/^t-[0-9a-z]{12}$/, 'is not the id of a token such as t-4y3h7nqk2c5d')
+
+/** What its owner calls an SSH key. */
+export const keyName = z
+  .string()
+  .regex(/^[A-Za-z0-9](?:[A-Za-z0-9._@-]{0,62}[A-Za-z0-9])?$/, 'must be 1 to 64 letters, digits, dots, dashes, underscores or @')
+export const mostKeys = 50
+
+export const groupName = z
+  .string()
+  .regex(/^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$/, 'must be 1 to 64 lower-case letters, digits, dots, dashes or underscores')
 
 export const providerName = z.string().regex(/^[a-z][a-z0-9-]{0,30}$/, 'must be 1 to 31 lower-case letters, digits or dashes')
 export const joinId = z.string().regex(/^j-[0-9a-z]{12}$/, 'is not the id of a join token such as j-4y3h7nqk2c5d')
@@ -96,10 +107,29 @@ const kinds = {
       status: z.enum(['active', 'disabled']).default('active'),
       pools,
       password: passwordHash.optional(),
+      /** Public keys by name: put on machines that it deploys, and on the rescue systems it boots. */
+      sshKeys: z
+        .record(keyName, sshPublicKey)
+        .refine(keys => Object.keys(keys).length <= mostKeys, `must be at most ${mostKeys} keys`)
+        .optional(),
       /** Who it is at a provider: the claim `sub` of the ID tokens, which never changes. */
       oidc: z.strictObject({ provider: providerName, subject: z.string().min(1).max(255) }).optional(),
       /** Sessions bear this mark and end when it becomes another: with a new way to log in, or when anything else is written here. */
       sessions: z.string().max(20).optional(),
+    },
+    refersTo: {},
+    sealed: {},
+  },
+  /** A set of users, who may what any of their groups may. See grants.ts for the rule. */
+  group: {
+    name: groupName,
+    shape: {
+      description: z.string().max(200).default(''),
+      members: z.array(userName).max(10_000).default([]),
+      /** What being in it adds to a user's own role; nothing where left out. */
+      role: grantedRole.optional(),
+      /** The pools that this role is limited to; all where left out. */
+      pools,
     },
     refersTo: {},
     sealed: {},
@@ -181,6 +211,8 @@ const kinds = {
       /** The claim with a person's groups, and the role that being in a group gives; the strongest counts. */
       groupsClaim: claimName.default('groups'),
       roles: z.record(z.string().min(1).max(100), grantedRole).default({}),
+      /** The group of this configuration whose role and pools being in a group of the provider gives; the group's own members are others. */
+      groups: z.record(z.string().min(1).max(100), groupName).default({}),
       /** For whom `roles` lets in. */
       pools,
       status: z.enum(['active', 'disabled']).default('active'),
@@ -206,6 +238,7 @@ export const documentKind = z.enum(documentKinds)
 
 export type DocumentOf<Kind extends DocumentKind> = z.output<z.ZodObject<Kinds[Kind]['shape']>>
 export type UserDocument = DocumentOf<'user'>
+export type GroupDocument = DocumentOf<'group'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
 export type WebhookDocument = DocumentOf<'webhook'>
@@ -351,13 +384,32 @@ function brokenReferences(documents: Documents): Problem[] {
   const named = documentKinds.flatMap(kind =>
     Object.entries<Readonly<Record<string, unknown>>>(documents[kind]).flatMap(([name, document]) =>
       Object.entries<DocumentKind>(kinds[kind].refersTo).flatMap(([field, other]) => {
-        const wanted = String(document[field])
-        if (documents[other][wanted]) return []
+        const wanted = document[field] === undefined ? undefined : String(document[field])
+        if (wanted === undefined || documents[other][wanted]) return []
         return [{ field: `${kind} ${name}`, message: `its ${other} ${wanted} does not exist; delete the ${kind} with the ${other}` }]
       }),
     ),
   )
-  return [...named, ...brokenBindings(documents.user, documents.oidc), ...brokenProviders(documents.oidc)]
+  return [
+    ...named,
+    ...brokenGroups(documents),
+    ...brokenBindings(documents.user, documents.oidc),
+    ...brokenProviders(documents),
+  ]
+}
+
+function brokenGroups({ group, user }: Documents): Problem[] {
+  return Object.entries(group).flatMap(([name, { members, role, pools: limitedTo }]): Problem[] => {
+    const field = `group ${name}`
+    const strangers = members.filter(member => !user[member])
+    const seen = new Set<string>()
+    const twice = members.filter(member => seen.size === seen.add(member).size)
+    return [
+      ...strangers.map(member => ({ field, message: `its member ${member} does not exist; take a user out of its groups before it goes` })),
+      ...new Set(twice).values().map(member => ({ field, message: `names ${member} twice` })),
+      ...(limitedTo && role === undefined ? [{ field, message: 'has pools but no role, so they mean nothing' }] : []),
+    ]
+  })
 }
 
 /** A person at a provider is one user. */
@@ -374,10 +426,16 @@ function brokenBindings(users: Documents['user'], providers: Documents['oidc']):
 }
 
 /** Two providers could call two people the same: only one may say who comes in without a document. */
-function brokenProviders(providers: Documents['oidc']): Problem[] {
-  const mapping = Object.entries(providers).filter(([, { roles: given }]) => Object.keys(given).length > 0)
+function brokenProviders({ oidc: providers, group }: Documents): Problem[] {
+  const mapping = Object.entries(providers).filter(([, { roles: given, groups }]) => Object.keys({ ...given, ...groups }).length > 0)
+  const strange = Object.entries(providers).flatMap(([name, { groups }]) =>
+    Object.values(groups)
+      .filter(wanted => !group[wanted])
+      .map(wanted => ({ field: `oidc ${name}`, message: `its group ${wanted} does not exist` })),
+  )
   const nameless = mapping.filter(([, { nameClaim }]) => nameClaim === undefined)
   return [
+    ...strange,
     ...mapping
       .slice(1)
       .map(([name]) => ({ field: `oidc ${name}`, message: `gives roles to groups, as ${mapping[0]?.[0]} does: only one may` })),

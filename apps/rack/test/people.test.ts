@@ -1,0 +1,177 @@
+// What follows in a federation from the documents about people: groups, their own passwords and SSH keys. Three partitions and a front, for all of it.
+import { machineToken } from '@muster/partition/domain/machine-token'
+import { newToken } from '@muster/server/tokens'
+import { createClient } from '@muster/shared/client'
+import { Refusal } from '@muster/shared/errors'
+import type { DocumentKind } from '@muster/shared/global/documents'
+import { hashPassword } from '@muster/shared/password'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { parse } from 'yaml'
+import { makeReady, type Servers, startServers, until } from './servers.ts'
+
+const names = ['one', 'two', 'three'] as const
+const password = 'planted correct horse battery'
+let servers: Servers
+let hash: string
+
+beforeAll(async () => {
+  servers = await startServers(names)
+  hash = await hashPassword(password)
+})
+afterAll(async () => {
+  await servers?.[Symbol.asyncDispose]()
+})
+
+type Put = { kind: DocumentKind; name: string; document: Record<string, unknown> }[]
+
+/** Puts documents, and waits until every partition has them. */
+async function put(...documents: Put): Promise<void> {
+  await taken((await servers.front.as.admin.config.change({ put: documents })).generation)
+}
+
+const taken = (generation: number) => until(() => servers.partitions.every(({ core }) => core.configuration.generation >= generation))
+
+const user = (name: string, document: Record<string, unknown> = {}) => ({
+  kind: 'user' as const,
+  name,
+  document: { role: 'user', password: hash, ...document },
+})
+
+const loginAt = async (url: string, name: string, word = password) =>
+  createClient({ url, token: (await createClient({ url }).session.login({ user: name, password: word })).token })
+const login = (name: string, word = password) => loginAt(servers.front.url, name, word)
+
+/** The refusal that a call ends with; undefined where it is answered. */
+const refusalOf = (asked: Promise<unknown>): Promise<Refusal | undefined> =>
+  asked.then(
+    () => undefined,
+    error => {
+      if (error instanceof Refusal) return error
+      throw error
+    },
+  )
+const codeOf = async (asked: Promise<unknown>) => (await refusalOf(asked))?.code
+
+let macs = 0
+/** Ready machines: so many at each of the partitions, in order. */
+async function addMachines(counts: readonly number[], facts: { pool?: string; powerDriver?: 'manual' } = {}): Promise<string[]> {
+  const made: string[] = []
+  for (const [index, count] of counts.entries()) {
+    const partition = servers.partitions[index] as Servers['partitions'][number]
+    const ids: string[] = []
+    for (let each = 0; each < count; each++) {
+      const mac = `02:00:00:11:00:${(macs++).toString(16).padStart(2, '0')}`
+      const machine = await servers.front.as.operator.machines.create({
+        partition: partition.name,
+        interfaces: [{ mac }],
+        arch: 'amd64',
+        ...facts,
+      })
+      ids.push(machine.id)
+    }
+    await makeReady(partition, ids)
+    made.push(...ids)
+  }
+  return made
+}
+
+test("a user's groups widen what it may, at the front and at every partition, and no further when it leaves them", async () => {
+  await put(user('alice', { role: 'read-only' }), {
+    kind: 'group',
+    name: 'lab',
+    document: { members: ['alice'], role: 'operator', pools: ['lab'] },
+  })
+  const alice = await login('alice')
+  const places = [servers.front.url, ...servers.partitions.map(({ url }) => url)]
+  const token = (await createClient({ url: servers.front.url }).session.login({ user: 'alice', password })).token
+  for (const url of places)
+    expect((await createClient({ url, token }).session.whoami()).caller).toEqual({ name: 'alice', role: 'operator', pools: ['lab'] })
+  const [inLab] = await addMachines([1], { pool: 'lab' })
+  expect(await codeOf(alice.machines.commission({ id: inLab as string }))).toBe('no-power-driver')
+
+  // A preview says what would be, in words for people.
+  const dry = await servers.front.as.admin.config
+    .change({
+      put: [{ kind: 'group', name: 'lab', document: { members: ['alice', 'bob'] } }],
+      dryRun: true,
+    })
+    .catch(error => error as Refusal)
+  expect(dry).toMatchObject({ code: 'invalid-input', message: expect.stringContaining('its member bob does not exist') })
+  expect(await codeOf(servers.front.as.admin.config.change({ delete: [{ kind: 'user', name: 'alice' }] }))).toBe('invalid-input')
+
+  await put({ kind: 'group', name: 'lab', document: { members: [], role: 'operator', pools: ['lab'] } })
+  for (const url of places)
+    expect((await createClient({ url, token }).session.whoami()).caller).toEqual({ name: 'alice', role: 'read-only' })
+})
+
+describe('by itself, without an admin,', () => {
+  test('a user changes its password: the old one is asked for, other sessions end, and the answer is a new one', async () => {
+    await put(user('bob'))
+    const [here, there] = [await login('bob'), await login('bob')]
+    const next = 'another planted battery'
+    expect(await codeOf(here.session.password({ password: 'not the one in force', newPassword: next }))).toBe('unauthenticated')
+    expect(await refusalOf(here.session.password({ password, newPassword: 'short' }))).toMatchObject({
+      facts: { errors: [{ field: 'newPassword' }] },
+    })
+    const begun = await here.session.password({ password, newPassword: next })
+    await taken(begun.generation)
+    for (const { url } of [servers.front, ...servers.partitions])
+      expect((await createClient({ url, token: begun.token }).session.whoami()).caller).toEqual({ name: 'bob', role: 'user' })
+    for (const old of [here, there]) expect(await codeOf(old.session.whoami())).toBe('unauthenticated')
+    expect(await codeOf(login('bob'))).toBe('unauthenticated')
+    expect(await codeOf(login('bob', next))).toBeUndefined()
+    // A partition keeps a copy; and who is in a tokens file has no password.
+    const partition = servers.partitions[0] as Servers['partitions'][number]
+    const local = await loginAt(partition.url, 'bob', next)
+    expect(await codeOf(local.session.password({ password: next, newPassword: password }))).toBe('needs-front')
+    expect(await codeOf(servers.front.as.user.session.password({ password, newPassword: next }))).toBe('not-found')
+    const told = JSON.stringify([
+      await servers.front.as.admin.config.diff({ from: begun.generation - 1 }),
+      await servers.front.as.admin.config.history({}),
+      await servers.front.as.admin.audit.fronts({}),
+    ])
+    expect(told).toContain('bob changed its password')
+    for (const secret of [password, next]) expect(told).not.toContain(secret)
+  })
+
+  test('a user keeps SSH keys, which come onto what it deploys and into its rescue systems, beside the keys of the request', async () => {
+    const key = (byte: number) => {
+      const field = (bytes: Buffer) => Buffer.concat([Buffer.from([0, 0, 0, bytes.length]), bytes])
+      return `ssh-ed25519 ${Buffer.concat([field(Buffer.from('ssh-ed25519')), field(Buffer.alloc(32, byte))]).toString('base64')}`
+    }
+    await put(user('carol'), user('mallory'))
+    const carol = await login('carol')
+    expect(await codeOf(carol.keys.put({ name: 'laptop', key: 'ssh-ed25519 AAAA' }))).toBe('invalid-input')
+    await carol.keys.put({ name: 'desk', key: key(2) })
+    const { generation } = await carol.keys.put({ name: 'laptop', key: `${key(1)} carol@laptop` })
+    await taken(generation)
+    expect((await carol.keys.list()).items.map(({ name }) => name)).toEqual(['desk', 'laptop'])
+    expect((await (await login('mallory')).keys.list()).items).toEqual([])
+    // A token that may do less must not become more by a key.
+    const lesser = { user: 'carol', role: 'read-only', createdAt: new Date().toISOString(), expiresAt: '2099-01-01T00:00:00.000Z' }
+    const { token, sha256 } = newToken()
+    await put({ kind: 'token', name: 't-000000000001', document: { ...lesser, sha256 } })
+    const limited = createClient({ url: servers.front.url, token })
+    expect(await codeOf(limited.keys.put({ name: 'more', key: key(3) }))).toBe('forbidden')
+
+    await addMachines([0, 1], { powerDriver: 'manual' })
+    const { machines } = await carol.allocations.create({ constraints: { partitions: ['two'] } })
+    const id = machines[0]?.id as string
+    await carol.machines.deploy({ id, os: 'debian/12', sshKeys: [`${key(2)} given`, key(9)] })
+    const partition = servers.partitions[1] as Servers['partitions'][number]
+    const [row] = await partition.core.sql<{ run: string }[]>`select run from machines where id = ${id}`
+    const metadata = machineToken(partition.core.seal, 'metadata', { id, run: row?.run as string })
+    const seed = parse(await (await fetch(`${partition.url}/metadata/${metadata}/meta-data`)).text())
+    expect(seed['public-keys']).toEqual([`${key(2)} given`, key(9), `${key(1)} carol@laptop`])
+
+    await carol.machines.abort({ id })
+    await carol.machines.rescue({ id })
+    const [{ rescue_keys: keys } = { rescue_keys: [] as string[] }] = await partition.core.sql<{ rescue_keys: string[] }[]>`
+      select rescue_keys from machines where id = ${id}`
+    expect(keys).toEqual([key(2), `${key(1)} carol@laptop`])
+    await taken((await carol.keys.delete({ name: 'desk' })).generation)
+    expect(await codeOf(carol.keys.delete({ name: 'desk' }))).toBe('not-found')
+    await carol.machines.exitRescue({ id })
+    await carol.machines.deploy({ id, os: 'debian/12', ownKeys: false })
+  })
+})
