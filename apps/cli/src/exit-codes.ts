@@ -41,6 +41,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'already-taken': 'refused',
   'stale-version': 'refused',
   'no-match': 'no-match',
+  'quota-exceeded': 'refused',
   'needs-front': 'refused',
   'home-lost': 'refused',
   'key-reused': 'refused',

@@ -6,6 +6,7 @@ import { tokensOfAll } from '@muster/server/global/people'
 import { createVerifier } from '@muster/server/global/signature'
 import { createSessions, type Sessions } from '@muster/server/sessions/sessions'
 import type { Tokens } from '@muster/server/tokens'
+import { limitsFor } from '@muster/shared/allocation/quotas'
 import type { Bus } from '@muster/shared/bus/bus'
 import { callNamed } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
@@ -63,7 +64,8 @@ export function createFront(options: FrontOptions): Front {
   const calls = createPartitionCalls(bus, name)
   const home = options.global && openHome({ name, bus, presence, calls, log, ...options.global })
   const sessions = options.global && home && sessionsOf(home, options.global, log)
-  const parts = { bus, presence, calls, limits, log, onLogGrowth: logs.onLogGrowth }
+  const quotasOf = (owner: string) => (home?.content ? limitsFor(home.content.documents, owner) : [])
+  const parts = { bus, presence, calls, limits, log, onLogGrowth: logs.onLogGrowth, quotasOf }
   const backend = createFederation({
     ...parts,
     name,

@@ -155,6 +155,15 @@ export class ModelPartition {
     this.machines.set(id, { ...machine, ...change, version: machine.version + 1 })
   }
 
+  #counted({ owners, pool }: BusCallInput<'quota.count'>['of'][number], allocation: string | undefined) {
+    const had = [...this.machines.values()].filter(
+      each =>
+        each.owner !== null && owners.includes(each.owner) && each.state !== 'releasing' && (pool === undefined || each.pool === pool),
+    )
+    const held = had.filter(({ state }) => state === 'reserved').length
+    return { machines: had.length, held, own: had.filter(each => each.allocation === allocation).length }
+  }
+
   #of(allocation: string): Machine[] {
     return [...this.machines.values()].filter(machine => machine.allocation === allocation).sort((a, b) => (a.id < b.id ? -1 : 1))
   }
@@ -314,6 +323,7 @@ export class ModelPartition {
         return { dropped: 0 }
       },
       'config.copy': ({ have }) => ({ generation: have, parts: 0 }),
+      'quota.count': ({ of, allocation }) => ({ counts: of.map(set => this.#counted(set, allocation)) }),
       'key.recall': ({ key }) => this.keys.get(key) ?? null,
       'key.remember': ({ record, replaces }) => {
         const standing = this.keys.get(record.key)

@@ -1,4 +1,4 @@
-// What follows in a federation from the documents about people: groups, their own passwords and SSH keys. Three partitions and a front, for all of it.
+// What follows in a federation from the documents about people: groups, their own passwords and SSH keys, quotas. Three partitions and a front, for all of it.
 import { machineToken } from '@muster/partition/domain/machine-token'
 import { newToken } from '@muster/server/tokens'
 import { createClient } from '@muster/shared/client'
@@ -173,5 +173,79 @@ describe('by itself, without an admin,', () => {
     expect(await codeOf(carol.keys.delete({ name: 'desk' }))).toBe('not-found')
     await carol.machines.exitRescue({ id })
     await carol.machines.deploy({ id, os: 'debian/12', ownKeys: false })
+  })
+})
+
+describe('a quota', () => {
+  const quota = (name: string, document: Record<string, unknown>) => ({ kind: 'quota' as const, name, document })
+  const has = async (...owners: string[]) => {
+    const counts = await Promise.all(
+      servers.partitions.map(
+        ({ core }) => core.sql<{ machines: number }[]>`select count(*) as machines from machines where owner = any(${owners})`,
+      ),
+    )
+    return counts.reduce((sum, [row]) => sum + (row?.machines ?? 0), 0)
+  }
+
+  test('is counted over all partitions; a refusal says who has how many and may have how many', async () => {
+    await addMachines([2, 2, 2], { pool: 'quoted' })
+    await put(user('dora'), quota('dora', { user: 'dora', machines: 3 }))
+    const dora = await login('dora')
+    const wish = { constraints: { pools: ['quoted'] } }
+    // Two in each partition: none of them alone has too many.
+    await dora.allocations.create({ ...wish, count: 2 })
+    const beyond = await refusalOf(dora.allocations.create({ ...wish, count: 2 }))
+    expect(beyond).toMatchObject({
+      code: 'quota-exceeded',
+      message:
+        'dora may have 3 machines at a time (quota dora), has 2 in all partitions that answer, and asks for 2 more; nothing was allocated',
+      facts: { quota: 'dora', most: 3, has: 2, wanted: 2 },
+    })
+    expect(await codeOf(dora.allocations.create({ ...wish, count: 2, dryRun: true }))).toBe('quota-exceeded')
+    expect(await has('dora')).toBe(2)
+    // With a key, the same request again is the same answer, also where the quota is used up.
+    const create = () => dora.allocations.create({ ...wish }, { idempotencyKey: 'the-last-one' })
+    const [one, again] = await Promise.all([create(), create()])
+    expect(again.id).toBe(one.id)
+    expect((await create()).id).toBe(one.id)
+    expect(await codeOf(dora.allocations.create({ ...wish }))).toBe('quota-exceeded')
+    await dora.allocations.release({ id: one.id as string })
+    expect(await codeOf(dora.allocations.create({ ...wish }))).toBeUndefined()
+    expect(await has('dora')).toBe(3)
+  })
+
+  test('is not passed by many requests at two fronts at the same moment', async () => {
+    const other = await servers.anotherFront('other')
+    await addMachines([4, 4, 4], { pool: 'raced' })
+    await put(user('emil'), user('frida'), { kind: 'group', name: 'racers', document: { members: ['emil', 'frida'] } })
+    await put(quota('racers', { group: 'racers', pool: 'raced', machines: 4 }))
+    const [emil, frida] = [await login('emil'), await loginAt(other.url, 'frida')]
+    const wish = { constraints: { pools: ['raced'] } }
+    const codes = await Promise.all(Array.from({ length: 16 }, (_, index) => codeOf((index % 2 ? emil : frida).allocations.create(wish))))
+    expect(new Set(codes.filter(code => code !== undefined))).toEqual(new Set(['quota-exceeded']))
+    expect(await has('emil', 'frida')).toBeLessThanOrEqual(4)
+    expect(await has('emil', 'frida')).toBe(codes.filter(code => code === undefined).length)
+    // What both stepped back from is there for the next who asks.
+    while ((await codeOf(emil.allocations.create(wish))) === undefined);
+    expect(await has('emil', 'frida')).toBe(4)
+    // Of another pool it says nothing.
+    await addMachines([1], { pool: 'unquoted' })
+    expect(await codeOf(emil.allocations.create({ constraints: { pools: ['unquoted'] } }))).toBeUndefined()
+  })
+
+  test('is kept by a partition alone, exactly, whoever else asks there at the same moment', async () => {
+    await addMachines([8], { pool: 'alone' })
+    await put(user('gil'), quota('everybody', { machines: 2, pool: 'alone' }), quota('gil', { user: 'gil', machines: 3, pool: 'alone' }))
+    const partition = servers.partitions[0] as Servers['partitions'][number]
+    const gil = await loginAt(partition.url, 'gil')
+    const wish = { constraints: { pools: ['alone'] } }
+    const codes = await Promise.all(Array.from({ length: 8 }, () => codeOf(gil.allocations.create(wish))))
+    expect(codes.filter(code => code === undefined)).toHaveLength(3)
+    expect(codes.filter(code => code === 'quota-exceeded')).toHaveLength(5)
+    expect(await has('gil')).toBe(3)
+    // Who has no quota of its own is bound by the one for everybody; also who has no document.
+    const file = partition.as.user
+    expect(await codeOf(file.allocations.create({ ...wish, count: 3 }))).toBe('quota-exceeded')
+    expect(await codeOf(file.allocations.create({ ...wish, count: 2 }))).toBeUndefined()
   })
 })

@@ -15,6 +15,7 @@ export const errorTable = {
   'already-taken': { status: 409, retryable: 'no', title: 'It is handed out once, and was' },
   'stale-version': { status: 409, retryable: 'yes', title: 'It was changed by somebody else meanwhile' },
   'no-match': { status: 409, retryable: 'yes', title: 'No machine matches' },
+  'quota-exceeded': { status: 409, retryable: 'no', title: 'The quota is used up' },
   'needs-front': { status: 409, retryable: 'no', title: 'Only a front can do this' },
   'home-lost': { status: 409, retryable: 'no', title: 'The database of the global configuration was lost or set back' },
   'key-reused': { status: 409, retryable: 'no', title: 'This Idempotency-Key was used for another request' },

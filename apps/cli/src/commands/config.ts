@@ -86,7 +86,7 @@ function addSet(parent: Command, cli: Cli): void {
   addWriteOptions(command)
   examples(command, [
     'config set users.json --dry-run',
-    'config set groups.json --note "the lab has people"',
+    'config set groups-and-quotas.json --note "the lab has people"',
     'config set --delete user/bob --note "has left"',
   ])
   command.action(async (file: string | undefined, options: WriteOptions & { delete?: string[] }) => {

@@ -21,6 +21,7 @@ const hints: { readonly [code in ErrorCode]?: string } = {
   'home-lost': 'fill the database of the fronts from a partition with: muster config refill',
   'stale-version': 'look at it again, then repeat the change',
   'no-match': 'loosen a constraint, or wait for machines with --wait 10m',
+  'quota-exceeded': 'release what is not needed (muster allocation list), or ask an admin for a larger quota',
   'key-reused': 'use a new --key for a new request',
   'not-installable': 'see what can be deployed where with: muster os list',
   'no-power-driver': 'tell how to reach its BMC: muster machine update ID --power-driver ipmi --power-settings FILE',

@@ -2,6 +2,7 @@
 // not confirmed expires in its partition, and whatever the answer says is certain.
 import type { Backend, CallContext } from '@muster/server/backend'
 import { explain, noMatch } from '@muster/shared/allocation/explanation'
+import type { Limit } from '@muster/shared/allocation/quotas'
 import type { Bus } from '@muster/shared/bus/bus'
 import { type Allocation, type AllocationRequest, joinAllocations } from '@muster/shared/contract/allocations'
 import type { Coverage } from '@muster/shared/contract/call'
@@ -18,6 +19,7 @@ import { choose } from './choose.ts'
 import { type Key, keyOf, type Recalled, recall, remember } from './keys.ts'
 import { collectOffers, type Offers } from './offers.ts'
 import { type Attempt, dropHolds, giveUp, holdPart, type Settled, settle } from './parts.ts'
+import { type Beyond, beyond } from './quotas.ts'
 
 export interface AllocatorOptions {
   readonly bus: Bus
@@ -26,6 +28,8 @@ export interface AllocatorOptions {
   readonly limits: Limits
   readonly log: { warn(facts: object, text: string): void }
   readonly onLogGrowth: Backend['onLogGrowth']
+  /** The quotas that bind an owner. */
+  readonly quotasOf: (owner: string) => readonly Limit[]
 }
 
 export type AllocationOutput = Allocation & { coverage: Coverage }
@@ -33,13 +37,16 @@ export type AllocationOutput = Allocation & { coverage: Coverage }
 /** Others take the offered machines first again and again only where machines are about to run out: then five rounds tell enough. */
 const mostRounds = 5
 const roundPauseMs = 20
+/** Two that stand in each other's way of a quota both step back: the next time they must not come together again, and a hold and a count take some 20 ms. */
+const crowdedPauseMs = 150
 
 /**
- * Allocates. Refuses with `no-match` (and why), `nothing-allocated` (certainly nothing is), `key-reused`, `bus-away`, `deadline-passed`, or
+ * Allocates. Refuses with `no-match` (and why), `quota-exceeded`, `nothing-allocated` (certainly nothing is), `key-reused`, `bus-away`, `deadline-passed`, or
  * `partition-silent`: then some part's fate is unknown, and `detail` says which and what to do.
  */
 export async function allocate(options: AllocatorOptions, request: AllocationRequest, context: CallContext): Promise<AllocationOutput> {
-  const looking = { ...options, request, context, envelope: options.calls.envelope(context) }
+  const quotas = options.quotasOf(context.caller.name)
+  const looking = { ...options, quotas, request, context, envelope: options.calls.envelope(context) }
   if (request.dryRun) {
     refuseWithoutBus(options)
     return look(looking)
@@ -52,6 +59,7 @@ function refuseWithoutBus({ bus }: AllocatorOptions): void {
 }
 
 interface Looking extends AllocatorOptions {
+  readonly quotas: readonly Limit[]
   readonly request: AllocationRequest
   readonly context: CallContext
   readonly envelope: Envelope
@@ -66,6 +74,8 @@ interface Begun extends Job {
   readonly recalled: Recalled
   /** Offers hold nothing, so they are on their way while the key is looked up. */
   readonly firstOffers: Promise<Offers>
+  /** What stands against it by its quotas, before anything is held. */
+  readonly firstCount: Promise<Beyond | undefined>
 }
 
 /**
@@ -82,23 +92,31 @@ async function begin(looking: Looking): Promise<Begun> {
     const firstOffers = collect(looking, 'take')
     // Its failure is thrown where the offers are wanted, which may be never.
     firstOffers.catch(() => {})
+    const firstCount = beforeHolding(looking)
+    firstCount.catch(() => {})
     const recalled = key ? await recall({ ...looking, signal }, key) : nothingRecalled
-    return { ...looking, key, recalled, firstOffers }
+    return { ...looking, key, recalled, firstOffers, firstCount }
   } catch (error) {
-    if (idempotencyKey === undefined || !(error instanceof Refusal) || error.code === 'key-reused') throw error
-    const detail = `${error.message} by this attempt; what an earlier one with the same Idempotency-Key did is not known: repeat it`
-    throw new Refusal(error.code, detail, { ...error.facts, earlierAttempts: 'unknown' })
+    throw asOfThisAttempt(error, context)
   }
+}
+
+/** The refusal, which does not deny that an earlier attempt with the same key may stand. */
+function asOfThisAttempt(error: unknown, { idempotencyKey }: CallContext): unknown {
+  if (idempotencyKey === undefined || !(error instanceof Refusal) || error.code === 'key-reused') return error
+  const detail = `${error.message} by this attempt; what an earlier one with the same Idempotency-Key did is not known: repeat it`
+  return new Refusal(error.code, detail, { ...error.facts, earlierAttempts: 'unknown' })
 }
 
 async function run(job: Begun): Promise<AllocationOutput> {
   const { context, limits, request, recalled } = job
   const waitMs = request.wait === undefined ? 0 : Math.min(durationMs(request.wait), limits.waitMs)
   const waitUntil = Math.min(Date.now() + waitMs, context.deadline - limits.callMs)
-  for (const record of recalled.records) {
-    const settled = await settleRecorded(job, record)
-    if (settled) return settled
-  }
+  const earlier = await settledOf(job, recalled)
+  if (earlier) return earlier
+  const over = await job.firstCount
+  // Nobody need hold machines to learn that.
+  if (over?.kind === 'full') return twinOr(job, over)
   let replaces = recalled.atHome
   let offers = await job.firstOffers
   const unclear = new Map<string, string>()
@@ -108,18 +126,52 @@ async function run(job: Begun): Promise<AllocationOutput> {
       const kept = await keep(job, held.attempt, { replaces, coverage: offers.coverage })
       if (kept.kind === 'confirmed') return kept.output
       replaces = kept.replaces
+    } else if (held.kind === 'beyond quota') {
+      if (held.beyond.kind === 'full') return twinOr(job, held.beyond)
     }
     checkTime(job)
     const isMiss = held.kind === 'too-few' || round === mostRounds
-    if (isMiss && Date.now() >= waitUntil) throw missed(job, offers, { held: held.kind, unclear })
+    if (isMiss && Date.now() >= waitUntil) {
+      if (held.kind === 'beyond quota') return twinOr(job, held.beyond)
+      throw missed(job, offers, { held: held.kind, unclear })
+    }
     if (isMiss) {
       await nextChance(job, waitUntil)
       unclear.clear()
       round = 0
-    } else await pause(jittered(roundPauseMs * round), context.signal)
+    } else
+      await pause(held.kind === 'beyond quota' ? Math.random() * crowdedPauseMs * round : jittered(roundPauseMs * round), context.signal)
     checkTime(job)
     offers = await collectOnceMore(job, waitUntil)
   }
+}
+
+/** The answer of the first of the recorded attempts that stands. */
+async function settledOf(job: Job, { records }: Recalled): Promise<AllocationOutput | undefined> {
+  for (const record of records) {
+    const settled = await settleRecorded(job, record)
+    if (settled) return settled
+  }
+  return undefined
+}
+
+/** What fills a quota may be what this very request, sent twice, was given: then that is its answer. Else throws the refusal. */
+async function twinOr(job: Job, { kind, refusal }: Beyond): Promise<AllocationOutput> {
+  const { key, context } = job
+  if (!key) throw refusal
+  try {
+    const twin = await settledOf(job, await recall({ ...job, signal: context.signal }, key))
+    if (twin) return twin
+  } catch (error) {
+    throw asOfThisAttempt(error, context)
+  }
+  // Of the holds that are in the way one may be of an earlier attempt.
+  throw kind === 'crowded' ? asOfThisAttempt(refusal, context) : refusal
+}
+
+function beforeHolding(looking: Looking): Promise<Beyond | undefined> {
+  const { request, quotas, context } = looking
+  return beyond({ ...looking, signal: context.signal }, quotas, { wanted: request.count, pools: request.constraints.pools })
 }
 
 const nothingRecalled: Recalled = { records: [], atHome: null }
@@ -146,7 +198,10 @@ function checkTime({ context }: Looking): void {
     throw new Refusal('deadline-passed', 'the caller has gone, or its time ran out; nothing was allocated')
 }
 
-type Held = { readonly kind: 'held'; readonly attempt: Attempt } | { readonly kind: 'too-few' | 'outrun' | 'unclear' }
+type Held =
+  | { readonly kind: 'held'; readonly attempt: Attempt }
+  | { readonly kind: 'beyond quota'; readonly beyond: Beyond }
+  | { readonly kind: 'too-few' | 'outrun' | 'unclear' }
 
 /**
  * Holds the whole or nothing, under an id of its own. A partition that has not what it offered is replaced by the next best offers. One
@@ -161,26 +216,30 @@ async function hold(job: Job, { offers }: Offers, unclear: Map<string, string>):
   const holds: string[] = []
   let left = offers.filter(({ partition }) => !unclear.has(partition))
   let missing = request.count
-  let kind: Exclude<Held['kind'], 'held'> = 'too-few'
+  let kind: 'too-few' | 'outrun' | 'unclear' = 'too-few'
+  let over: Beyond | undefined
   while (missing > 0) {
     const chosen = choose(left, { count: missing, strategy: request.strategy, requestId: envelope.id })
     if (!chosen) break
     const outcomes = await Promise.all(chosen.map(part => holdPart(job, { allocation, createdAt, request, part })))
     for (const outcome of outcomes) {
       const { partition } = outcome
-      if (outcome.kind !== 'refused') holds.push(partition)
+      if (outcome.kind === 'held' || outcome.kind === 'unknown') holds.push(partition)
       if (outcome.kind === 'held') {
         parts.push({ partition, machines: outcome.machines.map(({ id }) => id) })
         missing -= outcome.machines.length
       } else if (outcome.kind === 'unknown') unclear.set(partition, outcome.reason)
+      else if (outcome.kind === 'beyond quota') over = (await beforeHolding(job)) ?? { kind: 'crowded', refusal: outcome.refusal }
     }
     left = left.filter(({ partition }) => !chosen.some(part => part.partition === partition))
     kind = outcomes.some(outcome => outcome.kind === 'unknown') ? 'unclear' : 'outrun'
-    if (kind === 'unclear') break
+    if (kind === 'unclear' || over) break
   }
-  if (missing === 0 && kind !== 'unclear' && !job.context.signal.aborted) return { kind: 'held', attempt: { allocation, createdAt, parts } }
+  const isWhole = missing === 0 && kind !== 'unclear' && !over && !job.context.signal.aborted
+  if (isWhole) over = await beyond({ ...job, signal: job.context.signal }, job.quotas, { wanted: request.count, allocation })
+  if (isWhole && !over) return { kind: 'held', attempt: { allocation, createdAt, parts } }
   await dropHolds(job, allocation, holds)
-  return { kind }
+  return over ? { kind: 'beyond quota', beyond: over } : { kind }
 }
 
 type Kept = { readonly kind: 'confirmed'; readonly output: AllocationOutput } | { readonly kind: 'gone'; readonly replaces: string | null }
@@ -302,10 +361,13 @@ async function nextChance({ presence, onLogGrowth, limits, context }: Job, until
 /** A dry run: what would be taken at this moment, and why not more. */
 async function look(looking: Looking): Promise<AllocationOutput> {
   const { request, context, envelope, calls, limits, presence } = looking
+  const counting = beforeHolding(looking)
   const { offers, coverage } = await collect(looking, 'look')
   if (coverage.answered === 0) throw nobodyOffered(coverage)
   const chosen = choose(offers, { count: request.count, strategy: request.strategy, requestId: envelope.id })
   if (!chosen) throw noMatchIn({ offers, coverage }, request)
+  const over = await counting
+  if (over) throw over.refusal
   const getMachine = async (partition: string, id: string): Promise<Machine> => {
     const call = 'machines.get'
     const timeoutMs = Math.min(limits.callMs, context.deadline - Date.now())

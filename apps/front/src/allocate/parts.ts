@@ -1,6 +1,7 @@
 // The parts of an allocation: held in their partitions, confirmed, or given back. What is not known for certain is said to be unknown.
 import type { KeyRecord } from '@muster/shared/bus/protocol'
 import type { Allocation, AllocationRequest } from '@muster/shared/contract/allocations'
+import type { Refusal } from '@muster/shared/errors'
 import { partitionOf } from '@muster/shared/ids'
 import type { Limits } from '../limits.ts'
 import type { Envelope, PartitionCalls, Reply } from '../partition-calls.ts'
@@ -20,6 +21,8 @@ export interface PartAsking {
 export type HoldOutcome =
   | { readonly kind: 'held'; readonly partition: string; readonly machines: readonly { readonly id: string }[] }
   | { readonly kind: 'refused' | 'unknown'; readonly partition: string; readonly reason: string }
+  /** The owner would have more there alone than it may have anywhere. */
+  | { readonly kind: 'beyond quota'; readonly partition: string; readonly refusal: Refusal }
 
 /** Holds one part: the machines named or, where some are gone, the next matches there. */
 export async function holdPart(
@@ -39,6 +42,8 @@ export async function holdPart(
       return { kind: 'held', partition, machines: held }
     return { kind: 'unknown', partition, reason: `it held ${held.length} machines where ${machines.length} were wanted` }
   }
+  if (reply.kind === 'refused' && reply.refusal.code === 'quota-exceeded')
+    return { kind: 'beyond quota', partition, refusal: reply.refusal }
   const isSure = isDefinite(reply) || (reply.kind === 'silent' && reply.heard === 'no')
   return { kind: isSure ? 'refused' : 'unknown', partition, reason: reasonOf(reply) }
 }

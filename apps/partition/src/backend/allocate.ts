@@ -18,7 +18,7 @@ import { viewOf } from '../domain/view.ts'
 const askAgainMs = 500
 const waitLimitMs = 3_600_000
 
-/** Allocates, explains (dry run), or refuses: no-match, key-reused, nothing-allocated, deadline-passed. */
+/** Allocates, explains (dry run), or refuses: no-match, quota-exceeded, key-reused, nothing-allocated, deadline-passed. */
 export async function allocateHere(
   core: Core,
   replica: { name: string; epoch: number },
@@ -47,7 +47,12 @@ export async function allocateHere(
   for (;;) {
     const found = offer('take')
     if (found.machines.length >= input.count) {
-      const taken = await take(core, found, input, context, key, replaces)
+      const taken = await take(core, found, input, context, key, replaces).catch(async error => {
+        // What fills the quota may be what this very request, sent twice, was given.
+        const twin = isBeyondQuota(error) && key !== undefined ? await earlierAnswer(core, key, input) : undefined
+        if (twin?.kind === 'answer') return twin.allocation
+        throw error
+      })
       if (taken) return taken
     }
     // What there was may have gone to this very request, sent twice.
@@ -59,6 +64,8 @@ export async function allocateHere(
     if (context.signal.aborted) throw new Refusal('deadline-passed', `${nobodyWaits}; nothing was allocated`)
   }
 }
+
+const isBeyondQuota = (error: unknown) => error instanceof Refusal && error.code === 'quota-exceeded'
 
 const nobodyWaits = 'the caller has gone, or its time ran out'
 
@@ -139,6 +146,7 @@ const hashOf = (input: AllocationRequest) => createHash('sha256').update(JSON.st
 
 async function dryRun(core: Core, input: AllocationRequest, context: CallContext, found: Offer): Promise<Allocation> {
   if (found.machines.length < input.count) throw noMatch(input.count, explain([found]))
+  await allocation.refuseBeyondQuota(core, context.caller.name, input.count)
   const rows = await findMachines(
     core.sql,
     found.machines.map(({ id }) => id),

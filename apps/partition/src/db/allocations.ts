@@ -1,5 +1,6 @@
 // Holds and allocations: the only statements that make a machine somebody's. Each is one statement, so that no crash leaves it half done.
 import type { Strategy } from '@muster/shared/allocation/constraints'
+import type { Counted, CountedSet } from '@muster/shared/allocation/quotas'
 import type { Key } from '@muster/shared/contract/page'
 import type { Sql } from './connect.ts'
 import { type MachineRow, machineRow, type SeenBy } from './machines.ts'
@@ -171,6 +172,23 @@ export function endHolds(
       insert into events (kind, machine_id, actor, data)
       select 'machine.moved', id, owner, jsonb_build_object('move', ${moved.move}::text, 'from', ${moved.from}::text, 'to', ${moved.to}::text, 'allocation', allocation_id) from freed)
     select id, allocation_id from freed`
+}
+
+/** How many machines the owners have, in a pool or in all; of them those `held` by any request, and those of one allocation. What was given back and is being erased is nobody's. */
+export async function countOwned(sql: Sql, { owners, pool }: CountedSet, allocation: string | null): Promise<Counted> {
+  const [row] = await sql<Counted[]>`
+    select count(*) as machines, count(*) filter (where state = 'reserved') as held, count(*) filter (where allocation_id = ${allocation}) as own
+    from machines
+    where owner = any(${owners as string[]}) and state not in ('releasing', 'failed_releasing')
+      ${pool === undefined ? sql`` : sql`and pool = ${pool}`}`
+  return row as Counted
+}
+
+/** Until the end of the transaction nobody else holds machines under these quotas. In one order, so that two who want the same never wait for each other. */
+export async function lockQuotas(sql: Sql, names: readonly string[]): Promise<void> {
+  await sql`
+    select pg_advisory_xact_lock(7305170, number) from (
+      select distinct hashtext(name) as number from unnest(${names as string[]}::text[]) as q (name) order by 1) as wanted`
 }
 
 /** Marks the allocation released when none of its machines is left. */

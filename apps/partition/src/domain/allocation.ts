@@ -2,6 +2,7 @@
 // runs the same three steps by itself (a federation of one).
 import { withinGrants } from '@muster/shared/allocation/grants'
 import type { NearMiss } from '@muster/shared/allocation/matcher'
+import { beyondQuota, type Counted, type CountedSet, type Limit, limitsFor } from '@muster/shared/allocation/quotas'
 import type { BusCallAnswer, BusCallInput, KeyRecord, Offer, OfferRequest } from '@muster/shared/bus/protocol'
 import { protocolVersion } from '@muster/shared/bus/protocol'
 import type { Allocation } from '@muster/shared/contract/allocations'
@@ -44,13 +45,37 @@ export function offerFor(core: Core, replica: { name: string; epoch: number }, r
 /** A machine of a pool that is not the caller's is not named to it. */
 const isWithin = ({ misses }: NearMiss) => !misses.includes('pools')
 
-/** Holds `wanted` machines: the named ones if they are still free, else the next matches. Throws no-match. */
+/** The quotas that bind an owner, as this partition knows them. */
+function limitsHere({ configuration }: Core, owner: string): Limit[] {
+  return configuration.content ? limitsFor(configuration.content.documents, owner) : []
+}
+
+/** How many machines each set of owners has here. */
+export function countOwned(core: Core, sets: readonly CountedSet[], allocation: string | null = null): Promise<Counted[]> {
+  return Promise.all(sets.map(set => db.countOwned(core.sql, set, allocation)))
+}
+
+/** For a dry run: throws quota-exceeded where `wanted` more would be too many, whichever pool they are of. */
+export async function refuseBeyondQuota(core: Core, owner: string, wanted: number): Promise<void> {
+  const limits = limitsHere(core, owner).filter(({ pool }) => pool === undefined)
+  const counts = await countOwned(
+    core,
+    limits.map(({ owners }) => ({ owners })),
+  )
+  for (const [index, limit] of limits.entries()) {
+    const has = counts[index]?.machines ?? 0
+    if (has + wanted > limit.most) throw beyondQuota(limit, { has, wanted, where: `in partition ${core.partition}` })
+  }
+}
+
+/** Holds `wanted` machines: the named ones if they are still free, else the next matches. Throws no-match, quota-exceeded. */
 export async function hold(core: Core, caller: Caller, input: BusCallInput<'allocation.hold'>): Promise<readonly { id: string }[]> {
   const { allocation, strategy, count, note, createdAt } = input
   const constraints = withinGrants(input.constraints, caller)
   const wish = { allocation, owner: caller.name, strategy, count, note, constraints, createdAt: new Date(createdAt) }
+  const limits = limitsHere(core, caller.name)
   const [only] = input.machines
-  if (input.wanted === 1 && only !== undefined) {
+  if (input.wanted === 1 && only !== undefined && limits.length === 0) {
     const held = await holdMachine(core, { ...wish, machine: only })
     if (held) return [held]
   }
@@ -68,7 +93,7 @@ export async function hold(core: Core, caller: Caller, input: BusCallInput<'allo
     }).machines
     const wishes = [...machines, ...others.map(({ id }) => id)]
     if (wishes.length < input.wanted) break
-    const rows = await holdMachines(core, { ...wish, machines: wishes, wanted: input.wanted })
+    const rows = await holdMachines(core, { ...wish, machines: wishes, wanted: input.wanted }, limits)
     if (rows.length > 0) return rows
     const standing = await standingHold(core, input.allocation)
     if (standing) return standing

@@ -2,6 +2,7 @@
 // one statement, and may be repeated: a request that was carried out already joins instead of failing.
 
 import { Together } from '@muster/database/together'
+import { beyondQuota, type Limit } from '@muster/shared/allocation/quotas'
 import type { DataSource } from '@muster/shared/cloud-init'
 import type { Caller } from '@muster/shared/contract/call'
 import { Refusal } from '@muster/shared/errors'
@@ -9,7 +10,7 @@ import { randomText } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, type State } from '@muster/shared/life-cycle'
 import type { Deployment, ErasePolicy, Fault } from '@muster/shared/machine'
 import * as allocations from '../db/allocations.ts'
-import { inTransaction } from '../db/connect.ts'
+import { inTransaction, type Sql } from '../db/connect.ts'
 import { changeMachine, findMachine, type MachineChange, type MachinePatch, type MachineRow } from '../db/machines.ts'
 import { type Core, deadlineFor } from './core.ts'
 import { eraseMs, eraseOf } from './erase.ts'
@@ -201,11 +202,41 @@ const nextState = (move: MoveName, from: State): { from: State; to: State } => {
   return { from, to: outcome.to }
 }
 
-/** Moves `wanted` of the machines to reserved for one allocation, or none. See db/allocations. */
-export async function holdMachines(core: Core, hold: Omit<allocations.NewHold, 'holdMs'>): Promise<MachineRow[]> {
+/** Moves `wanted` of the machines to reserved for one allocation, or none. See db/allocations. Throws quota-exceeded where one of the limits would be passed here. */
+export async function holdMachines(
+  core: Core,
+  hold: Omit<allocations.NewHold, 'holdMs'>,
+  limits: readonly Limit[] = [],
+): Promise<MachineRow[]> {
   const moved = nextState('hold', 'ready')
-  const rows = await allocations.holdMachines(core.sql, { ...hold, holdMs: deadlineFor(core, moved.to) as number }, moved)
+  const act = (sql: Sql) => allocations.holdMachines(sql, { ...hold, holdMs: deadlineFor(core, moved.to) as number }, moved)
+  const rows =
+    limits.length === 0 ? await act(core.sql) : await inTransaction(core.sql, sql => holdWithin(core, sql, { hold, limits, act }))
   for (const row of rows) noteChange(core, row)
+  return rows
+}
+
+/** Holds and counts as one: whoever holds under the same quota meanwhile waits, so that two who find room for one are not both let in. */
+async function holdWithin(
+  core: Core,
+  sql: Sql,
+  {
+    hold,
+    limits,
+    act,
+  }: { hold: Pick<allocations.NewHold, 'allocation' | 'wanted'>; limits: readonly Limit[]; act: (sql: Sql) => Promise<MachineRow[]> },
+): Promise<MachineRow[]> {
+  await allocations.lockQuotas(
+    sql,
+    limits.map(({ quota, whose }) => `${quota} ${whose}`),
+  )
+  const rows = await act(sql)
+  if (rows.length === 0) return rows
+  for (const limit of limits) {
+    const { machines, own } = await allocations.countOwned(sql, limit, hold.allocation)
+    if (own > 0 && machines > limit.most)
+      throw beyondQuota(limit, { has: machines - own, wanted: hold.wanted, where: `in partition ${core.partition}` })
+  }
   return rows
 }
 

@@ -5,6 +5,7 @@ import type { CallContext } from '@muster/server/backend'
 import type { Log } from '@muster/server/log'
 import type { Bus, BusMessage, BusSubscription } from '@muster/shared/bus/bus'
 import {
+  type BusCallInput,
   type BusCallName,
   busCalls,
   type CallRequestMessage,
@@ -245,6 +246,10 @@ async function carryOut(
     case 'config.copy': {
       const { text, generation } = core.configuration
       return partOf(text === undefined ? undefined : { text, generation }, input as never)
+    }
+    case 'quota.count': {
+      const { of, allocation: own } = input as BusCallInput<'quota.count'>
+      return { counts: await allocation.countOwned(core, of, own ?? null) }
     }
     case 'key.recall':
       return allocation.recall(core, (input as { key: string }).key)

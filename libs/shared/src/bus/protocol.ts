@@ -3,6 +3,7 @@
 import { z } from 'zod'
 import { type ConstraintName, constraints, strategies } from '../allocation/constraints.ts'
 import { constraintNames } from '../allocation/matcher.ts'
+import { counted, countedSet } from '../allocation/quotas.ts'
 import { allocation } from '../contract/allocations.ts'
 import { caller } from '../contract/call.ts'
 import { problemDocument } from '../errors.ts'
@@ -118,13 +119,16 @@ export type KeyRecord = z.infer<typeof keyRecord>
 
 /**
  * Calls that only fronts make, over the bus, and a partition's own API makes of itself. Names share the space of the contract's.
- * - `hold`: `ready → reserved` for `wanted` machines, the named ones first, else the next matches; none or all of `wanted`. Refuses with no-match.
+ * - `hold`: `ready → reserved` for `wanted` machines, the named ones first, else the next matches; none or all of `wanted`. Refuses with no-match, and with
+ *   quota-exceeded where the owner would have more here than it may have anywhere.
  *   At most one per allocation id and partition: a front takes a new id where it does not know what became of a hold.
  * - `confirm`: `reserved → allocated`, all or nothing; idempotent; refuses with nothing-allocated when the hold is gone, and that is final.
  *   A part that was confirmed once is answered as it stands, also after its release: a late retry must not start anew.
  * - `drop`: gives a hold back before its time. What is confirmed already is released (the allocation is given up for good) or kept: a
  *   front that does not know whether its key record stands must not take away what a retry has confirmed meanwhile. Idempotent.
  * - `config.copy`: a part of the global configuration that the partition keeps, for a front whose own database is away or lost.
+ * - `quota.count`: how many machines each set of owners has here, holds included, as it is in the database at that moment: a hold that was answered
+ *   before the question is in it. A front asks when it has held its own.
  * - `recall`: the record of a key, or null. `remember`: insert if absent, or replace the record of allocation `replaces`; answers with what stands.
  */
 export const busCalls = {
@@ -147,6 +151,11 @@ export const busCalls = {
     answer: z.object({ dropped: z.number().int() }),
   },
   'config.copy': { input: z.strictObject(copyQuestion.shape), answer: copyPart },
+  'quota.count': {
+    input: z.strictObject({ of: z.array(countedSet).max(100), allocation: allocationId.optional() }),
+    /** In the order of the question. */
+    answer: z.object({ counts: z.array(counted) }),
+  },
   'key.recall': { input: z.strictObject({ key: z.string() }), answer: keyRecord.nullable() },
   'key.remember': { input: z.strictObject({ record: keyRecord, replaces: allocationId.nullable() }), answer: keyRecord },
 } as const

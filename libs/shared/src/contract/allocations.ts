@@ -77,15 +77,15 @@ export const allocations = {
     summary: 'Allocate machines',
     description:
       'Asks every partition; the first or best offer wins, is held, then confirmed. Send an Idempotency-Key (1 to 128 visible ASCII characters): a retry ' +
-      'with the same key, also through another front, gets the first answer. A refusal with `earlierAttempts: unknown` came before the key was looked up: an earlier attempt, ' +
-      'whose answer was lost, may stand; repeat it. 409 no-match explains what removed which machines.',
+      'with the same key, also through another front, gets the first answer. A refusal with `earlierAttempts: unknown` came before the key was looked up, or met holds of a quota: an earlier attempt, ' +
+      'whose answer was lost, may stand; repeat it. 409 no-match explains what removed which machines, 409 quota-exceeded how many machines who has and may have.',
     rest: { method: 'POST', path: '/allocations' },
     status: 201,
     role: 'user',
     input: allocationRequest,
     answer: allocation,
     spread: { kind: 'best' },
-    errors: ['no-match', 'key-reused', 'nothing-allocated'],
+    errors: ['no-match', 'quota-exceeded', 'key-reused', 'nothing-allocated'],
     idempotency: 'key',
   }),
   list: declareCall({

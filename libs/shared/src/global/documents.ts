@@ -149,6 +149,20 @@ const kinds = {
     refersTo: { user: 'user' },
     sealed: {},
   },
+  /** The most machines that a user, the members of a group together or, where neither is named, anybody may have at a time. */
+  quota: {
+    name: groupName,
+    shape: {
+      description: z.string().max(200).default(''),
+      user: userName.optional(),
+      group: groupName.optional(),
+      /** Machines of this pool only. */
+      pool: label.optional(),
+      machines: z.number().int().min(0).max(1_000_000),
+    },
+    refersTo: { user: 'user', group: 'group' },
+    sealed: {},
+  },
   /** A partition of the federation. */
   partition: {
     name: partitionName,
@@ -393,6 +407,7 @@ function brokenReferences(documents: Documents): Problem[] {
   return [
     ...named,
     ...brokenGroups(documents),
+    ...brokenQuotas(documents.quota),
     ...brokenBindings(documents.user, documents.oidc),
     ...brokenProviders(documents),
   ]
@@ -410,6 +425,12 @@ function brokenGroups({ group, user }: Documents): Problem[] {
       ...(limitedTo && role === undefined ? [{ field, message: 'has pools but no role, so they mean nothing' }] : []),
     ]
   })
+}
+
+function brokenQuotas(quotas: Documents['quota']): Problem[] {
+  return Object.entries(quotas)
+    .filter(([, { user, group }]) => user !== undefined && group !== undefined)
+    .map(([name]) => ({ field: `quota ${name}`, message: 'is for a user or for a group, not for both' }))
 }
 
 /** A person at a provider is one user. */
