@@ -1,4 +1,4 @@
-// What follows in a federation from the documents about people: groups, their own passwords and SSH keys, quotas. Three partitions and a front, for all of it.
+// What follows in a federation from the documents about people: groups, their own passwords and SSH keys, quotas, pools. Three partitions and a front, for all of it.
 import { machineToken } from '@muster/partition/domain/machine-token'
 import { newToken } from '@muster/server/tokens'
 import { createClient } from '@muster/shared/client'
@@ -247,5 +247,48 @@ describe('a quota', () => {
     const file = partition.as.user
     expect(await codeOf(file.allocations.create({ ...wish, count: 3 }))).toBe('quota-exceeded')
     expect(await codeOf(file.allocations.create({ ...wish, count: 2 }))).toBeUndefined()
+  })
+})
+
+describe('pools that the global configuration names', () => {
+  test('are the only ones, everywhere; none goes while a machine is in it, and a preview says so', async () => {
+    const { admin, operator } = servers.front.as
+    await addMachines([1, 1], { pool: 'shelf' })
+    const pool = (name: string, description = '') => ({ kind: 'pool' as const, name, document: { description } })
+    const used = (await operator.pools.list()).items
+      .filter(({ machines, name }) => machines > 0 && name !== 'default')
+      .map(({ name }) => name)
+    // What is in use cannot be left out.
+    const others = used.filter(name => name !== 'shelf').map(name => pool(name))
+    const refused = await refusalOf(admin.config.change({ put: others, dryRun: true }))
+    expect(refused).toMatchObject({ code: 'invalid-input', message: expect.stringContaining('pool shelf: has 2 machines, in one, two') })
+    // Grants and quotas speak of pools that there are.
+    const broken = await refusalOf(admin.config.change({ put: used.filter(name => name !== 'raced').map(name => pool(name)) }))
+    expect(broken?.message).toContain('quota racers: its pool raced does not exist')
+
+    await put(...used.map(name => pool(name)), pool('web', 'in front'))
+    const web = { name: 'web', description: 'in front', machines: 0, ready: 0 }
+    for (const { as } of [servers.front, ...servers.partitions]) expect((await as.operator.pools.list()).items).toContainEqual(web)
+    expect(await operator.pools.get({ name: 'web' })).toMatchObject(web)
+    const machine = { interfaces: [{ mac: '02:00:00:12:00:01' }], arch: 'amd64' as const, partition: 'three' }
+    expect(await refusalOf(operator.machines.create({ ...machine, pool: 'wep' }))).toMatchObject({
+      code: 'invalid-input',
+      facts: { errors: [{ field: 'pool', message: expect.stringContaining('there is no pool wep') }] },
+    })
+    // Nobody has sorted this one yet, and zones are each partition's own.
+    const { id } = await operator.machines.create({ ...machine, zone: 'hall-9' })
+    expect(await codeOf(operator.machines.update({ id, pool: 'wep' }))).toBe('invalid-input')
+    expect(await codeOf(operator.machines.update({ id, pool: 'web' }))).toBeUndefined()
+    expect(await codeOf(operator.pools.put({ name: 'more', description: '' }))).toBe('invalid-input')
+    expect(await codeOf(operator.pools.delete({ name: 'web' }))).toBe('invalid-input')
+
+    const gone = { delete: [{ kind: 'pool' as const, name: 'web' }] }
+    expect((await refusalOf(admin.config.change(gone)))?.message).toContain('pool web: has 1 machines, in three')
+    await operator.machines.update({ id, pool: 'default' })
+    await taken((await admin.config.change(gone)).generation)
+    expect((await operator.pools.list()).items.map(({ name }) => name)).not.toContain('web')
+    // Where none is named, every partition has its own again.
+    await taken((await admin.config.change({ delete: used.map(name => ({ kind: 'pool' as const, name })) })).generation)
+    expect(await codeOf(operator.machines.update({ id, pool: 'wep' }))).toBeUndefined()
   })
 })

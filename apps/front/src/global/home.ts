@@ -12,6 +12,7 @@ import { frontGroup } from '@muster/shared/bus/permissions'
 import { copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer } from '@muster/shared/contract/contract'
+import { pools } from '@muster/shared/contract/labels'
 import { Refusal } from '@muster/shared/errors'
 import {
   type CopyContent,
@@ -30,7 +31,9 @@ import {
   type Difference,
   type Documents,
   differences,
+  isPlace,
   noDocuments,
+  placeKinds,
 } from '@muster/shared/global/documents'
 import { decodeJson, encodeJson } from '../json.ts'
 import type { PartitionCalls } from '../partition-calls.ts'
@@ -252,6 +255,7 @@ class GlobalHome implements Home {
       const { documents, secrets } = next(before?.documents ?? noDocuments)
       const found = differences(before?.documents ?? noDocuments, documents)
       if (found.length === 0) return { generation, outcome: 'nothing-to-do', differences: [], secrets: [] }
+      await this.#refuseLosing(found, documents)
       if (options.kind === 'dry-run') return { generation, outcome: 'dry-run', differences: found, secrets: [] }
       const signed = this.#sign({
         generation: generation + 1,
@@ -265,6 +269,51 @@ class GlobalHome implements Home {
       if (options.expectedGeneration !== undefined || attempt === maxAttempts)
         throw new Refusal('stale-version', `the configuration was changed by somebody else while this was tried (${attempt} times)`)
     }
+  }
+
+  /** Throws invalid-input where machines are in pools or zones that would not exist. Partitions that do not answer are not waited for: their machines stay where they are. */
+  async #refuseLosing(found: readonly Difference[], documents: Documents): Promise<void> {
+    const kinds = placeKinds.filter(kind => found.some(each => each.kind === kind) && Object.keys(documents[kind]).length > 0)
+    const used = await Promise.all(kinds.map(async kind => (await this.#placesInUse(kind)).map(place => ({ kind, ...place }))))
+    const errors = used
+      .flat()
+      .filter(({ kind, name }) => !isPlace(documents[kind], name))
+      .map(({ kind, name, machines, partitions }) => ({
+        field: `${kind} ${name}`,
+        message: `has ${machines} machines, in ${partitions.join(', ')}: move them first, or let it be`,
+      }))
+    if (errors.length === 0) return
+    throw new Refusal('invalid-input', errors.map(({ field, message }) => `${field}: ${message}`).join('; '), { errors })
+  }
+
+  async #placesInUse(kind: (typeof placeKinds)[number]): Promise<{ name: string; machines: number; partitions: string[] }[]> {
+    const { presence, calls } = this.#options
+    const answers = await Promise.all(
+      presence.known().map(async partition => {
+        const envelope = this.#ownEnvelope(`${kind}s of ${partition}`)
+        const call = `${kind}s.list` as const
+        const asking = { partition, envelope, timeoutMs: partLimitMs, signal: this.#stopping.signal }
+        const reply = await calls.ask(asking, calls.encode(envelope, call, {}))
+        const answer = reply.kind === 'answered' ? pools.list.answer.safeParse(reply.answer) : undefined
+        return (answer?.data?.items ?? []).filter(({ machines }) => machines > 0).map(entry => ({ ...entry, partition }))
+      }),
+    )
+    return [...Map.groupBy(answers.flat(), ({ name }) => name)].map(([name, entries]) => ({
+      name,
+      machines: entries.reduce((sum, { machines }) => sum + machines, 0),
+      partitions: entries.map(({ partition }) => partition),
+    }))
+  }
+
+  /** For a question that the front asks on its own account. */
+  #ownEnvelope(requestId: string) {
+    const { calls, name } = this.#options
+    return calls.envelope({
+      requestId,
+      deadline: Date.now() + partLimitMs,
+      caller: { name: `front ${name}`, role: 'admin' },
+      from: 'itself',
+    })
   }
 
   #sign(content: CopyContent): { content: CopyContent; copy: SignedCopy } {
@@ -357,17 +406,12 @@ class GlobalHome implements Home {
 
   /** Takes the newest copy that a partition holds, if it is newer than what is in force. Answers whose copy is in force, where one is. */
   async #takeFromPartitions(): Promise<string | undefined> {
-    const { presence, calls, name, log } = this.#options
+    const { presence, calls, log } = this.#options
     this.#askedAt = Date.now()
     const found = await Promise.all(
       presence.known().map(async partition => {
         const ask = async (question: { have: number; part: number }) => {
-          const envelope = calls.envelope({
-            requestId: `configuration of ${partition}`,
-            deadline: Date.now() + partLimitMs,
-            caller: { name: `front ${name}`, role: 'admin' },
-            from: 'itself',
-          })
+          const envelope = this.#ownEnvelope(`configuration of ${partition}`)
           const reply = await calls.askBus(
             { partition, envelope, timeoutMs: partLimitMs, signal: this.#stopping.signal },
             'config.copy',

@@ -34,6 +34,7 @@ import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/def
 import { erasePolicyFor, erasureCertificates } from '../domain/erase.ts'
 import * as machines from '../domain/machines.ts'
 import { existingMachine, moveMachine, refuseForeign, refuseUnmovable } from '../domain/move.ts'
+import { refuseFederal, withFederal } from '../domain/places.ts'
 import { listScripts, scriptOutput, scriptResults } from '../domain/scripts.ts'
 import { deadLetterViewOf, eventViewOf, viewOf } from '../domain/view.ts'
 import type { WebhookSender } from '../domain/webhooks/sender.ts'
@@ -372,18 +373,20 @@ type LabelHandlers<Group extends LabelName> = { readonly [Name in Extract<CallNa
 /** The same four calls for tags, pools and zones. */
 function labelHandlers<Kind extends LabelKind>(core: Core, kind: Kind): LabelHandlers<`${Kind}s`> {
   const existing = async (name: string) => {
-    const [found] = await labelRows.listLabels(core.sql, kind, name)
+    const [found] = withFederal(core, kind, await labelRows.listLabels(core.sql, kind, name)).filter(each => each.name === name)
     if (!found) throw new Refusal('not-found', `partition ${core.partition} knows no ${kind} ${name}`)
     return found
   }
   return {
-    [`${kind}s.list`]: async () => ({ items: await labelRows.listLabels(core.sql, kind), nextCursor: null }),
+    [`${kind}s.list`]: async () => ({ items: withFederal(core, kind, await labelRows.listLabels(core.sql, kind)), nextCursor: null }),
     [`${kind}s.get`]: ({ name }: { name: string }) => existing(name),
     [`${kind}s.put`]: async (input: { name: string; description: string }) => {
+      refuseFederal(core, kind, input.name, 'put')
       await labelRows.putLabel(core.sql, kind, input)
       return existing(input.name)
     },
     [`${kind}s.delete`]: async ({ name }: { name: string }, { caller }: CallContext) => {
+      refuseFederal(core, kind, name, 'delete')
       const found = await existing(name)
       if (kind === 'tag')
         for (const id of await labelRows.machinesWithTag(core.sql, name)) await machines.takeOffTag(core, caller, id, name)

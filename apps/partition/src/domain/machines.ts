@@ -22,6 +22,7 @@ import { erasePolicyFor, leftUnerased } from './erase.ts'
 import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
+import { refuseUnknownPlaces } from './places.ts'
 import { storedPowerSettings } from './power-settings.ts'
 import { chooseScripts } from './scripts.ts'
 import { recordDocuments, refuseReservedName } from './static-addresses.ts'
@@ -33,6 +34,7 @@ const idAttempts = 5
 
 /** Adds a machine by hand. Throws already-exists where the hostname or a MAC is known. */
 export async function createMachine(core: Core, caller: Caller, input: CallInput<'machines.create'>): Promise<Machine> {
+  refuseUnknownPlaces(core, input)
   if (input.hostname !== undefined) await refuseReservedName(core.sql, input.hostname)
   for (let attempt = 1; ; attempt++) {
     const id = newMachineId(core.partition)
@@ -82,6 +84,11 @@ export async function updateMachine(core: Core, caller: Caller, input: CallInput
     refuseLocked(found)
     if (version !== undefined && found.version !== version)
       throw new Refusal('stale-version', `${id} is at version ${found.version}, not ${version}`, { version: found.version })
+    // Where it is already it may stay.
+    refuseUnknownPlaces(core, {
+      pool: plain.pool === found.pool ? undefined : plain.pool,
+      zone: plain.zone === found.zone ? undefined : plain.zone,
+    })
     if (plain.hostname !== undefined) await refuseReservedName(core.sql, plain.hostname, id)
     const isSwitchGiven = powerDriver !== undefined || powerSettings !== undefined
     const stored =

@@ -149,6 +149,10 @@ const kinds = {
     refersTo: { user: 'user' },
     sealed: {},
   },
+  /** A pool that exists everywhere. Where there are documents of this kind, there are no other pools. */
+  pool: { name: label, shape: { description: z.string().max(1000).default('') }, refersTo: {}, sealed: {} },
+  /** As with pools. */
+  zone: { name: label, shape: { description: z.string().max(1000).default('') }, refersTo: {}, sealed: {} },
   /** The most machines that a user, the members of a group together or, where neither is named, anybody may have at a time. */
   quota: {
     name: groupName,
@@ -257,6 +261,17 @@ export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
 export type WebhookDocument = DocumentOf<'webhook'>
 export type ProviderDocument = DocumentOf<'oidc'>
+
+/** Labels of machines that may be named for the whole federation. */
+export const placeKinds = ['pool', 'zone'] as const satisfies readonly DocumentKind[]
+
+/** Where machines are that nobody has sorted yet: there is always one. */
+const unsorted = 'default'
+
+/** Whether a pool or a zone is one of those named; any is where none is named. */
+export function isPlace(named: Readonly<Record<string, unknown>>, place: string): boolean {
+  return place === unsorted || Object.hasOwn(named, place) || Object.keys(named).length === 0
+}
 
 /** The sealed fields of a kind: each with its form as a person writes it. */
 export function sealedFieldsOf(kind: DocumentKind): Readonly<Record<string, z.ZodType<string>>> {
@@ -406,11 +421,25 @@ function brokenReferences(documents: Documents): Problem[] {
   )
   return [
     ...named,
+    ...brokenPools(documents),
     ...brokenGroups(documents),
     ...brokenQuotas(documents.quota),
     ...brokenBindings(documents.user, documents.oidc),
     ...brokenProviders(documents),
   ]
+}
+
+/** Whoever is limited to pools, or has a quota for one, is so for one that there is. */
+function brokenPools(documents: Documents): Problem[] {
+  const limited = (['user', 'group', 'token', 'oidc'] as const).flatMap(kind =>
+    Object.entries(documents[kind]).flatMap(([name, { pools: own }]) => (own ?? []).map(pool => ({ field: `${kind} ${name}`, pool }))),
+  )
+  const counted = Object.entries(documents.quota).flatMap(([name, { pool }]) =>
+    pool === undefined ? [] : [{ field: `quota ${name}`, pool }],
+  )
+  return [...limited, ...counted]
+    .filter(({ pool }) => !isPlace(documents.pool, pool))
+    .map(({ field, pool }) => ({ field, message: `its pool ${pool} does not exist` }))
 }
 
 function brokenGroups({ group, user }: Documents): Problem[] {
