@@ -6,6 +6,7 @@ import { AuditLog, connectAudit } from '@muster/database/audit-log'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { connectNats } from '@muster/server/bus/nats-bus'
 import { tokensOfAll } from '@muster/server/global/people'
+import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner, type Signer } from '@muster/server/global/signature'
 import { type RunningDoor, startDoor } from '@muster/server/http/door'
 import { createMetrics } from '@muster/server/http/metrics'
@@ -116,6 +117,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     catalogue,
     memory: new Memory(catalogue),
     configuration,
+    shared: settings.sharedKey && createSharedSealer(settings.sharedKey),
     sessions: sessionsHere({ seal, configuration, log }),
     rules: settings.rules,
     log,

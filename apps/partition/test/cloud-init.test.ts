@@ -7,13 +7,19 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { gzipSync } from 'node:zlib'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { createSharedSealer, sealText } from '@muster/server/global/sealed'
+import { createSigner } from '@muster/server/global/signature'
+import { payloadOf } from '@muster/shared/global/copy'
+import { type Documents, noDocuments } from '@muster/shared/global/documents'
+import { Secret } from '@muster/shared/secret'
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import { parse } from 'yaml'
 import type { MachineRow } from '../src/db/machines.ts'
 import { machineToken } from '../src/domain/machine-token.ts'
 import { metadataCredentials } from '../src/domain/metadata.ts'
 import { addMachine, reread, runPartition, type TestPartition, until } from './harness.ts'
 
+const sharedKey = Buffer.alloc(32, 'shared')
 const script = fileURLToPath(new URL('cloud-init.py', import.meta.url))
 
 /** As needs() for programs: a silent skip in CI would hide a hole. */
@@ -31,7 +37,7 @@ describe.skipIf(needsModules())('cloud-init', { timeout: 180_000 }, () => {
   let folder: string
   const ends: (() => Promise<void>)[] = []
   beforeAll(async () => {
-    partition = await runPartition({}, end => void ends.push(end))
+    partition = await runPartition({ sharedKey }, end => void ends.push(end))
     folder = mkdtempSync(path.join(tmpdir(), 'muster-cloud-init-'))
   })
   afterAll(async () => {
@@ -82,6 +88,20 @@ describe.skipIf(needsModules())('cloud-init', { timeout: 180_000 }, () => {
       reporting: { muster: Record<string, unknown> }
     }
   const sources = { nocloud: readNoCloud, maas: readMaas }
+  /** Has the partition know one licence key, for Debian, until the test ends. */
+  async function withLicence(key: string): Promise<void> {
+    const signer = createSigner('09'.repeat(32))
+    const { configuration } = partition.core
+    configuration.trust([signer.publicKey])
+    const use = async (licence: Documents['licence']) => {
+      const head = { generation: configuration.generation + 1, changedAt: new Date().toISOString(), changedBy: 'test', note: '' }
+      await configuration.take(signer.sign(payloadOf({ ...head, documents: { ...noDocuments, licence } })))
+    }
+    const place = { kind: 'licence', name: 'debian', field: 'key' } as const
+    const sealed = sealText(createSharedSealer(sharedKey), place, new Secret(key))
+    await use({ debian: { description: '', operatingSystems: ['debian/12'], key: sealed } })
+    onTestFinished(() => use({}))
+  }
   const eventsOf = (id: string) =>
     partition.sql<{ kind: string; data: { reports: number; ended: { name: string }[] } }[]>`
       select kind, data from events where machine_id = ${id} and kind = 'machine.cloud-init' order by id`
@@ -104,6 +124,18 @@ describe.skipIf(needsModules())('cloud-init', { timeout: 180_000 }, () => {
       expect(read.keys).toEqual([])
       // NoCloud must find a file; MAAS's 404 is no user-data.
       expect(Buffer.from(read.userDataRaw, 'base64').toString()).toBe(source === 'nocloud' ? '#cloud-config\n{}\n' : '')
+    })
+
+    test("is given the licence keys of its operating system in a script, beside the user's own", async () => {
+      const key = 'PLANTED LICENCE --KEY'
+      await withLicence(key)
+      const read = await sources[source](await installed({ userData: '#!/bin/sh\necho mine\n' }))
+      expect(read.vendorData.map(({ type }) => type)).toEqual(['text/cloud-config', 'text/x-shellscript'])
+      expect(vendorOf(read).phone_home.url).toContain('/metadata/')
+      const script = Buffer.from(read.vendorData[1]?.content ?? '', 'base64').toString()
+      expect(script).toMatch(/^#!\/bin\/sh\n/)
+      expect(script).toContain(`printf %s ${Buffer.from(key).toString('base64')} | base64 -d > "$folder/debian"`)
+      expect(read.userData).toMatchObject([{ type: 'text/x-shellscript' }])
     })
 
     test('takes compressed and multipart user-data, byte for byte', async () => {

@@ -89,6 +89,7 @@ export async function startCore(
     catalogue,
     memory: new Memory(catalogue),
     configuration,
+    shared: undefined,
     sessions: sessionsHere({ seal, configuration, log }),
     rules: { ...usualRules, ...options.rules },
     log,

@@ -53,6 +53,7 @@ beforeAll(async () => {
     catalogue,
     memory: new Memory(catalogue),
     configuration,
+    shared: undefined,
     sessions: sessionsHere({ seal, configuration, log }),
     rules: defaultRules,
     log,

@@ -1,11 +1,15 @@
-// What follows in a federation from the documents about people: groups, their own passwords and SSH keys, quotas, pools. Three partitions and a front, for all of it.
+// What follows in a federation from the documents about people: groups, their own passwords and SSH keys, quotas, pools; and licence keys. Three partitions and a front, for all of it.
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
 import { machineToken } from '@muster/partition/domain/machine-token'
 import { newToken } from '@muster/server/tokens'
 import { createClient } from '@muster/shared/client'
 import { Refusal } from '@muster/shared/errors'
 import type { DocumentKind } from '@muster/shared/global/documents'
 import { hashPassword } from '@muster/shared/password'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import { parse } from 'yaml'
 import { makeReady, type Servers, startServers, until } from './servers.ts'
 
@@ -216,7 +220,8 @@ describe('a quota', () => {
 
   test('is not passed by many requests at two fronts at the same moment', async () => {
     const other = await servers.anotherFront('other')
-    await addMachines([4, 4, 4], { pool: 'raced' })
+    // More than requests, which hold one each: none finds nothing left.
+    await addMachines([6, 6, 6], { pool: 'raced' })
     await put(user('emil'), user('frida'), { kind: 'group', name: 'racers', document: { members: ['emil', 'frida'] } })
     await put(quota('racers', { group: 'racers', pool: 'raced', machines: 4 }))
     const [emil, frida] = [await login('emil'), await loginAt(other.url, 'frida')]
@@ -291,4 +296,41 @@ describe('pools that the global configuration names', () => {
     await taken((await admin.config.change({ delete: used.map(name => ({ kind: 'pool' as const, name })) })).generation)
     expect(await codeOf(operator.machines.update({ id, pool: 'wep' }))).toBeUndefined()
   })
+})
+
+test('a licence key comes to the machines that are deployed with its operating system, and is shown to nobody', async () => {
+  const key = 'PLANTED-LICENCE "quoted" $(not run) KEY'
+  const licence = (name: string, os: string) => ({ kind: 'licence' as const, name, document: { operatingSystems: [os], key } })
+  await put(licence('debian', 'debian/12'), licence('other', 'ubuntu/24.04'), user('hana'))
+  await addMachines([0, 0, 1], { powerDriver: 'manual', pool: 'licensed' })
+  const hana = await login('hana')
+  const id = (await hana.allocations.create({ constraints: { pools: ['licensed'] } })).machines[0]?.id as string
+  await hana.machines.deploy({ id, os: 'debian/12' })
+  const { core, url } = servers.partitions[2] as Servers['partitions'][number]
+  const [row] = await core.sql<{ run: string }[]>`select run from machines where id = ${id}`
+  const metadata = machineToken(core.seal, 'metadata', { id, run: row?.run as string })
+  const vendor = await (await fetch(`${url}/metadata/${metadata}/vendor-data`)).text()
+  expect(vendor).not.toContain('/other')
+
+  // What cloud-init would run, in a folder of this test.
+  const folder = mkdtempSync(path.join(tmpdir(), 'muster-licences-'))
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }))
+  const script = (/Content-Type: text\/x-shellscript.*\n\n([\s\S]*?)\n--/.exec(vendor)?.[1] ?? '').replace('/etc/muster/licences', folder)
+  execFileSync('/bin/sh', { input: script })
+  expect(readdirSync(folder)).toEqual(['debian'])
+  expect(readFileSync(path.join(folder, 'debian'), 'utf8')).toBe(key)
+  expect(statSync(path.join(folder, 'debian')).mode & 0o777).toBe(0o600)
+
+  const { admin } = servers.front.as
+  const shown = JSON.stringify([
+    await admin.config.get({}),
+    await admin.config.diff({ from: 0 }),
+    await admin.audit.fronts({}),
+    await admin.machines.get({ id }),
+  ])
+  expect(shown).toContain('"licence"')
+  expect(shown).not.toContain('PLANTED-LICENCE')
+  expect(
+    await codeOf(admin.config.change({ put: [{ kind: 'licence', name: 'none', document: { operatingSystems: ['debian/12'] } }] })),
+  ).toBe('invalid-input')
 })

@@ -126,9 +126,8 @@ async function run(job: Begun): Promise<AllocationOutput> {
       const kept = await keep(job, held.attempt, { replaces, coverage: offers.coverage })
       if (kept.kind === 'confirmed') return kept.output
       replaces = kept.replaces
-    } else if (held.kind === 'beyond quota') {
-      if (held.beyond.kind === 'full') return twinOr(job, held.beyond)
     }
+    if (held.kind === 'beyond quota' && held.beyond.kind === 'full') return twinOr(job, held.beyond)
     checkTime(job)
     const isMiss = held.kind === 'too-few' || round === mostRounds
     if (isMiss && Date.now() >= waitUntil) {

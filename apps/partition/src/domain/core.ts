@@ -3,6 +3,7 @@
 import type { AuditLog } from '@muster/database/audit-log'
 import type { Signer } from '@muster/server/global/signature'
 import type { Log } from '@muster/server/log'
+import type { Sealer } from '@muster/server/seal'
 import type { Sessions } from '@muster/server/sessions/sessions'
 import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
 import type { ErasePolicy } from '@muster/shared/machine'
@@ -74,6 +75,8 @@ export interface Core {
   readonly memory: Memory
   /** The partition's copy of what belongs to the whole federation. */
   readonly configuration: GlobalCopy
+  /** Opens the secrets within it; undefined: there is no MUSTER_SHARED_KEY here. */
+  readonly shared: Sealer | undefined
   /** Of people who logged in, here or at a front. */
   readonly sessions: Sessions
   readonly rules: Rules

@@ -19,6 +19,7 @@ import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
 import { replaceCandidates } from './credentials.ts'
 import { erasePolicyFor, leftUnerased } from './erase.ts'
+import { refuseWithoutLicence } from './licences.ts'
 import { type DeploymentSecrets, readUserData, sealDeployment } from './metadata.ts'
 import { deploymentOf, existingMachine, moveMachine, noteChange, refuseForeign, refuseLocked } from './move.ts'
 import { networkOf, refuseUnfitNetwork } from './network-config.ts'
@@ -305,6 +306,7 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
         throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}${why}`, { available })
       }
       layoutFor(image, found, input.storage)
+      refuseWithoutLicence(core, input.os)
       const network = input.network ?? found.network
       // The machine may have other ports than when an operator said how its network is to be.
       if (network) refuseUnfitNetwork(network, found, 'network')

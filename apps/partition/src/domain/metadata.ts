@@ -4,6 +4,7 @@ import { Refusal } from '@muster/shared/errors'
 import type { Deployment } from '@muster/shared/machine'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
+import { licenceScript, licencesFor } from './licences.ts'
 import { machineToken } from './machine-token.ts'
 import { noteChange } from './move.ts'
 
@@ -83,8 +84,11 @@ export function hostKeysIn(form: Record<string, unknown>): string[] {
   })
 }
 
-/** How the first boot tells its end, and its progress; as a cloud-config below the user's own. */
-export function vendorData(machine: { id: string; run: string }, options: { core: Core; baseUrl: string; dataSource: DataSource }): string {
+/** How the first boot tells its end, and its progress, as a cloud-config below the user's own; with the licence keys of its operating system in a script beside it. */
+export function vendorData(
+  machine: { id: string; run: string; deployment: Deployment | null },
+  options: { core: Core; baseUrl: string; dataSource: DataSource },
+): string {
   const { core, baseUrl } = options
   const place = `${baseUrl}/metadata/${machineToken(core.seal, 'metadata', machine)}`
   const { url, consumerKey, tokenKey, tokenSecret } = metadataCredentials(core, machine, baseUrl)
@@ -96,7 +100,16 @@ export function vendorData(machine: { id: string; run: string }, options: { core
   const reporting = { muster: { type: 'webhook', ...webhook, timeout: 3, retries: 1 } }
   // Three seconds apart: a partition may be away for as long as an upgrade takes.
   const phoneHome = { url: `${place}/phone-home`, post: ['instance_id', 'hostname', 'fqdn', ...Object.values(hostKeyFields)], tries: 60 }
-  return `#cloud-config\n${yaml({ phone_home: phoneHome, reporting })}`
+  const config = `#cloud-config\n${yaml({ phone_home: phoneHome, reporting })}`
+  const licences = licencesFor(core, machine.deployment?.os)
+  return licences.length === 0 ? config : multipart({ 'text/cloud-config': config, 'text/x-shellscript': licenceScript(licences) })
+}
+
+/** Several parts in one, as cloud-init takes them (MIME, RFC 2046). None of ours has a line that begins with two dashes. */
+function multipart(parts: Readonly<Record<string, string>>): string {
+  const boundary = 'part-of-muster'
+  const texts = Object.entries(parts).map(([type, text]) => `--${boundary}\nContent-Type: ${type}; charset="us-ascii"\n\n${text}`)
+  return `Content-Type: multipart/mixed; boundary="${boundary}"\nMIME-Version: 1.0\n\n${texts.join('\n')}\n--${boundary}--\n`
 }
 
 /** YAML 1.2 contains JSON, so a line per member with its value as JSON needs no YAML writer and quotes everything rightly. */

@@ -51,6 +51,11 @@ const webhookSecret = z
     return bytes >= 24 && bytes <= 64
   }, 'must have 24 to 64 bytes')
 
+/** As vendors write them: one line of printable characters. */
+const licenceKey = z
+  .string()
+  .regex(/^[\x21-\x7e](?:[\x20-\x7e]{0,998}[\x21-\x7e])?$/, 'must be one line of 1 to 1000 printable ASCII characters')
+
 /** An http or https URL without a user, a password or a fragment. */
 const plainUrl = z
   .url({ protocol: /^https?$/, error: 'must be an http or https URL', abort: true })
@@ -211,6 +216,17 @@ const kinds = {
     refersTo: {},
     sealed: { secret: webhookSecret, secretBefore: webhookSecret },
   },
+  /** A licence key, which machines are given that are deployed with one of these operating systems. */
+  licence: {
+    name: webhookName,
+    shape: {
+      description: z.string().max(200).default(''),
+      operatingSystems: z.array(osName).min(1).max(100),
+      key: sealedText,
+    },
+    refersTo: {},
+    sealed: { key: licenceKey },
+  },
   /** An OpenID Connect provider, whose ID tokens people log in with. Whom neither a user's document nor `roles` names does not come in. */
   oidc: {
     name: providerName,
@@ -259,6 +275,7 @@ export type UserDocument = DocumentOf<'user'>
 export type GroupDocument = DocumentOf<'group'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
+export type LicenceDocument = DocumentOf<'licence'>
 export type WebhookDocument = DocumentOf<'webhook'>
 export type ProviderDocument = DocumentOf<'oidc'>
 
