@@ -166,6 +166,20 @@ export const checks: readonly Check[] = [
     must(dropped === 1, `releasing it freed ${dropped} machines`)
     return undefined
   }),
+  declareTaking('counts what it holds for a quota as soon as it holds it', async (far, wish) => {
+    // Somebody who has nothing else there.
+    const owner = { caller: `conformance-${randomText(8)}` }
+    const question = { of: [{ owners: [owner.caller] }, { owners: [] }], allocation: wish.allocation }
+    const count = async () => (await far.want('quota.count', question, busCalls['quota.count'].answer, owner)).counts
+    must((await count())[0]?.machines === 0, 'it counts machines of somebody who has none')
+    await far.want('allocation.hold', wish, busCalls['allocation.hold'].answer, owner)
+    const [his, nobodys] = await count()
+    await drop(far, wish.allocation, 'keep')
+    const seen = his && `${his.machines} machines, ${his.held} of them held, ${his.own} for the allocation`
+    must(his?.machines === 1 && his.held === 1 && his.own === 1, `of one machine, which it holds, it counts ${seen}`)
+    must(nobodys?.machines === 0, `it counts ${nobodys?.machines} machines of nobody`)
+    return undefined
+  }),
   declareTaking('tells when its log has grown', async (far, wish) => {
     const notices = await far.listen(subjects.log(far.name), logNotice, 2_000, async () => {
       await hold(far, wish)
