@@ -30,14 +30,15 @@ interface Served {
   cpuMicrosPerMib: number
 }
 
-export interface BootFigures {
+/** What a measurement that brings its own servers answers. */
+export interface Measured {
   text: string
   figures: Record<string, unknown>
   faults: string[]
 }
 
 /** Measures one partition with `plan.machines` machines. */
-export async function measureBoot(plan: Plan, say: (line: string) => void): Promise<BootFigures> {
+export async function measureBoot(plan: Plan, say: (line: string) => void): Promise<Measured> {
   const dataDir = mkdtempSync(path.join(tmpdir(), 'muster-bench-boot-'))
   const stops: (() => Promise<unknown> | unknown)[] = [() => rmSync(dataDir, { recursive: true, force: true })]
   try {

@@ -33,6 +33,9 @@ export function postgresOf(postmaster: number, isOurs: (database: string) => boo
   })
 }
 
+/** The server that a connection's process belongs to. */
+export const postmasterOf = (backend: number): number => parentOf(backend)
+
 function nameOf(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, 'utf8')

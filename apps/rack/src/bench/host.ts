@@ -22,7 +22,7 @@ export interface HostOptions {
   connections: number
 }
 
-const started: { running: RunningPartition; databaseUrl: string }[] = []
+const started: { running: RunningPartition; databaseUrl: string; carryOut: RunningPartition['core']['audit']['carryOut'] }[] = []
 const stops: (() => Promise<void> | void)[] = []
 
 const host = {
@@ -46,7 +46,7 @@ const host = {
         rules: defaultRules,
       } as const
       const running = await startPartition({ settings, log, own, onSuperseded: () => process.exit(1) })
-      started.push({ running, databaseUrl })
+      started.push({ running, databaseUrl, carryOut: running.core.audit.carryOut.bind(running.core.audit) })
     }
     return started.map(({ running }) => running.url)
   },
@@ -59,6 +59,11 @@ const host = {
       for (const name of ['machines', 'allocations', 'events'] as const) sum[name] += rows[name]
     }
     return sum
+  },
+
+  /** From here on: every change with its entries, as it is, or none at all. */
+  audit: (writes: 'written' | 'skipped'): void => {
+    for (const { running, carryOut } of started) running.core.audit.carryOut = writes === 'written' ? carryOut : (_, work) => work()
   },
 
   /** All machines ready again, in the rows and in memory. */

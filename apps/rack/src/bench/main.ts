@@ -3,7 +3,9 @@
 import { writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { Command, InvalidArgumentError } from 'commander'
+import { auditPartitions, measureAudit } from './audit.ts'
 import { measureBoot } from './boot.ts'
+import { measureCommissioning } from './commission.ts'
 import { measureP1 } from './p1.ts'
 import { measureP2 } from './p2.ts'
 import { measureP3 } from './p3.ts'
@@ -12,8 +14,8 @@ import { measurePower } from './power.ts'
 import { type Rig, startRig } from './rig.ts'
 
 /** Those that need servers, and those that bring what they need. */
-const withRig = { p1: measureP1, p2: measureP2, p3: measureP3 } as const
-const alone = { power: measurePower, boot: measureBoot } as const
+const withRig = { p1: measureP1, p2: measureP2, p3: measureP3, audit: measureAudit } as const
+const alone = { power: measurePower, boot: measureBoot, commission: measureCommissioning } as const
 type Name = keyof typeof withRig | keyof typeof alone
 const names = [...Object.keys(withRig), ...Object.keys(alone)] as Name[]
 const isAlone = (name: Name): name is keyof typeof alone => name in alone
@@ -29,7 +31,7 @@ interface Arguments {
 
 const program = new Command('bench')
   .description(
-    'Measures allocations: through a front (p1), on a partition (p2), as the fleet grows (p3); reading the power of many BMCs (power), and booting (boot). About seven minutes.',
+    'Measures allocations: through a front (p1), on a partition (p2), as the fleet grows (p3), with and without the audit log (audit); reading the power of many BMCs (power), booting (boot), and commissioning (commission). About ten minutes.',
   )
   .argument('[names]', `some of ${names.join(',')}`, chosen)
   .option('--only <names>', 'the same', chosen, names)
@@ -52,7 +54,7 @@ async function run(args: Arguments): Promise<number> {
   const rig: Rig | undefined =
     ofRig.length === 0
       ? undefined
-      : await startRig({ partitions: ofRig.some(name => name !== 'p2') ? plan.partitions : 1, machines: plan.machines, say })
+      : await startRig({ partitions: Math.max(...ofRig.map(name => partitionsOf(name, plan))), machines: plan.machines, say })
   const result: Record<string, unknown> = {
     bench: 'muster',
     at: new Date().toISOString(),
@@ -91,6 +93,10 @@ function planOf(args: Arguments): Plan {
     seconds: args.seconds ?? plan.seconds,
     sizes: [...new Set([...plan.sizes.filter(size => size < partitions), partitions])],
   }
+}
+
+function partitionsOf(name: Name, { partitions }: Plan): number {
+  return name === 'p2' ? 1 : name === 'audit' ? Math.min(auditPartitions, partitions) : partitions
 }
 
 function chosen(text: string): Name[] {

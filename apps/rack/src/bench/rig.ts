@@ -43,6 +43,8 @@ export interface Rig {
 }
 
 interface Hosted {
+  /** From here on: the partitions write their audit log, or do as if there were none. */
+  audit(writes: 'written' | 'skipped'): Promise<void>
   /** All machines ready again. */
   reset(): Promise<void>
   /** What the rows say. */
@@ -181,6 +183,9 @@ async function startHosts(
   return {
     urls: urls.flat(),
     pids: () => helpers.map(({ pid }) => pid),
+    audit: async (writes: 'written' | 'skipped') => {
+      await Promise.all(helpers.map(helper => helper.ask('audit', writes)))
+    },
     reset: async () => {
       await Promise.all(helpers.map(helper => helper.ask('reset', undefined)))
     },
@@ -225,6 +230,7 @@ async function federate(place: Place, partitions: number): Promise<Federated> {
   return {
     url,
     reset: hosts.reset,
+    audit: hosts.audit,
     allocated: hosts.allocated,
     groups: {
       front: () => [front.pid as number],
@@ -242,6 +248,7 @@ async function single(place: Place): Promise<Single> {
   return {
     url: hosts.urls[0] as string,
     reset: hosts.reset,
+    audit: hosts.audit,
     allocated: hosts.allocated,
     groups: { partition: hosts.pids, postgres: () => postgresOf(place.postgres.pid, database => database !== floorDatabase) },
     stop: () => stopAll(stops),
