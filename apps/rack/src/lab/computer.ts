@@ -12,6 +12,7 @@ import type { ChassisControl } from '@muster/drivers/ipmi/codec'
 import { deathTie } from '@muster/embedded/death-tie'
 import { type Bmc, startBmc } from '../bmc/bmc.ts'
 import { BootOptions } from '../bmc/boot-options.ts'
+import { plug, unplug } from './place.ts'
 
 export type Firmware = 'bios' | 'uefi'
 export type Acceleration = 'kvm' | 'tcg'
@@ -79,8 +80,7 @@ export class Computer implements AsyncDisposable {
     this.account = { name: 'muster', password: randomBytes(9).toString('base64url'), privilege: 'ADMINISTRATOR' }
     this.disk = path.join(folder, `${name}.disk`)
     this.consoleFile = path.join(folder, `${name}.console`)
-    writeFileSync(this.disk, '')
-    truncateSync(this.disk, options.diskBytes)
+    this.exchangeDisk(options.diskBytes)
     writeFileSync(this.consoleFile, '')
     if (options.firmware === 'uefi') copyFileSync(ovmf.variables, this.#variables)
   }
@@ -102,6 +102,26 @@ export class Computer implements AsyncDisposable {
   press(): void {
     this.#bootOptions.buttonPressed()
     this.#start()
+  }
+
+  /** Its processors stand still, as those of a machine that hangs; its power stays. */
+  freeze(): void {
+    this.#qmp?.write('{"execute":"stop"}\n')
+  }
+
+  /** Takes its cable out of the switch: whatever it sends, nobody answers. */
+  async unplug(): Promise<void> {
+    await unplug(this.#options.tap)
+  }
+
+  async plug(): Promise<void> {
+    await plug(this.#options.tap)
+  }
+
+  /** An empty disk of another size, from the next start on. */
+  exchangeDisk(bytes: number): void {
+    writeFileSync(this.disk, '')
+    truncateSync(this.disk, bytes)
   }
 
   /** What was written on the serial line so far. */

@@ -9,6 +9,7 @@ import path from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { promisify } from 'node:util'
 import { takeImage } from '@muster/partition/domain/image-store'
+import { program } from './program.ts'
 
 const run = promisify(execFile)
 
@@ -21,8 +22,6 @@ export interface DebianImageOptions {
 /** What debootstrap cannot resolve by itself is installed by apt, in the new system. */
 const packages = ['cloud-init', 'cloud-guest-utils', 'openssh-server', 'linux-image-cloud-amd64', 'e2fsprogs', 'python3-oauthlib']
 const base = ['systemd-sysv', 'udev', 'ca-certificates', 'iproute2', 'netbase']
-/** A slow mirror and a few hundred megabytes. */
-const limitMs = 1_200_000
 
 const sector = 512
 const mib = 2 ** 20
@@ -213,13 +212,3 @@ const isThere = (file: string) =>
     () => true,
     () => false,
   )
-
-async function program(name: string, args: readonly string[]): Promise<void> {
-  try {
-    await run(name, args, { timeout: limitMs, maxBuffer: 64 * mib, env: { ...process.env, LC_ALL: 'C' } })
-  } catch (cause) {
-    const { code, stderr = '', stdout = '' } = cause as { code?: unknown; stderr?: string; stdout?: string }
-    if (code === 'ENOENT') throw new Error(`${name} is not installed`, { cause })
-    throw new Error(`${name}: ${(stderr.trim() || stdout.trim() || (cause as Error).message).slice(-1500)}`, { cause })
-  }
-}

@@ -11,9 +11,11 @@ import { type Federation, startFederation } from '../federation/federation.ts'
 import { wholeNumber } from '../whole-number.ts'
 import { type Acceleration, Computer, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
+import { diskBytes, type FaultName, type FaultOptions, faultDeadlines, faultNames, makeFaultImage, tellFaults } from './faults.ts'
 import { whyNoLab } from './needs.ts'
 import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
-import { Mortal, type Stage, type StepTime, stages, tellStory } from './story.ts'
+import { Mortal, type Stage, stages, tellStory } from './story.ts'
+import type { StepTime } from './teller.ts'
 
 interface Arguments {
   machines: number
@@ -21,6 +23,8 @@ interface Arguments {
   accel: Acceleration
   data: string
   killIn: Stage[]
+  fault: FaultName[]
+  full: boolean
   limit: number
   json: boolean
 }
@@ -34,20 +38,31 @@ const program = new Command('npm run lab --')
   .addOption(new Option('--accel <kind>', 'kvm needs /dev/kvm').choices(['kvm', 'tcg']).default('tcg', 'tcg, which works everywhere'))
   .option('--data <dir>', 'images stay there for the next time; consoles and logs are in its run/', '.muster/lab')
   .addOption(new Option('--kill-in <stage...>', 'kill -9 of the partition in the middle of these stages').choices([...stages]).default([]))
+  .addOption(
+    new Option('--fault <name...>', 'instead: what goes wrong, what is then said, and the way out; on one machine')
+      .choices([...faultNames])
+      .default([]),
+  )
+  .option('--full', 'the lives of machines, and then every fault', false)
   .option('--limit <minutes>', 'for one step of one machine', wholeNumber(1, 120), 15)
   .option('--json', 'one line of JSON on standard output at the end', false)
-  .addHelpText('after', '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying')
+  .addHelpText(
+    'after',
+    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --fault no-dhcp full-disk',
+  )
 
 const args = program.parse().opts<Arguments>()
 const dataDir = path.resolve(args.data)
 const files = path.join(dataDir, 'files')
 const runDir = path.join(dataDir, 'run')
+/** How a lab ends that was asked to, as shells have it. */
+const stopped = 130
 const insideMark = 'MUSTER_LAB_INSIDE'
 const startedAt = Date.now()
 const say = (line: string) => process.stderr.write(`${String(Math.round((Date.now() - startedAt) / 1000)).padStart(4)} s  ${line}\n`)
 
 try {
-  process.exitCode = process.env[insideMark] === undefined ? await outside() : await inside(process.env[insideMark])
+  process.exitCode = process.env[insideMark] === undefined ? await outside() : await inside(JSON.parse(process.env[insideMark]))
 } catch (error) {
   say(`the lab failed: ${(error as Error).message}`)
   process.exitCode = 1
@@ -62,41 +77,85 @@ async function outside(): Promise<number> {
   say('building the agent')
   const agent = path.join(files, 'agent/amd64')
   await buildAgent({ out: agent, kernel: 'cloud', cache: packageCache, say: line => say(`  ${line}`) })
-  say('building a Debian to deploy, unless it is there')
-  const os = await buildDebianImage({ files, say: line => say(`  ${line}`) })
   rmSync(runDir, { recursive: true, force: true })
-  mkdirSync(runDir, { recursive: true })
+  const faults = args.full ? faultNames : args.fault
+  const parts: Inside[] = []
+  if (args.full || faults.length === 0) {
+    say('building a Debian to deploy, unless it is there')
+    parts.push({ part: 'lives', os: await buildDebianImage({ files, say: line => say(`  ${line}`) }), runDir })
+  }
+  if (faults.length > 0)
+    parts.push({ part: 'faults', names: faults, image: await makeFaultImage(files), runDir: path.join(runDir, 'faults') })
   // Ctrl-C is for everybody in the terminal; what is inside stops, and this process with it.
   process.on('SIGINT', () => undefined)
-  return runInside(fileURLToPath(import.meta.url), process.argv.slice(2), { ...process.env, [insideMark]: os })
+  let worst = 0
+  for (const part of parts) {
+    if (worst === stopped) break
+    mkdirSync(part.runDir, { recursive: true })
+    const env = { ...process.env, [insideMark]: JSON.stringify(part) }
+    worst = Math.max(worst, await runInside(fileURLToPath(import.meta.url), process.argv.slice(2), env))
+  }
+  return worst
 }
 
-/** The lab itself. Whatever is left when this process ends is killed with its name space. */
-async function inside(os: string): Promise<number> {
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130))
+/** What is told inside: the lives of machines, or what goes wrong with one. */
+type Inside = { readonly runDir: string } & (
+  | { readonly part: 'lives'; readonly os: string }
+  | { readonly part: 'faults'; readonly names: readonly FaultName[]; readonly image: FaultOptions['image'] }
+)
+
+/** Whatever is left when this process ends is killed with its name space. */
+async function inside(told: Inside): Promise<number> {
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(stopped))
+  return told.part === 'lives' ? lives(told) : faults(told)
+}
+
+async function faults({ names, image, runDir }: Inside & { part: 'faults' }): Promise<number> {
+  await using stack = new AsyncDisposableStack()
+  const [tap] = (await layNetwork(1)) as [string]
+  const federation = await startLab(runDir, faultDeadlines)
+  stack.defer(() => federation.stop())
+  const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
+  const [firmware = 'bios'] = args.firmware
+  const computer = await installComputer({ index: 0, firmware, tap, folder: runDir, diskBytes })
+  stack.use(computer)
+  const ends = await tellFaults({ client, computer, image, names, stepLimitMs: args.limit * 60_000, say })
+  const seconds = (ms: number) => `${(ms / 1000).toFixed(0)} s`
+  const rows = ends.map(({ fault, code, ms }) => [fault, code, seconds(ms.failed), seconds(ms.mended)])
+  process.stderr.write(`${table(['fault', 'said as', 'after', 'again, mended'], rows)}\n`)
+  if (args.json) process.stdout.write(`${JSON.stringify({ faults: ends })}\n`)
+  return 0
+}
+
+function installComputer(made: { index: number; firmware: Firmware; tap: string; folder: string; diskBytes: number }): Promise<Computer> {
+  const { index, firmware, tap, folder } = made
+  return Computer.install({
+    name: `${firmware}${index + 1}`,
+    firmware,
+    mac: `52:54:00:99:00:${(index + 1).toString(16).padStart(2, '0')}`,
+    tap,
+    bmcAddress: bmcAddress(index),
+    memoryMib: 1024,
+    diskBytes: made.diskBytes,
+    acceleration: args.accel,
+    folder,
+    log: (message, facts) => say(`${message} ${JSON.stringify(facts)}`),
+  })
+}
+
+async function lives({ os, runDir }: Inside & { part: 'lives' }): Promise<number> {
   await using stack = new AsyncDisposableStack()
   const taps = await layNetwork(args.machines)
-  const federation = await startLab()
+  const federation = await startLab(runDir)
   stack.defer(() => federation.stop())
   const [partition] = federation.partitions as [Federation['partitions'][number]]
   const mortal = new Mortal(partition.child)
-  const key = makeKey()
+  const key = makeKey(runDir)
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
   const computers = await Promise.all(
     taps.map(async (tap, index) => {
       const firmware = args.firmware[index % args.firmware.length] as Firmware
-      const computer = await Computer.install({
-        name: `${firmware}${index + 1}`,
-        firmware,
-        mac: `52:54:00:99:00:${(index + 1).toString(16).padStart(2, '0')}`,
-        tap,
-        bmcAddress: bmcAddress(index),
-        memoryMib: 1024,
-        diskBytes: 3 * 2 ** 30,
-        acceleration: args.accel,
-        folder: runDir,
-        log: (message, facts) => say(`${message} ${JSON.stringify(facts)}`),
-      })
+      const computer = await installComputer({ index, firmware, tap, folder: runDir, diskBytes: 3 * 2 ** 30 })
       stack.use(computer)
       return computer
     }),
@@ -118,9 +177,9 @@ async function inside(os: string): Promise<number> {
   return report(computers, ends)
 }
 
-function report(computers: readonly Computer[], ends: readonly PromiseSettledResult<StepTime[]>[]): number {
+function report(computers: readonly Computer[], ends: readonly PromiseSettledResult<readonly StepTime[]>[]): number {
   const rows = computers.map((computer, index) => {
-    const end = ends[index] as PromiseSettledResult<StepTime[]>
+    const end = ends[index] as PromiseSettledResult<readonly StepTime[]>
     return end.status === 'fulfilled'
       ? { machine: computer.name, outcome: 'done' as const, steps: end.value }
       : { machine: computer.name, outcome: 'failed' as const, error: (end.reason as Error).message, console: computer.consoleFile }
@@ -149,7 +208,7 @@ function report(computers: readonly Computer[], ends: readonly PromiseSettledRes
 }
 
 /** A front, a partition, its PostgreSQL and a broker; machines reach the partition over the lab's switch. */
-async function startLab(): Promise<Federation> {
+async function startLab(runDir: string, more: Readonly<Record<string, string>> = {}): Promise<Federation> {
   const port = 5240
   return startFederation({
     dataDir: path.join(runDir, 'federation'),
@@ -172,11 +231,12 @@ async function startLab(): Promise<Federation> {
       // Emulated processors, and several of them on two real ones.
       MUSTER_AGENT_SILENCE: '5m',
       MUSTER_AGENT_START: '5m',
+      ...more,
     },
   })
 }
 
-function makeKey(): { keyFile: string; publicKey: string } {
+function makeKey(runDir: string): { keyFile: string; publicKey: string } {
   const keyFile = path.join(runDir, 'key')
   execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-C', 'lab', '-f', keyFile])
   return { keyFile, publicKey: readFileSync(`${keyFile}.pub`, 'utf8').trim() }

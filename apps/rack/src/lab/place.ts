@@ -42,11 +42,14 @@ export async function layNetwork(machines: number): Promise<string[]> {
   const taps = Array.from({ length: machines }, (_, index) => `port${index}`)
   for (const tap of taps) {
     await ip(`tuntap add ${tap} mode tap`)
-    await ip(`link set ${tap} master ${lan.bridge} up`)
+    await plug(tap)
   }
   await ip(`link set ${lan.bridge} up`)
   return taps
 }
+
+export const plug = (tap: string) => ip(`link set ${tap} master ${lan.bridge} up`)
+export const unplug = (tap: string) => ip(`link set ${tap} nomaster`)
 
 /** Where a machine was last heard on the network. */
 export async function addressOf(mac: string): Promise<string | undefined> {

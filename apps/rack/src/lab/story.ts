@@ -5,13 +5,13 @@ import { createReadStream } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { type Client, UnreachableError } from '@muster/shared/client'
-import { errorTable, Refusal } from '@muster/shared/errors'
+import type { Client } from '@muster/shared/client'
 import type { State } from '@muster/shared/life-cycle'
 import type { Machine } from '@muster/shared/machine'
 import type { Child } from '../federation/child.ts'
 import type { Computer } from './computer.ts'
 import { addressOf, lan } from './place.ts'
+import { expectThat, type StepTime, Teller } from './teller.ts'
 
 const run = promisify(execFile)
 
@@ -31,11 +31,6 @@ export interface StoryOptions {
   readonly partition: Mortal
   readonly stepLimitMs: number
   readonly say: (line: string) => void
-}
-
-export interface StepTime {
-  readonly step: string
-  readonly ms: number
 }
 
 const pattern = 'muster-lab-pattern-that-must-not-survive-a-release'
@@ -67,27 +62,26 @@ export class Mortal {
   }
 }
 
-export async function tellStory(options: StoryOptions): Promise<StepTime[]> {
-  const story = new Story(options)
-  await story.run()
-  return story.times
+export async function tellStory(options: StoryOptions): Promise<readonly StepTime[]> {
+  return new Story(options).run()
 }
 
 class Story {
-  readonly times: StepTime[] = []
   readonly #options: StoryOptions
+  readonly #teller: Teller
   readonly #toKillIn: Set<Stage>
 
   constructor(options: StoryOptions) {
     this.#options = options
+    this.#teller = new Teller({ ...options, partitionIsUp: () => options.partition.up() })
     this.#toKillIn = new Set(options.killIn)
   }
 
-  async run(): Promise<void> {
+  async run(): Promise<readonly StepTime[]> {
     const { client, computer, os, publicKey } = this.#options
-    const id = await this.#step('enlisted', () => this.#enlist())
-    await this.#step('commissioned', async () => {
-      await this.#order('the order to commission', () => client.machines.commission({ id }))
+    const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
+    await this.#teller.step('commissioned', async () => {
+      await this.#teller.order('the order to commission', () => client.machines.commission({ id }))
       const { cpus, memoryMib, disks } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
       const serials = disks.map(({ serial }) => serial)
       expectThat(
@@ -100,56 +94,43 @@ class Story {
         },
       )
     })
-    const allocation = await this.#order('its allocation', () => client.allocations.create({ constraints: { hostnames: [computer.name] } }))
-    await this.#step('deployed', async () => {
-      await this.#order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey] }))
+    const allocation = await this.#teller.order('its allocation', () =>
+      client.allocations.create({ constraints: { hostnames: [computer.name] } }),
+    )
+    await this.#teller.step('deployed', async () => {
+      await this.#teller.order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey] }))
       await this.#comesTo(id, 'deployed')
     })
-    const first = await this.#step('logged in', () => this.#login())
+    const first = await this.#teller.step('logged in', () => this.#login())
     expectThat((await this.#nameResolves()) === 'to its address', 'the partition’s DNS knows where the machine is')
-    await this.#step('rebooted', async () => {
+    await this.#teller.step('rebooted', async () => {
       await this.#ssh(`echo ${pattern} >pattern && sync`)
       expectThat(await holds(computer.disk, pattern), 'the pattern is on the disk')
-      await this.#order('the power cycle', () => client.machines.power({ id, action: 'cycle' }))
-      const again = await this.#until('another boot from the same disk', async () => {
+      await this.#teller.order('the power cycle', () => client.machines.power({ id, action: 'cycle' }))
+      const again = await this.#teller.until('another boot from the same disk', async () => {
         const now = await this.#login().catch(() => undefined)
         return now && now.boot !== first.boot ? now : undefined
       })
       expectThat(again.machine === first.machine, 'the same system after the reboot', { first, again })
-      const { state } = await this.#order('its state', () => client.machines.get({ id }))
+      const { state } = await this.#teller.order('its state', () => client.machines.get({ id }))
       expectThat(state === 'deployed', 'a deployed machine stays deployed over a reboot', { state })
     })
-    await this.#step('released', async () => {
-      await this.#order('the release', () => client.allocations.release({ id: allocation.id as string }))
+    await this.#teller.step('released', async () => {
+      await this.#teller.order('the release', () => client.allocations.release({ id: allocation.id as string }))
       const { owner, deployment } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
       expectThat(owner === null && deployment === null, 'a released machine is nobody’s')
     })
     expectThat(!(await holds(computer.disk, pattern)), 'the pattern is gone from the disk')
     expectThat(this.#toKillIn.size === 0, 'the partition was killed in each stage asked for', { left: [...this.#toKillIn] })
+    return this.#teller.times
   }
 
-  /** Somebody presses the button; the operator tells where the BMC is. */
-  async #enlist(): Promise<string> {
-    const { client, computer } = this.#options
-    computer.press()
-    const found = await this.#until('its enlistment', async () => {
-      const { items } = await client.machines.list({ mac: computer.mac })
-      return items[0]
-    })
-    const { address, account } = { address: computer.bmcAddress, account: computer.account }
-    await this.#order('its power settings', () =>
-      client.machines.update({
-        id: found.id,
-        hostname: computer.name,
-        powerDriver: 'ipmi',
-        powerSettings: { address, user: account.name, password: account.password },
-      }),
-    )
-    return found.id
+  #comesTo(id: string, state: State, fits: (machine: Machine) => boolean = () => true): Promise<Machine> {
+    return this.#teller.comesTo(id, state, { fits, meanwhile: machine => this.#killWhere(machine) })
   }
 
   async #login(): Promise<{ hostname: string; machine: string; boot: string }> {
-    const said = await this.#until('a login with the user’s key', () =>
+    const said = await this.#teller.until('a login with the user’s key', () =>
       this.#ssh('cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id').catch(() => undefined),
     )
     const [hostname = '', machine = '', boot = ''] = said.trim().split('\n')
@@ -176,33 +157,6 @@ class Story {
     return stdout
   }
 
-  async #step<Answer>(name: string, act: () => Promise<Answer>): Promise<Answer> {
-    const { computer, say } = this.#options
-    const startedAt = performance.now()
-    say(`${computer.name}: … ${name}`)
-    const answer = await act()
-    const ms = Math.round(performance.now() - startedAt)
-    this.times.push({ step: name, ms })
-    say(`${computer.name}: ${name} after ${(ms / 1000).toFixed(0)} s`)
-    return answer
-  }
-
-  /** Waits for the state; what the machine waits for meanwhile is shown. A failure ends the story with its fault. */
-  async #comesTo(id: string, state: State, fits: (machine: Machine) => boolean = () => true): Promise<Machine> {
-    const { client, computer, say } = this.#options
-    let shown = ''
-    return this.#until(`state ${state}`, async () => {
-      const machine = await client.machines.get({ id })
-      const text = `${machine.state}${machine.waitingFor ? `: ${machine.waitingFor}` : ''}`
-      if (text !== shown) say(`${computer.name}:   ${text}`)
-      shown = text
-      await this.#killWhere(machine)
-      if (machine.state === state && fits(machine)) return machine
-      if (machine.state.startsWith('failed_')) throw new Error(`${machine.state}: ${JSON.stringify(machine.fault)}`)
-      return undefined
-    })
-  }
-
   /** In the middle of the stage: the agent has begun to report. */
   async #killWhere({ state, progress }: Machine): Promise<void> {
     const { partition, computer, say } = this.#options
@@ -212,38 +166,6 @@ class Story {
     say(`${computer.name}:   the partition is killed while it is ${stage}`)
     await partition.killAndRestart()
   }
-
-  /** Asks for a change, once the partition is there: another story may be killing it just now. */
-  #order<Answer>(what: string, ask: () => Promise<Answer & {}>): Promise<Answer & {}> {
-    return this.#until(what, async () => {
-      await this.#options.partition.up()
-      return ask()
-    })
-  }
-
-  async #until<Answer>(what: string, look: () => Promise<Answer | undefined>): Promise<Answer> {
-    const { computer, stepLimitMs } = this.#options
-    const until = Date.now() + stepLimitMs
-    for (;;) {
-      const found = await look().catch((error: unknown) => {
-        if (isPassing(error)) return undefined
-        throw error
-      })
-      if (found !== undefined) return found
-      if (Date.now() > until) throw new Error(`${computer.name}: ${what} did not come within ${stepLimitMs / 1000} s`)
-      await sleep(500)
-    }
-  }
-}
-
-/** The partition is being killed and started again: it is away, or a front says that it is silent. */
-function isPassing(error: unknown): boolean {
-  if (error instanceof UnreachableError) return true
-  return error instanceof Refusal && errorTable[error.code].status >= 500 && errorTable[error.code].retryable === 'yes'
-}
-
-function expectThat(isTrue: boolean, what: string, facts: object = {}): void {
-  if (!isTrue) throw new Error(`not so: ${what} ${JSON.stringify(facts)}`)
 }
 
 /** Whether the file holds the text anywhere. */
