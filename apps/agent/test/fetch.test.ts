@@ -124,23 +124,37 @@ test.skipIf(missing !== undefined)('a server that says no is believed at once', 
   expect(readFileSync(path.join(folder, 'trouble'), 'utf8')).toContain('404')
 })
 
-/** `write_while_fetching` of install.sh, with memory of its own below /run, where the disk is a file. */
-async function stream(digest: string): Promise<string> {
-  const text = `mount -t tmpfs tmpfs /run && cd "$1" && . ./http.sh && . ./fetch.sh && . ./install.sh
-    stand() { :; }; say() { :; }; fail() { echo "failed in $*"; exit 1; }
-    form=disk image=$2 wanted=$3 size=$4 disk=../run/disk; : >/run/disk; write_while_fetching; sha256sum </run/disk`
-  const child = spawn('unshare', ['--mount', 'busybox', 'sh', '-c', text, 'sh', path.dirname(script), url, digest, String(image.length)], {
-    env: { PATH: process.env.PATH, PIECE: String(pieceBytes) },
+interface Put {
+  readonly how: 'write_while_fetching' | 'fetch_then_write'
+  readonly digest?: string
+  readonly diskBytes?: number
+}
+
+/** The two ways of install.sh, with memory of its own below /run, where the disk is a file that says "precious". Answers what it said, and the digest of the disk then. */
+async function put({ how, digest = sha256(image), diskBytes = 2 ** 20 }: Put): Promise<{ said: string; disk: string }> {
+  const text = `for each in /run /dev/shm /sys/block; do mount -t tmpfs tmpfs $each; done
+    cd "$1" && . ./http.sh && . ./fetch.sh && . ./install.sh
+    stand() { :; }; say() { :; }; fail() { echo "failed in $*"; cp /dev/shm/disk "$COPY"; exit 1; }
+    mkdir -p /sys/block/shm/disk; echo ${diskBytes / 512} >/sys/block/shm/disk/size
+    form=disk image=$2 wanted=$3 size=$4 disk=shm/disk; printf precious >/dev/shm/disk; ${how}; cp /dev/shm/disk "$COPY"`
+  const copy = path.join(folder, 'disk')
+  const words = [text, 'sh', path.dirname(script), url, digest, String(image.length)]
+  const child = spawn('unshare', ['--mount', 'busybox', 'sh', '-c', ...words], {
+    env: { PATH: process.env.PATH, PIECE: String(pieceBytes), COPY: copy },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk))
   await new Promise(resolve => child.on('close', resolve))
-  return said
+  return { said, disk: sha256(readFileSync(copy)) }
 }
 
-test.skipIf(missing !== undefined || process.getuid?.() !== 0)(
-  'an image that is written while it comes survives a broken connection; a wrong digest is told with both',
+const mayMount = missing === undefined && process.getuid?.() === 0
+const wrong = 'f'.repeat(64)
+const isWrong = () => `failed in download image ${url} has SHA-256 ${sha256(image)}, not ${wrong}\n`
+
+test.skipIf(!mayMount)(
+  'an image that is written while it comes survives a broken connection; of a wrong digest both are told, and the disk boots nothing',
   async () => {
     let count = 0
     answer = (request, response) => {
@@ -148,8 +162,26 @@ test.skipIf(missing !== undefined || process.getuid?.() !== 0)(
       if (++count === 4) return void serve(response, { start, end }).write(image.subarray(start, start + 100), () => response.destroy())
       serve(response, { start, end: Math.min(end, image.length - 1) }).end(image.subarray(start, end + 1))
     }
-    expect(await stream(sha256(image))).toBe(`${sha256(image)}  -\n`)
-    expect(await stream('f'.repeat(64))).toBe(`failed in download image ${url} has SHA-256 ${sha256(image)}, not ${'f'.repeat(64)}\n`)
+    expect(await put({ how: 'write_while_fetching' })).toEqual({ said: '', disk: sha256(image) })
+    expect(await put({ how: 'write_while_fetching', digest: wrong })).toEqual({ said: isWrong(), disk: sha256(Buffer.alloc(2 ** 20)) })
+  },
+  60_000,
+)
+
+test.skipIf(!mayMount)(
+  'an image that fits into memory is looked at first: a wrong digest and a disk that is too small leave the disk as it was',
+  async () => {
+    answer = (request, response) => {
+      const { start, end } = part(request)
+      serve(response, { start, end: Math.min(end, image.length - 1) }).end(image.subarray(start, end + 1))
+    }
+    const precious = sha256(Buffer.from('precious'))
+    expect(await put({ how: 'fetch_then_write' })).toEqual({ said: '', disk: sha256(image) })
+    expect(await put({ how: 'fetch_then_write', digest: wrong })).toEqual({ said: isWrong(), disk: precious })
+    expect(await put({ how: 'fetch_then_write', diskBytes: 4096 })).toEqual({
+      said: `failed in write the image has ${image.length} bytes, /dev/shm/disk only 4096\n`,
+      disk: precious,
+    })
   },
   60_000,
 )

@@ -2,17 +2,7 @@
 import { createReadStream, statSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import {
-  type Enlistment,
-  type Erasure,
-  enlistment,
-  erasure,
-  type Inventory,
-  inventory,
-  type Job,
-  type Signal,
-  signal,
-} from '@muster/shared/agent'
+import { type Erasure, erasure, type Inventory, inventory, type Job, type Signal, signal } from '@muster/shared/agent'
 import { type ScriptResult, scriptResult } from '@muster/shared/scripts'
 
 export interface TestPartition extends AsyncDisposable {
@@ -23,7 +13,6 @@ export interface TestPartition extends AsyncDisposable {
   imageFile: string | undefined
   /** Of the run; another one ends it. */
   token: string
-  readonly enlisted: Enlistment[]
   readonly inventories: Inventory[]
   readonly signals: Signal[]
   readonly erasures: Erasure[]
@@ -54,10 +43,6 @@ export async function startPartition(): Promise<TestPartition> {
     if (path === '/image' && partition.imageFile) return serveFile(request, response, partition.imageFile)
     if (path === '/healthz') return void response.end('{}')
     if (path === '/seed/network-config') return void response.end(networkConfig)
-    if (method === 'POST' && path === '/agent/enlist') {
-      partition.enlisted.push(enlistment.parse(JSON.parse(body)))
-      return void response.writeHead(201).end('{"id":"p1-abcdef","outcome":"created"}')
-    }
     if (request.headers.authorization !== `Bearer ${partition.token}`) {
       partition.complaints.push(`${method} ${path} without the token`)
       return void response.writeHead(401).end('{}')
@@ -76,7 +61,6 @@ export async function startPartition(): Promise<TestPartition> {
     job: undefined,
     imageFile: undefined,
     token: 'planted-token',
-    enlisted: [],
     inventories: [],
     signals: [],
     erasures: [],

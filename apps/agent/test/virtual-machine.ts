@@ -20,6 +20,8 @@ export interface MachineOptions {
   /** SeaBIOS where left out. */
   readonly firmware?: 'uefi'
   readonly memoryMib?: number
+  /** One where left out: several of these machines share two real ones. */
+  readonly cpus?: number
   /** A port of this host's loopback that leads to the machine's SSH. */
   readonly sshPort?: number
   /** A second network port, whose other end are UDP ports of this host's loopback: a frame is a datagram. */
@@ -31,7 +33,7 @@ export interface MachineOptions {
 let count = 0
 
 export function startMachine(options: MachineOptions): VirtualMachine {
-  const { folder, system, firmware, memoryMib = 768, disks = [], sshPort, wire } = options
+  const { folder, system, firmware, memoryMib = 768, cpus = 1, disks = [], sshPort, wire } = options
   const log = path.join(folder, `console-${++count}`)
   writeFileSync(log, '')
   const drives = disks.flatMap(({ file, as, serial }, index) => [
@@ -59,7 +61,7 @@ export function startMachine(options: MachineOptions): VirtualMachine {
         '-m',
         String(memoryMib),
         '-smp',
-        '2',
+        String(cpus),
       ],
       // Plain emulation: KVM within a virtual machine hangs with some hosts after it has started well.
       ...['-accel', 'tcg,tb-size=256', '-cpu', 'max'],
