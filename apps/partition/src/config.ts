@@ -25,8 +25,17 @@ import { domain } from '@muster/shared/network'
 import { scriptName } from '@muster/shared/scripts'
 import type { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
+import { bootTrusts, type OriginRules } from './domain/boot-origin.ts'
 import { defaultRules, type Rules } from './domain/core.ts'
-import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkServices, proxiedNetworks, shareOfRanges } from './domain/dnsmasq.ts'
+import {
+  type DhcpShare,
+  dhcpRanges,
+  dhcpShare,
+  type NetworkServices,
+  networksOf,
+  proxiedNetworks,
+  shareOfRanges,
+} from './domain/dnsmasq.ts'
 import { type Keep, usualKeep } from './domain/retention.ts'
 
 const duration = (fallbackMs: number) =>
@@ -122,6 +131,8 @@ const variables = {
   // A day more than keys are remembered.
   keepAllocations: variable('MUSTER_KEEP_ALLOCATIONS', keptFor(usualKeep.allocationsMs, '8d')),
   keepAudit: variable('MUSTER_KEEP_AUDIT', keptFor(usualKeep.auditMs, '30d')),
+  bootTrust: variable('MUSTER_BOOT_TRUST', z.enum(bootTrusts).optional()),
+  bootProxies: variable('MUSTER_BOOT_PROXIES', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'), ['127.0.0.1', '::1'])),
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
@@ -153,12 +164,16 @@ export interface PartitionSettings {
   network?: NetworkServices | undefined
   /** How long what has ended is kept; the usual times where left out. */
   keep?: Keep | undefined
+  /** Who is given boot scripts with tokens; undefined: whoever asks first. */
+  bootOrigins?: OriginRules | undefined
   rules: Rules
 }
 
 /** Reads the settings. Throws ConfigError naming every variable that is wrong. */
 export function readSettings(environment: NodeJS.ProcessEnv) {
   const { settings: given, lines, unknown } = loadConfig(variables, environment)
+  const network = networkServices(given)
+  const served = networksOf(given.dhcpRanges)
   const settings: PartitionSettings = {
     partition: given.partition,
     replica: given.replica ?? `${hostname()}-${given.port}`,
@@ -184,8 +199,10 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     tls: tlsOf(given),
     url: given.url?.replace(/\/$/, ''),
     bmcEvents: given.bmcEvents,
-    network: networkServices(given),
     keep: { eventsMs: given.keepEvents, ordersMs: given.keepOrders, allocationsMs: given.keepAllocations, auditMs: given.keepAudit },
+    network,
+    // Where addresses are given here, another one is a stranger's, unless somebody says otherwise.
+    bootOrigins: { served, trust: given.bootTrust ?? (served.length > 0 ? 'none' : 'any'), proxies: given.bootProxies },
     rules: {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,

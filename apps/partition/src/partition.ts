@@ -21,11 +21,13 @@ import { handlers } from './backend/handlers.ts'
 import { LocalBackend } from './backend/local.ts'
 import type { PartitionSettings } from './config.ts'
 import { closeEmptyAllocations } from './db/allocations.ts'
+import { forgetOldLeases } from './db/boots.ts'
 import { connect, refusalOfDatabase } from './db/connect.ts'
 import { migrate } from './db/migrate.ts'
 import { forgetOldServices, saveNetworkServices } from './db/network-services.ts'
 import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
 import { Bell, runLoop } from './domain/bell.ts'
+import { BootOrigins, weaknessesOf } from './domain/boot-origin.ts'
 import { Catalogue } from './domain/catalogue.ts'
 import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
@@ -47,7 +49,7 @@ import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor, bootPath } from './doors/boot.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
 import { type ConfigurationDoor, openConfigurationDoor } from './doors/configuration.ts'
-import { Dnsmasq } from './doors/dnsmasq.ts'
+import { Dnsmasq, leaseReader } from './doors/dnsmasq.ts'
 import { filesDoor, filesPath } from './doors/files.ts'
 import { maasDoor } from './doors/maas.ts'
 import { metadataDoor } from './doors/metadata.ts'
@@ -126,6 +128,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
 
   const webhooks = new WebhookSender(core, { sharedKey: settings.sharedKey })
   const replica = { name: settings.replica, epoch: 0 }
+  const originRules = settings.bootOrigins ?? { served: [], trust: 'any', proxies: [] }
   const self = {
     replica,
     version,
@@ -138,6 +141,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       ...webhooks.problems.values(),
       ...(retention.problem === undefined ? [] : [retention.problem]),
     ],
+    weaknesses: weaknessesOf(originRules),
     webhooks,
   }
   const metrics = createMetrics()
@@ -192,6 +196,12 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       return self.url
     },
   }
+  const boot = {
+    origins: new BootOrigins(core, originRules, settings.network ? leaseReader(core, settings.network) : async macs => macs.map(() => [])),
+    get baseUrl() {
+      return self.url
+    },
+  }
   const firstBoots = new FirstBoots(core)
   const metadata = {
     firstBoots,
@@ -213,7 +223,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
     beneath: [
       { name: 'boot files', path: `${filesPath}/`, serve: filesDoor(core) },
-      { name: 'boot', path: bootPath, serve: bootDoor(core, place) },
+      { name: 'boot', path: bootPath, serve: bootDoor(core, boot) },
     ],
     mount: [
       { name: 'bmc events', path: '/bmc-events', app: bmcEventsDoor(core) },
@@ -268,6 +278,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     await closeEmptyAllocations(sql)
     await forgetOldReplicas(sql, keptReplicasHours)
     await forgetOldServices(sql)
+    await forgetOldLeases(sql)
   })
   // Replicas that start together look apart from each other, and partitions on one disk too.
   every('retention', houseKeepingEveryMs * (0.75 + Math.random() / 2), () => retention.look(stopping.signal))

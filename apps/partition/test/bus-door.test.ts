@@ -23,6 +23,7 @@ async function openDoor(): Promise<{
     version: '0.0.0',
     url: 'http://127.0.0.1:1',
     problems: () => [],
+    weaknesses: [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   const backend = new LocalBackend({ partition: core.partition, handlers: handlers(core, self), readiness: () => [] })

@@ -1,7 +1,7 @@
 // DHCP, TFTP and DNS: what dnsmasq is told, and a partition in a name space of its own that serves a network to machines in another.
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
@@ -338,6 +338,31 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     expect(later.dns).toBe('10.98.0.1')
   })
 
+  test('gives the script of a machine at work to the address that DHCP gave to it, and to no other', async () => {
+    const site = await openSite()
+    const { id, interfaces } = await addMachine(site.core, { state: 'commissioning', run: 'r1', attention_at: null })
+    const mac = interfaces[0]?.mac as string
+    await site.serve()
+    const script = async () => (await site.http(`http://10.98.0.1:5250/boot/ipxe/${mac}`)).toString()
+    // Before it has asked for an address nobody is that machine.
+    const thief = await site.ask('52:54:00:cc:00:01')
+    expect(await script()).toContain('this is not the address of the machine')
+    const lease = await site.ask(mac)
+    expect(await script()).toContain('muster.token=')
+    await site.ask('52:54:00:cc:00:01')
+    expect(await script()).not.toContain('muster.token=')
+    // By an address that was given to nobody, and one of another network.
+    for (const address of ['10.98.0.9/24', '10.98.7.9/24']) {
+      await site.takeAddress(address)
+      expect(await script(), address).not.toContain('muster.token=')
+    }
+    const events = await site.core.sql`select data from events where machine_id = ${id} and kind = 'machine.boot-refused'`
+    expect([...events]).toEqual([{ data: { mac, address: thief.ip, why: `no address is given by DHCP to ${mac}`, times: 1 } }])
+    // It restarts: the same address, and the same work.
+    expect((await site.ask(mac)).ip).toBe(lease.ip)
+    expect(await script()).toContain('muster.token=')
+  })
+
   test('beside a DHCP server that gives the addresses says what to boot, and nothing else', async () => {
     const site = await openSite()
     await site.foreignServer()
@@ -406,6 +431,15 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
       expect(host, `${serverid} gave ${ip}`).toBeGreaterThanOrEqual(serverid === '10.98.0.1' ? 100 : 150)
       expect(host, `${serverid} gave ${ip}`).toBeLessThanOrEqual(serverid === '10.98.0.1' ? 149 : 199)
     }
+    // A script may be asked of the replica that did not give the address: where both have one URL.
+    const worker = await addMachine(core, { state: 'commissioning', run: 'r1', attention_at: null })
+    const workerMac = worker.interfaces[0]?.mac as string
+    const { serverid } = await site.ask(workerMac)
+    const other = `http://${serverid === '10.98.0.1' ? '10.98.0.2' : '10.98.0.1'}:5250/boot/ipxe/${workerMac}`
+    expect((await site.http(other)).toString()).toContain('muster.token=')
+    await site.ask(strangers[0] as string)
+    expect((await site.http(other)).toString()).toContain('this is not the address of the machine')
+
     await site.kill()
     expect(await site.ask(mac)).toMatchObject({ ip: '10.98.0.30', serverid: '10.98.0.2', hostname: 'node1' })
     expect(Number((await site.ask('52:54:00:aa:00:04')).ip?.split('.')[3])).toBeGreaterThanOrEqual(150)
@@ -485,6 +519,9 @@ async function openSite() {
   const core: TestCore = await startCore({ url })
   const folder = path.join(base, 'network')
   const tokens = path.join(base, 'tokens.json')
+  const agent = path.join(base, 'files/agent/amd64')
+  mkdirSync(agent, { recursive: true })
+  for (const name of ['vmlinuz', 'initrd']) writeFileSync(path.join(agent, name), name)
   writeFileSync(tokens, '{"tokens":[]}')
   let partition: ChildProcess | undefined
   let log = ''
@@ -653,6 +690,13 @@ async function openSite() {
     tftp: async (file: string) => {
       await asMachine('busybox', 'tftp', '-g', '-r', file, '-l', path.join(base, file), '10.98.0.1')
       return readFileSync(path.join(base, file))
+    },
+    /** Takes an address without asking; 10.98.0.1 is asked for all others. */
+    takeAddress: async (address: string) => {
+      await ip('-n', there, 'address', 'flush', 'dev', 'eth0')
+      await ip('-n', there, 'address', 'add', address, 'dev', 'eth0')
+      await ip('-n', there, 'route', 'replace', '10.98.0.1', 'dev', 'eth0')
+      await ip('-n', here, 'route', 'replace', '10.98.7.0/24', 'dev', 'lan0')
     },
     http: (address: string) => asMachine('curl', '-fsS', address),
     resolve: async (name: string) => (await asMachine('busybox', 'nslookup', '-type=a', name, '10.98.0.1')).toString(),

@@ -25,6 +25,7 @@ beforeAll(async () => {
     version: '0',
     url: '',
     problems: () => [],
+    weaknesses: [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   backend = new LocalBackend({ partition: 'lon1', handlers: handlers(core, self), readiness: () => [] })

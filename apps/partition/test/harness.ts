@@ -18,6 +18,7 @@ import { connect, type Sql } from '../src/db/connect.ts'
 import { findMachine, insertMachine, type MachineRow, type NewMachine } from '../src/db/machines.ts'
 import { migrate } from '../src/db/migrate.ts'
 import { Bell } from '../src/domain/bell.ts'
+import type { OriginRules } from '../src/domain/boot-origin.ts'
 import { Catalogue } from '../src/domain/catalogue.ts'
 import type { Core, Rules } from '../src/domain/core.ts'
 import { GlobalCopy } from '../src/domain/global-copy.ts'
@@ -220,6 +221,7 @@ export async function runPartition(
     sharedKey?: Buffer
     replica?: string
     partition?: string
+    bootOrigins?: OriginRules
   } = {},
   ending: Ending = withTest,
 ): Promise<TestPartition> {
@@ -249,6 +251,7 @@ export async function runPartition(
       host: '127.0.0.1',
       port: 0,
       url: undefined,
+      bootOrigins: options.bootOrigins,
       rules: { ...usualRules, ...options.rules },
     },
     log,

@@ -111,7 +111,7 @@ async function offersOn(cli: Cli, { name, own, isServed }: Place, servers: reado
       'ip address show has the interfaces; asking needs an address there',
     )
   try {
-    const isBeside = servers.some(({ beside }) => beside.some(cidr => isInNetwork(cidr, own)))
+    const isBeside = servers.some(({ beside }) => beside?.some(cidr => isInNetwork(cidr, own)))
     return offerFindings(await discover({ own, waitMs, signal: cli.signal }), { topic, servers, isServedHere: isServed, isBeside })
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException

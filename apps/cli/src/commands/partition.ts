@@ -57,6 +57,7 @@ function partitionText(cli: Cli, partition: PartitionStatus): string {
     ),
     ['Last event', partition.lastSeq],
     ...partition.problems.map(problem => ['Problem', problem] as const),
+    ...(partition.weaknesses ?? []).map(weakness => ['Weakness', weakness] as const),
   ])
 }
 

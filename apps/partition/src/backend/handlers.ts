@@ -48,6 +48,7 @@ export interface Self {
   readonly url: string
   /** What is wrong just now, in words. */
   problems(): string[]
+  readonly weaknesses: readonly string[]
   readonly webhooks: Pick<WebhookSender, 'problems' | 'ring'>
 }
 
@@ -484,5 +485,6 @@ async function statusOf(core: Core, self: Self): Promise<PartitionStatus> {
     })),
     lastSeq,
     problems,
+    weaknesses: [...self.weaknesses],
   }
 }

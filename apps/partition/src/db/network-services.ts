@@ -6,7 +6,7 @@ import type { Sql } from './connect.ts'
 export async function saveNetworkServices(sql: Sql, server: DhcpServer): Promise<void> {
   await sql`
     insert into network_services (replica, addresses, ranges, beside, zone)
-    values (${server.replica}, ${server.addresses}, ${sql.json(server.ranges)}, ${server.beside}, ${server.zone})
+    values (${server.replica}, ${server.addresses}, ${sql.json(server.ranges)}, ${server.beside ?? []}, ${server.zone})
     on conflict (replica) do update set addresses = excluded.addresses, ranges = excluded.ranges, beside = excluded.beside, zone = excluded.zone`
 }
 

@@ -127,7 +127,7 @@ export interface NetworkServices {
 /** Names in the folder of network services. */
 export const networkFiles = { config: 'dnsmasq.conf', hosts: 'hosts', names: 'names', options: 'options', leases: 'leases' } as const
 
-const leaseTime = '10m'
+export const leaseSeconds = 600
 
 /** dnsmasq.conf. `baseUrl`: how machines reach this partition; `files`: the folder of files; `user`, `group`: who dnsmasq runs as. `present`: the loaders that are there. */
 export function dnsmasqConfig(
@@ -173,7 +173,9 @@ function addressLines({ rule, ranges, folder }: NetworkServices): string[] {
     ...(rule === 'alone' ? ['dhcp-authoritative'] : []),
     `dhcp-hostsfile=${path.join(folder, networkFiles.hosts)}`,
     `dhcp-optsfile=${path.join(folder, networkFiles.options)}`,
-    ...ranges.map(({ from, to, prefix }, index) => `dhcp-range=set:${rangeTag(index)},${from},${to},${netmask(prefix)},${leaseTime}`),
+    ...ranges.map(
+      ({ from, to, prefix }, index) => `dhcp-range=set:${rangeTag(index)},${from},${to},${netmask(prefix)},${leaseSeconds / 60}m`,
+    ),
   ]
 }
 
@@ -213,6 +215,27 @@ function dnsLines({ zone, upstreams, folder }: NetworkServices): string[] {
 function netmask(prefix: number): string {
   return addressOf((0xffffffff << (32 - prefix)) >>> 0)
 }
+
+/** What a lease file says is given now, addresses by MAC address. A line is an expiry in seconds (0: never), MAC address, address, name, client id. */
+export function leasesIn(text: string, now: Date): Map<string, string[]> {
+  const leases = new Map<string, string[]>()
+  for (const line of text.split('\n')) {
+    const [until = '', mac, address] = line.split(' ', 3)
+    const isOver = until !== '0' && Number(until) * 1_000 < now.getTime()
+    if (mac === undefined || address === undefined || isOver) continue
+    leases.set(mac, [...(leases.get(mac) ?? []), address])
+  }
+  return leases
+}
+
+/** What dnsmasq's log line says it has given. */
+export function leaseIn(line: string): { mac: string; address: string } | undefined {
+  const { address, mac } = /\bDHCPACK\(\S+\) (?<address>[\d.]+) (?<mac>[0-9a-f]{2}(?::[0-9a-f]{2}){5})\b/.exec(line)?.groups ?? {}
+  return address === undefined || mac === undefined ? undefined : { address, mac }
+}
+
+/** The networks of the ranges. */
+export const networksOf = (ranges: readonly DhcpRange[]) => [...new Set(ranges.map(({ from, prefix }) => `${from}/${prefix}`))]
 
 /** What is kept of a subnet that its DHCP clients are told. */
 export interface ToldSubnet {

@@ -1,5 +1,5 @@
-// Tokens of machines: per machine, per run (one commissioning, one deployment) and per purpose. They are computed, not stored, so that handing
-// one out in a boot script writes nothing; they die when the machine's run changes.
+// Tokens of machines: per machine, per run (one commissioning, one deployment) and per purpose. They are computed, not stored; they die
+// when the machine's run changes. Whom a boot script hands one to: boot-origin.ts.
 import type { Seal } from './seal.ts'
 
 /** `agent`: do the job and report. `metadata`: read what the deployed system is told, and phone home. */

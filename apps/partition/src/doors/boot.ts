@@ -1,11 +1,14 @@
-// The boot door, the script a machine asks for; the files that it names are files.ts. Anonymous: a machine that boots has no secret yet.
-import type { RequestListener } from 'node:http'
+// The boot door, the script a machine asks for; the files that it names are files.ts. Anonymous: a machine that boots has no secret yet. Where it
+// asks from is all that speaks for it: domain/boot-origin.ts.
+import type { IncomingMessage, RequestListener } from 'node:http'
 import { Together } from '@muster/database/together'
+import { addressOf } from '@muster/server/http/incoming'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
 import { isDatabaseAway } from '../db/connect.ts'
 import { type BootRow, bootRows } from '../db/machines.ts'
-import { bootPlan, ipxeScript } from '../domain/boot-plan.ts'
+import { type BootOrigins, originOf } from '../domain/boot-origin.ts'
+import { type BootPlan, bootPlan, ipxeScript } from '../domain/boot-plan.ts'
 import type { Core } from '../domain/core.ts'
 import { machineToken } from '../domain/machine-token.ts'
 import { refusalOfMachine, refuse } from './machine-requests.ts'
@@ -13,24 +16,29 @@ import { refusalOfMachine, refuse } from './machine-requests.ts'
 export const bootPath = '/boot/ipxe'
 
 /** `baseUrl`: how machines reach this partition. Serves `/boot/ipxe/MAC` and `/boot/ipxe?mac=MAC`, beneath the framework: a herd waits for the sum of what each costs. */
-export function bootDoor(core: Core, place: { readonly baseUrl: string }): RequestListener {
+export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly origins: BootOrigins }): RequestListener {
   const lookUps = new Together((macs: string[]) => look(core, macs))
-  const script = async (text: string) => {
+  const script = async (incoming: IncomingMessage) => {
+    const text = macIn(incoming.url ?? '')
     const mac = normalMac(text)
     if (mac === undefined)
       throw new Refusal('invalid-input', `"${text}" is not a MAC address`, { errors: [{ field: 'mac', message: 'is not a MAC address' }] })
     const machine = await lookUps.add(mac)
     if (machine === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const plan = bootPlan({ machine, hasAgent: arch => core.catalogue.hasAgent(arch) })
-    const token = plan.kind === 'agent' && plan.machine ? machineToken(core.seal, 'agent', plan.machine) : null
-    return ipxeScript(plan, { baseUrl: place.baseUrl, token })
+    if (plan.kind !== 'agent' || plan.machine === null) return ipxeScript(plan, { baseUrl: place.baseUrl, token: null })
+    const address = originOf(addressOf(incoming), [incoming.headers['x-forwarded-for']].flat().join(','), place.origins.proxies)
+    const granted = await unlessAway(place.origins.grant({ ...plan.machine, mac, address }))
+    if (granted === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
+    const given: BootPlan = granted.kind === 'granted' ? plan : { kind: 'unavailable', because: granted.because }
+    return ipxeScript(given, { baseUrl: place.baseUrl, token: machineToken(core.seal, 'agent', plan.machine) })
   }
   return (incoming, outgoing) => {
     if (incoming.method !== 'GET' && incoming.method !== 'HEAD') {
       refuse(outgoing, new Refusal('method-not-allowed', `scripts are read, not ${incoming.method}`), { allow: 'GET, HEAD' })
       return
     }
-    script(macIn(incoming.url ?? '')).then(
+    script(incoming).then(
       text => outgoing.writeHead(200, { 'content-type': scriptType, 'content-length': Buffer.byteLength(text) }).end(text),
       error => refuse(outgoing, refusalOfMachine(error, { log: core.log, path: bootPath })),
     )
@@ -71,6 +79,15 @@ async function look(core: Core, macs: readonly string[]): Promise<Found[]> {
       const hasWork = remembered === undefined || bootPlan({ machine: remembered, hasAgent: () => true }).kind === 'agent'
       return hasWork ? 'unknown while the database is away' : remembered
     })
+  }
+}
+
+async function unlessAway<T>(answer: Promise<T>): Promise<T | 'unknown while the database is away'> {
+  try {
+    return await answer
+  } catch (error) {
+    if (!isDatabaseAway(error)) throw error
+    return 'unknown while the database is away'
   }
 }
 

@@ -3,20 +3,26 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { userInfo } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type AddressRow, allReserved } from '../db/addresses.ts'
+import { leasedTo, saveLeases } from '../db/boots.ts'
 import { networkHosts } from '../db/machines.ts'
 import { subnetsWith } from '../db/subnets.ts'
 import { Bell, runLoop } from '../domain/bell.ts'
+import type { LeaseReader } from '../domain/boot-origin.ts'
 import type { Core } from '../domain/core.ts'
 import {
   dnsmasqConfig,
   dnsmasqHosts,
   dnsmasqNames,
   dnsmasqOptions,
+  leaseIn,
+  leaseSeconds,
+  leasesIn,
   loaders,
   loadersFolder,
   type NetworkServices,
@@ -40,6 +46,8 @@ export class Dnsmasq {
   readonly #services: NetworkServices
   readonly #baseUrl: string
   readonly #bell = new Bell()
+  /** Given, and not yet told to the other replicas. */
+  readonly #given: { readonly bell: Bell; leases: { mac: string; address: string }[] } = { bell: new Bell(), leases: [] }
   /** Once it is up. */
   #child: ChildProcess | undefined
   #hosts: 'as it reads them when it starts' | 'changed since' = 'as it reads them when it starts'
@@ -69,7 +77,8 @@ export class Dnsmasq {
     // Beside another DHCP server nothing hangs on who the machines are.
     if (this.#services.rule === 'proxy') return this.#supervise(signal)
     const loop = { name: 'machines for dnsmasq', bell: this.#bell, everyMs: lookEveryMs, signal, log, look: () => this.#tellHosts(signal) }
-    await Promise.all([this.#supervise(signal), runLoop(loop)])
+    const telling = { ...loop, name: 'leases for other replicas', bell: this.#given.bell, look: () => this.#tellLeases() }
+    await Promise.all([this.#supervise(signal), runLoop(loop), ...(this.#services.rule === 'shared' ? [runLoop(telling)] : [])])
   }
 
   async #supervise(signal: AbortSignal): Promise<void> {
@@ -128,10 +137,21 @@ export class Dnsmasq {
     const text = line.replace(/^dnsmasq(-\w+)?(\[\d+\])?: /, '')
     this.#lastLine = text
     this.#core.log.debug({ dnsmasq: text }, 'dnsmasq')
+    const lease = this.#services.rule === 'shared' ? leaseIn(text) : undefined
+    if (lease) {
+      this.#given.leases.push(lease)
+      this.#given.bell.ring()
+    }
     if (!text.startsWith('started')) return
     this.#problem = undefined
     this.#child = child
     if (this.#hosts === 'changed since') child.kill('SIGHUP')
+  }
+
+  async #tellLeases(): Promise<'idle'> {
+    const leases = this.#given.leases.splice(0)
+    if (leases.length > 0) await saveLeases(this.#core.sql, leases, leaseSeconds)
+    return 'idle'
   }
 
   /** Waits until nothing has changed for a moment, then tells. */
@@ -171,6 +191,21 @@ export class Dnsmasq {
     ] as const
     const changed = texts.filter(([name, text]) => replaceIfOther(path.join(folder, name), text) === 'changed')
     return changed.length > 0 ? 'changed' : 'same'
+  }
+}
+
+/** The addresses that DHCP has given to MAC addresses: this replica's dnsmasq, and those that share its networks. */
+export function leaseReader({ sql }: Pick<Core, 'sql'>, { folder, rule }: NetworkServices): LeaseReader {
+  const file = path.join(folder, networkFiles.leases)
+  return async macs => {
+    const text = await readFile(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
+      // Nothing was given yet.
+      if (error.code === 'ENOENT') return ''
+      throw error
+    })
+    const own = leasesIn(text, new Date())
+    const others = rule === 'shared' ? await leasedTo(sql, macs) : []
+    return macs.map(mac => [...(own.get(mac) ?? []), ...others.filter(other => other.mac === mac).map(({ address }) => address)])
   }
 }
 

@@ -22,6 +22,8 @@ export const partitionStatus = z.object({
   lastSeq: z.number().int(),
   /** What is wrong, in words; empty when all is well. */
   problems: z.array(z.string()),
+  /** What works as it is set, and could be abused, in words. Left out by a server that does not know the field. */
+  weaknesses: z.array(z.string()).optional(),
 })
 export type PartitionStatus = z.infer<typeof partitionStatus>
 
@@ -32,8 +34,8 @@ export const dhcpServer = z.object({
   addresses: z.array(z.string()),
   /** What it gives to anybody, both ends included. */
   ranges: z.array(z.object({ from: z.string(), to: z.string(), prefix: z.number().int(), gateway: z.string().nullable() })),
-  /** Networks, with prefix length, whose addresses another DHCP server gives: there it only says what to boot. */
-  beside: z.array(z.string()),
+  /** Networks, with prefix length, whose addresses another DHCP server gives: there it only says what to boot. Left out by a server that does not know the field. */
+  beside: z.array(z.string()).optional(),
   zone: z.string().nullable(),
 })
 export type DhcpServer = z.infer<typeof dhcpServer>

@@ -1,0 +1,53 @@
+// Where boot scripts with tokens were given to, and which addresses DHCP gave to whom: what is known of who asks.
+import type { Sql } from './connect.ts'
+
+export interface BootClaim {
+  id: string
+  run: string
+  address: string
+  /** Where another address has had the script it counts while it is among these; null: it counts. */
+  given: readonly string[] | null
+}
+
+/**
+ * Notes that machines' scripts go to these addresses, one per machine. Answers in no order; `holder`: who had it before this statement. Neither claimed
+ * nor held: the run is over, or another one is as fast.
+ */
+export function claimBoots(sql: Sql, claims: readonly BootClaim[]): Promise<{ id: string; is_claimed: boolean; holder: string | null }[]> {
+  return sql<{ id: string; is_claimed: boolean; holder: string | null }[]>`
+    with asked as (select * from jsonb_to_recordset(${sql.json(claims as never)}) as a (id text, run text, address text, given jsonb)),
+    claimed as (
+      insert into boots as b (machine_id, run, since, address)
+      -- In one order, so that replicas do not wait for each other.
+      select m.id, m.run, m.state_since, asked.address from asked join machines m on m.id = asked.id and m.run = asked.run order by m.id
+      on conflict (machine_id) do update set run = excluded.run, since = excluded.since, address = excluded.address
+      where (b.run, b.since) is distinct from (excluded.run, excluded.since) or b.address = excluded.address
+        or exists (select from asked where asked.id = b.machine_id and jsonb_typeof(asked.given) = 'array' and not asked.given ? b.address)
+      returning machine_id)
+    select asked.id, claimed.machine_id is not null as is_claimed, b.address as holder
+    from asked left join claimed on claimed.machine_id = asked.id
+      left join machines m on m.id = asked.id and m.run = asked.run
+      left join boots b on b.machine_id = m.id and b.run = m.run and b.since = m.state_since`
+}
+
+export async function noteRefusedBoot(sql: Sql, machine: string, data: { mac: string; address: string; why: string; times: number }) {
+  await sql`insert into events (kind, machine_id, actor, data) values ('machine.boot-refused', ${machine}, 'boot', ${sql.json(data)})`
+}
+
+/** Notes what DHCP gave, for so many seconds from now. */
+export async function saveLeases(sql: Sql, leases: readonly { mac: string; address: string }[], seconds: number): Promise<void> {
+  await sql`
+    insert into dhcp_leases (mac, address, until)
+    select distinct mac, address, clock_timestamp() + make_interval(secs => ${seconds}::float)
+    from jsonb_to_recordset(${sql.json(leases as { mac: string; address: string }[])}) as l (mac text, address text)
+    on conflict (mac, address) do update set until = excluded.until`
+}
+
+export function leasedTo(sql: Sql, macs: readonly string[]): Promise<{ mac: string; address: string }[]> {
+  return sql<{ mac: string; address: string }[]>`
+    select mac, address from dhcp_leases where mac = any(${macs as string[]}) and until > clock_timestamp()`
+}
+
+export async function forgetOldLeases(sql: Sql): Promise<void> {
+  await sql`delete from dhcp_leases where until < clock_timestamp()`
+}
