@@ -449,7 +449,9 @@ function brokenReferences(documents: Documents): Problem[] {
 /** Whoever is limited to pools, or has a quota for one, is so for one that there is. */
 function brokenPools(documents: Documents): Problem[] {
   const limited = (['user', 'group', 'token', 'oidc'] as const).flatMap(kind =>
-    Object.entries(documents[kind]).flatMap(([name, { pools: own }]) => (own ?? []).map(pool => ({ field: `${kind} ${name}`, pool }))),
+    Object.entries(documents[kind]).flatMap(([name, { pools: own }]) =>
+      (own ?? []).map((pool: string) => ({ field: `${kind} ${name}`, pool })),
+    ),
   )
   const counted = Object.entries(documents.quota).flatMap(([name, { pool }]) =>
     pool === undefined ? [] : [{ field: `quota ${name}`, pool }],
