@@ -111,7 +111,7 @@ async function spreadOver(options: FederationOptions, request: OneCall & { sprea
   let asked = await askEach(options, request, targets)
   const heard = () => asked.filter(({ reply }) => reply.kind === 'answered')
   // A log that cannot be gone on with makes no part of an answer: whoever reads on would take the rest for all there is.
-  const gone = asked.flatMap(({ reply }) => (reply.kind === 'refused' ? goneOf(reply.refusal) : []))
+  const gone = asked.flatMap(({ partition, reply }) => (reply.kind === 'refused' ? (goneOf(reply.refusal, partition) ?? []) : []))
   if (gone.length > 0) throw goneRefusal((input as { after?: string }).after, gone)
   if (heard().length === 0 && targets.length > 0) throw nobodyAnswered(request, asked)
   let answer = merge(request, asked)

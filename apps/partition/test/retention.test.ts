@@ -100,7 +100,7 @@ test('whoever would go on behind what was removed is told so, and where to start
   for (const after of ['lon1:3', 'lon1:0', '3', `lon1:${end - 1}`]) {
     const refusal = await rita.events.list({ after }).catch((error: Refusal) => error)
     expect(refusal).toMatchObject({ code: 'gone', facts: { hint: expect.stringContaining(`lon1:${end}`) } })
-    expect(goneOf(refusal as Refusal)).toMatchObject([{ partition: 'lon1', removedTo: end }])
+    expect(goneOf(refusal as Refusal, 'lon1')).toMatchObject({ partition: 'lon1', removedTo: end })
   }
   // At the door of the stream too, before anything else is told.
   const response = await fetch(`${partition.url}/api/v1/events/stream`, {

@@ -4,9 +4,8 @@ import type { RefusedAttempt } from '@muster/shared/audit'
 export interface CountedAttempts extends RefusedAttempt {
   /** How many there were, of one kind. */
   readonly count: number
-  /** Epoch milliseconds of the first and the last. */
+  /** Epoch milliseconds of the first. */
   readonly firstAt: number
-  readonly lastAt: number
 }
 
 /** An entry is written a minute after the first attempt; while they go on, after two minutes, four … and then every hour. */
@@ -84,7 +83,7 @@ const anybody = ({ call }: RefusedAttempt): RefusedAttempt => ({
 
 function joined(before: CountedAttempts | undefined, attempt: Noted, now: number): CountedAttempts {
   const { count = 1, firstAt = now } = attempt
-  if (!before) return { ...attempt, count, firstAt, lastAt: now }
+  if (!before) return { ...attempt, count, firstAt }
   const call = before.call === attempt.call ? before.call : severalCalls
-  return { ...before, call, count: before.count + count, firstAt: Math.min(before.firstAt, firstAt), lastAt: now }
+  return { ...before, call, count: before.count + count, firstAt: Math.min(before.firstAt, firstAt) }
 }

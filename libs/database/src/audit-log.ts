@@ -91,24 +91,15 @@ export class AuditLog {
     const taken = this.#attempts.take(Date.now(), which)
     if (taken.length === 0) return
     const { run, server } = this.#options
-    try {
-      const ids = await run(sql =>
-        db.openEntries(
-          sql,
-          taken.map(attempts => openEntryOfAttempts(attempts, server)),
-        ),
-      )
-      const endings = taken.map(({ code, lastAt }, index) => ({
-        id: ids[index] as number,
-        ended_at: new Date(lastAt),
-        outcome: code,
-        result: null,
-      }))
-      await run(sql => db.closeEntries(sql, endings))
-    } catch (error) {
+    const rows = taken.map(attempts => openEntryOfAttempts(attempts, server))
+    const ids = await run(sql => db.openEntries(sql, rows)).catch(error => {
       for (const attempts of taken) this.#attempts.note(attempts, Date.now())
       throw error
-    }
+    })
+    // Not the time of the last: entries are numbered in the order in which they end.
+    const endedAt = new Date()
+    const endings = taken.map(({ code }, index) => ({ id: ids[index] as number, ended_at: endedAt, outcome: code, result: null }))
+    await run(sql => db.closeEntries(sql, endings))
   }
 
   /** Closes what the process of this name before this one left open. Call it once, before the first change. */

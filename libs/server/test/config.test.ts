@@ -5,7 +5,7 @@ import { inspect } from 'node:util'
 import type { Secret } from '@muster/shared/secret'
 import { expect, expectTypeOf, onTestFinished, test } from 'vitest'
 import { z } from 'zod'
-import { ConfigError, loadConfig, secret, variable, wholeNumber } from '../src/config.ts'
+import { ConfigError, keptFor, loadConfig, secret, tlsOf, variable, wholeNumber } from '../src/config.ts'
 
 const variables = {
   port: variable('MUSTER_PORT', wholeNumber({ min: 0, max: 65_535 }).default(8080)),
@@ -59,4 +59,29 @@ test('a value may be in a file', () => {
   expect(() => loadConfig(variables, { MUSTER_NAME: 'a', MUSTER_KEY_FILE: file, MUSTER_KEY: 'here' })).toThrow(
     'MUSTER_KEY and MUSTER_KEY_FILE are both set',
   )
+})
+
+test('how long something is kept is a duration, not too short a one, or for ever', () => {
+  const kept = { events: variable('MUSTER_KEEP_EVENTS', keptFor(30 * 86_400_000, '1d')) }
+  const read = (MUSTER_KEEP_EVENTS?: string) => loadConfig(kept, { MUSTER_KEEP_EVENTS }).settings.events
+  expect([undefined, '7d', '48h', 'for-ever'].map(read)).toEqual([30 * 86_400_000, 7 * 86_400_000, 48 * 3_600_000, undefined])
+  for (const wrong of ['1h', '0d', 'ever', '30'])
+    expect(() => read(wrong)).toThrow(`MUSTER_KEEP_EVENTS="${wrong}": must be a duration of at least 1d, such as 90d, or for-ever`)
+})
+
+test('a certificate of its own is for all names the host is known by, and needs a folder', () => {
+  const given = {
+    tls: 'own',
+    tlsFolder: '/tls',
+    tlsPort: 8443,
+    tlsNames: [],
+    host: '192.0.2.7',
+    url: 'https://lon1.example.org:8443',
+  } as const
+  expect(tlsOf(given)?.own?.names).toEqual(expect.arrayContaining(['lon1.example.org', 'localhost', '127.0.0.1', '192.0.2.7']))
+  expect(tlsOf({ ...given, host: '0.0.0.0' })?.own?.names).not.toContain('0.0.0.0')
+  expect(tlsOf({ ...given, tlsNames: ['muster.example.org'] })?.own?.names).toEqual(['muster.example.org'])
+  expect(tlsOf({ ...given, tls: 'files' })).toEqual({ folder: '/tls', port: 8443, own: undefined })
+  expect(tlsOf({ ...given, tls: 'files', tlsFolder: undefined })).toBeUndefined()
+  expect(() => tlsOf({ ...given, tlsFolder: undefined })).toThrow(/MUSTER_TLS_DIR is not set: MUSTER_TLS=own/)
 })

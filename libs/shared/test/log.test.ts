@@ -1,7 +1,20 @@
 // Reading the logs of a federation as one: no event is lost or doubled, and each partition's own order is kept.
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { endOfLog, endPage, type LogItem, type LogPage, mergeLogs, parsePosition, positionText, readUpTo } from '../src/contract/log.ts'
+import {
+  askedFor,
+  endOfLog,
+  endPage,
+  goneOf,
+  goneRefusal,
+  type LogItem,
+  type LogPage,
+  mergeLogs,
+  parsePosition,
+  positionText,
+  readUpTo,
+} from '../src/contract/log.ts'
+import { Refusal } from '../src/errors.ts'
 
 interface Event extends LogItem {
   readonly kind: 'shown' | 'hidden'
@@ -91,5 +104,29 @@ describe('positions', () => {
     expect(parsePosition(positionText(position))).toEqual(position)
     expect(readUpTo(parsePosition('lon1:7,end'), 'par2')).toBe(endOfLog)
     expect(() => parsePosition('lon1:x')).toThrow('is not a position')
+  })
+})
+
+describe('a reader behind what was removed', () => {
+  test('is told where to start, and loses its place in no other partition', () => {
+    const refusal = goneRefusal('lon1:3,par2:7', [{ partition: 'lon1', after: 3, removedTo: 90 }])
+    expect(refusal).toMatchObject({ code: 'gone', facts: { startAt: 'lon1:90,par2:7' } })
+    expect(refusal.message).toBe('lon1 has removed its events up to 90, and 3 is the last read: what is between is lost')
+    expect(goneRefusal('3', [{ partition: 'lon1', after: 3, removedTo: 90 }]).facts.startAt).toBe('3,lon1:90')
+  })
+
+  test('is one who named a place: whoever begins, begins with what is there', () => {
+    const asks = (after: string | undefined) => askedFor(parsePosition(after), 'lon1')
+    expect(['lon1:0', 'lon1:3', '3', 'par2:7,3'].map(asks)).toEqual([0, 3, 3, 3])
+    expect([undefined, '0', 'par2:7'].map(asks)).toEqual([undefined, undefined, undefined])
+  })
+
+  test('hears it of a partition from that one alone, and no nonsense', () => {
+    const gone = { partition: 'lon1', after: 3, removedTo: 90 }
+    expect(goneOf(goneRefusal('3', [gone]), 'lon1')).toEqual(gone)
+    expect(goneOf(goneRefusal('3', [gone]), 'par2')).toBeUndefined()
+    for (const facts of [{}, { gone: 'all' }, { gone: [null] }, { gone: [{ ...gone, removedTo: '90' }] }])
+      expect(goneOf(new Refusal('gone', 'it is', facts), 'lon1')).toBeUndefined()
+    expect(goneOf(new Refusal('not-found', 'it is', { gone: [gone] }), 'lon1')).toBeUndefined()
   })
 })

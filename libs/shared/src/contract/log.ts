@@ -1,6 +1,7 @@
 // The event log of a federation: each partition numbers its events 1, 2, 3 … without gaps; a position says how far each was read
 // (`lon1:42,par2:7`). A bare number means the same place in every partition not named, and `end` the end of the log of each of them, as it
 // is when it is first asked. Positions are what Last-Event-ID carries.
+import { z } from 'zod'
 import { Refusal } from '../errors.ts'
 import { partitionNamePattern } from '../ids.ts'
 import type { Gathered } from './call.ts'
@@ -72,9 +73,12 @@ export function goneRefusal(after: string | undefined, gone: readonly Gone[]): R
   })
 }
 
-/** What a {@link goneRefusal} says; empty for another. */
-export function goneOf({ code, facts }: Refusal): Gone[] {
-  return code === 'gone' && Array.isArray(facts.gone) ? facts.gone : []
+const goneFacts = z.array(z.object({ partition: z.string(), after: z.number().int().min(0), removedTo: z.number().int().min(1) }))
+
+/** What a {@link goneRefusal} of `partition` says of itself; undefined for another refusal, and where it makes no sense. */
+export function goneOf({ code, facts }: Refusal, partition: string): Gone | undefined {
+  if (code !== 'gone') return undefined
+  return goneFacts.safeParse(facts.gone).data?.find(gone => gone.partition === partition)
 }
 
 export interface LogItem {
