@@ -4,7 +4,6 @@ import { readFileSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
 import { AuditLog, connectAudit } from '@muster/database/audit-log'
 import type { ReadinessCheck } from '@muster/server/backend'
-import { connectNats } from '@muster/server/bus/nats-bus'
 import { tokensOfAll } from '@muster/server/global/people'
 import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner, type Signer } from '@muster/server/global/signature'
@@ -14,8 +13,6 @@ import type { Log } from '@muster/server/log'
 import type { Own } from '@muster/server/process'
 import { openTokens } from '@muster/server/tokens'
 import type { Bus } from '@muster/shared/bus/bus'
-import { inboxOf } from '@muster/shared/bus/permissions'
-import { createClient } from '@muster/shared/client'
 import { Counter, Gauge } from 'prom-client'
 import { handlers } from './backend/handlers.ts'
 import { LocalBackend } from './backend/local.ts'
@@ -31,7 +28,6 @@ import { BootOrigins, weaknessesOf } from './domain/boot-origin.ts'
 import { Catalogue } from './domain/catalogue.ts'
 import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
-import { Enrolment, type Membership } from './domain/enrolment.ts'
 import { FirstBoots } from './domain/first-boot.ts'
 import { LogFollower } from './domain/follower.ts'
 import { GlobalCopy } from './domain/global-copy.ts'
@@ -47,12 +43,11 @@ import { WebhookSender } from './domain/webhooks/sender.ts'
 import { agentDoor } from './doors/agent.ts'
 import { bmcEventsDoor } from './doors/bmc-events.ts'
 import { bootDoor, bootPath } from './doors/boot.ts'
-import { type BusDoor, openBusDoor } from './doors/bus.ts'
-import { type ConfigurationDoor, openConfigurationDoor } from './doors/configuration.ts'
 import { Dnsmasq, leaseReader } from './doors/dnsmasq.ts'
 import { filesDoor, filesPath } from './doors/files.ts'
 import { maasDoor } from './doors/maas.ts'
 import { metadataDoor } from './doors/metadata.ts'
+import { Federation } from './federation.ts'
 
 export const version: string = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version
 
@@ -136,8 +131,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     problems: () => [
       ...backend.readiness().flatMap(({ status, detail }) => (status === 'ok' ? [] : [detail])),
       ...(dnsmasq?.problem === undefined ? [] : [dnsmasq.problem]),
-      ...(enrolment.problem === undefined ? [] : [`not part of the federation: ${enrolment.problem}`]),
-      ...federationProblems(core),
+      ...federation.problems(),
       ...webhooks.problems.values(),
       ...(retention.problem === undefined ? [] : [retention.problem]),
     ],
@@ -145,43 +139,19 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     webhooks,
   }
   const metrics = createMetrics()
-  const removed = new Counter({
-    name: 'muster_rows_removed_total',
-    help: 'Rows that were removed because the time for which they are kept was over.',
-    labelNames: ['what'] as const,
-    registers: [metrics.registry],
-  })
-  const retention = new Retention(core, {
-    keep: settings.keep ?? usualKeep,
-    audit,
-    onRemoved: (what, count) => removed.inc({ what }, count),
-  })
+  const retention = retentionOf(core, settings, metrics)
   let seenAt = Date.now()
-  const enrolment = new Enrolment(core)
-  const connectBus = (nats: NonNullable<PartitionSettings['nats']> & { onRefusal?: 'retry' }) =>
-    connectNats({
-      ...nats,
-      inbox: inboxOf({ kind: 'partition', name: settings.partition }),
-      name: `partition ${settings.partition} replica ${settings.replica}`,
-      log,
-    })
-  const membership = settings.join && (await enrolment.remembered())
-  const nats = membership ? busOf(membership) : settings.nats
-  let bus = options.bus ?? (nats && (await connectBus(nats)))
-  if (membership) configuration.trust(membership.configKeys)
-  // Last: what speaks over it has said goodbye by then.
-  own('bus', () => (options.bus ? undefined : bus?.close()))
+  const federation = await Federation.open(core, { settings, bus: options.bus, log, own })
 
   const backend: LocalBackend = new LocalBackend({
     partition: settings.partition,
     handlers: handlers(core, self),
     readiness: () => readiness(seenAt),
   })
-  let busDoor: BusDoor | undefined
   let dnsmasq: Dnsmasq | undefined
   const follower = new LogFollower(core, lastSeq => {
     backend.logHasGrown()
-    busDoor?.logHasGrown(lastSeq)
+    federation.logHasGrown(lastSeq)
     dnsmasq?.changed()
     webhooks.ring()
   })
@@ -220,7 +190,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     port: settings.port,
     tls: settings.tls,
     check: options.check ?? 'nothing',
-    health: () => ({ partition: settings.partition, replica: settings.replica, bus: bus?.describe() ?? 'none' }),
+    health: () => ({ partition: settings.partition, replica: settings.replica, bus: federation.describe() }),
     beneath: [
       { name: 'boot files', path: `${filesPath}/`, serve: filesDoor(core) },
       { name: 'boot', path: bootPath, serve: bootDoor(core, boot) },
@@ -288,33 +258,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   every('catalogue', catalogueEveryMs, async () => {
     if (catalogue.refresh() === 'changed') core.memory.candidates.forgetSets()
   })
-
-  let configurationDoor: ConfigurationDoor | undefined
-  const openBusDoors = (open: Bus) => {
-    busDoor = openBusDoor({ core, bus: open, backend, replica, version, url: self.url, log })
-    configurationDoor = openConfigurationDoor({ core, bus: open })
-  }
-  own('bus door', () => busDoor?.close())
-  own('configuration door', () => configurationDoor?.close())
-  if (bus) openBusDoors(bus)
-  else if (settings.join) {
-    const { url, token } = settings.join
-    const application = { client: createClient({ url }), front: url, token, version, url: self.url }
-    const joining = new AbortController()
-    const joined = enrolment.accepted(application, joining.signal).then(async accepted => {
-      if (!accepted || joining.signal.aborted) return
-      configuration.trust(accepted.configKeys)
-      bus = await connectBus(busOf(accepted))
-      if (!joining.signal.aborted) openBusDoors(bus)
-    })
-    joined.catch(error =>
-      log.error({ err: error }, 'this partition was accepted, but cannot take part; it tries again when it is started again'),
-    )
-    own('enrolment', async () => {
-      joining.abort()
-      await joined.catch(() => undefined) // logged above
-    })
-  }
+  federation.takePart({ backend, replica, version, url: self.url })
   own('door', () => door.close())
   return { url: self.url, secureUrl: door.secureUrl, core }
 }
@@ -325,18 +269,15 @@ function addressesOn(interfaces: readonly string[]): string[] {
   return interfaces.flatMap(name => (known[name] ?? []).map(({ address }) => address))
 }
 
-function busOf({ natsUrl: url, nkey }: Membership) {
-  // The broker may learn of an accepted partition later than it does, and a retired one goes on by itself.
-  return { url, nkey, token: undefined, onRefusal: 'retry' as const }
-}
-
-/** What the federation wants of this partition and does not get. */
-function federationProblems({ configuration, catalogue, partition }: Core): string[] {
-  const own = configuration.content?.documents.partition[partition]
-  return [
-    ...(own?.status === 'retired' ? ['this partition was retired: fronts do not ask it any more'] : []),
-    ...catalogue.missing.map(os => `${os} was selected for this partition, and its files are not here`),
-  ]
+/** What is kept for a time only, and how much of it went. */
+function retentionOf(core: Core, { keep = usualKeep }: PartitionSettings, { registry }: ReturnType<typeof createMetrics>): Retention {
+  const removed = new Counter({
+    name: 'muster_rows_removed_total',
+    help: 'Rows that were removed because the time for which they are kept was over.',
+    labelNames: ['what'] as const,
+    registers: [registry],
+  })
+  return new Retention(core, { keep, audit: core.audit, onRemoved: (what, count) => removed.inc({ what }, count) })
 }
 
 function openAudit({ partition, replica }: PartitionSettings, signer: Signer, sql: Core['sql'], log: Log): AuditLog {
