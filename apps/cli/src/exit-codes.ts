@@ -44,6 +44,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'quota-exceeded': 'refused',
   'needs-front': 'refused',
   'home-lost': 'refused',
+  'newer-release': 'refused',
   'key-reused': 'refused',
   gone: 'refused',
   'payload-too-large': 'usage',

@@ -19,7 +19,7 @@ import { enrolmentCalls } from './global/enrolment.ts'
 import { type Home, type HomeOptions, openHome } from './global/home.ts'
 import { startRetention } from './global/retention.ts'
 import { defaultLimits, type Limits } from './limits.ts'
-import { createPartitionCalls } from './partition-calls.ts'
+import { createPartitionCalls, type PartitionCalls } from './partition-calls.ts'
 import { type Presence, watchPresence } from './presence.ts'
 
 export interface FrontOptions {
@@ -62,8 +62,8 @@ export function createFront(options: FrontOptions): Front {
   const presence = watchPresence({ bus, accepted, log })
   const logs = watchLogs(bus, log)
   const calls = createPartitionCalls(bus, name)
-  const home = options.global && openHome({ name, bus, presence, calls, log, ...options.global })
-  const sessions = options.global && home && sessionsOf(home, options.global, log)
+  const configured = options.global && configure(options, options.global, { presence, calls })
+  const home = configured?.home
   const quotasOf = (owner: string) => (home?.content ? limitsFor(home.content.documents, owner) : [])
   const parts = { bus, presence, calls, limits, log, onLogGrowth: logs.onLogGrowth, quotasOf }
   const backend = createFederation({
@@ -72,31 +72,64 @@ export function createFront(options: FrontOptions): Front {
     allocate: (input, context) => allocate(parts, input, context),
     here: {
       'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }),
-      ...(home && globalCalls(home, options)),
-      ...(home && sessions && sessionCalls(home, sessions)),
+      ...configured?.here,
     },
   })
-  const retention = home && options.global?.databaseUrl ? startRetention({ home, keepAuditMs: options.global.keepAuditMs, log }) : undefined
+  return {
+    backend,
+    audit: configured?.audit,
+    presence,
+    home,
+    tokens: tokensOfAll(configured?.tokens ?? []),
+    stop: async () => {
+      await configured?.stop()
+      presence.stop()
+      logs.stop()
+      calls.stop()
+    },
+  }
+}
+
+/** What a front has that has a global configuration. */
+interface Configured {
+  readonly home: Home
+  readonly here: Here
+  readonly tokens: readonly Tokens[]
+  /** Where it is written here. */
+  readonly audit: Audit | undefined
+  stop(): Promise<void>
+}
+
+function configure(
+  { name, bus, accepted, broker, log }: FrontOptions,
+  global: NonNullable<FrontOptions['global']>,
+  { presence, calls }: { presence: Presence; calls: PartitionCalls },
+): Configured {
+  const { signer, trustedKeys, databaseUrl, keepAuditMs, natsUrl = '' } = global
+  const home = openHome({ name, bus, presence, calls, log, ...global })
+  const sessions = sessionsOf(home, global, log)
+  const isWritten = databaseUrl !== undefined
+  const retention = isWritten ? startRetention({ home, keepAuditMs, log }) : undefined
   let before: Documents['partition'] = {}
-  home?.onChange(({ documents }) => {
+  home.onChange(({ documents }) => {
     presence.accept(acceptedNow(accepted, documents.partition))
     for (const [partition, { natsKey }] of Object.entries(documents.partition))
       if (before[partition] && before[partition].natsKey !== natsKey) presence.forget(partition)
     before = documents.partition
-    void options.broker?.write(documents)
+    void broker?.write(documents)
   })
   return {
-    backend,
-    audit: home && options.global?.databaseUrl ? auditOf(home) : undefined,
-    presence,
     home,
-    tokens: tokensOfAll(home && sessions ? [home.tokens, sessions.tokens] : []),
+    here: {
+      ...configCalls(home),
+      ...enrolmentCalls({ home, natsUrl, configKeys: [signer.publicKey, ...trustedKeys], log }),
+      ...sessionCalls(home, sessions),
+    },
+    tokens: [home.tokens, sessions.tokens],
+    audit: isWritten ? auditOf(home) : undefined,
     stop: async () => {
       await retention?.stop()
-      await home?.stop()
-      presence.stop()
-      logs.stop()
-      calls.stop()
+      await home.stop()
     },
   }
 }
@@ -106,11 +139,6 @@ function auditOf({ audit }: Home): Audit {
     carryOut: (change, work) => (callNamed(change.call)?.spread.kind === 'global' ? audit.carryOut(change, work) : work()),
     refused: attempt => audit.refused(attempt),
   }
-}
-
-function globalCalls(home: Home, { global, log }: FrontOptions) {
-  const { signer, trustedKeys, natsUrl = '' } = global as NonNullable<FrontOptions['global']>
-  return { ...configCalls(home), ...enrolmentCalls({ home, natsUrl, configKeys: [signer.publicKey, ...trustedKeys], log }) }
 }
 
 /** Those of the settings and those that were accepted, without those that were retired. Where nobody was ever named: everybody. */

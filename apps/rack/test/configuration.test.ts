@@ -16,7 +16,7 @@ import { hashToken, newToken } from '@muster/server/tokens'
 import { createClient } from '@muster/shared/client'
 import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
-import { readPayload, refillJump, signedCopy } from '@muster/shared/global/copy'
+import { readPayload, refillJump, type SignedCopy, signedCopy } from '@muster/shared/global/copy'
 import postgres from 'postgres'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { chance } from '../src/chaos/random.ts'
@@ -126,6 +126,28 @@ async function refusalOf(asked: Promise<unknown>): Promise<Refusal> {
   throw new Error('it was not refused', { cause: error })
 }
 
+/** The newest generation in the database that fronts share, as a front wrote it. */
+async function copyInHome(): Promise<string | undefined> {
+  const sql = postgres(home.url, { max: 1 })
+  try {
+    const [row] = await sql`select payload, signature, signed_by as key from generations order by generation desc limit 1`
+    return row && JSON.stringify(row)
+  } finally {
+    await sql.end()
+  }
+}
+
+async function putInHome({ payload, signature, key }: SignedCopy, generation: number): Promise<void> {
+  const sql = postgres(home.url, { max: 1 })
+  try {
+    await sql`
+      insert into generations (generation, payload, signature, signed_by, changed_at, changed_by, note)
+      values (${generation}, ${payload}, ${signature}, ${key}, now(), 'newer', '')`
+  } finally {
+    await sql.end()
+  }
+}
+
 const within = async (ms: number, isSo: () => boolean | Promise<boolean>) => {
   const startedAt = Date.now()
   while (!(await isSo())) {
@@ -190,6 +212,24 @@ describe('the global configuration', () => {
     expect((await refusalOf(call(front, 'config.change', putUser('Bad Name')))).facts.errors).toMatchObject([{ field: 'put.0.name' }])
   })
 
+  test('what a front of a newer release wrote is not lost by an older one: it refuses to write, until one that knows does, or it is set back', async () => {
+    const broker = createLocalBroker()
+    const front = openFront(broker, home.url)
+    const { generation } = await call(front, 'config.change', putUser('erin'))
+    const { payload } = signedCopy.parse(JSON.parse((await copyInHome()) as string))
+    const { documents, ...head } = JSON.parse(payload) as { documents: { user: object } }
+    const newer = { ...documents, user: { ...documents.user, erin: { role: 'user', shoeSize: 43 } }, planet: { mars: {} } }
+    await putInHome(signer.sign(JSON.stringify({ ...head, generation: generation + 1, documents: newer })), generation + 1)
+    const refusal = await refusalOf(call(front, 'config.change', putUser('frank')))
+    expect(refusal).toMatchObject({ code: 'newer-release' })
+    expect(refusal.message).toContain('documents of kind planet, fields of user erin')
+    expect((await refusalOf(call(front, 'config.change', { ...putUser('frank'), dryRun: true }))).code).toBe('newer-release')
+    // It serves what it can read.
+    expect((await call(front, 'config.get', { kind: 'user', name: 'erin' })).generation).toBe(generation + 1)
+    expect(await call(front, 'config.revert', { to: generation, dryRun: false, note: '' })).toMatchObject({ outcome: 'written' })
+    expect(await call(front, 'config.change', putUser('frank'))).toMatchObject({ outcome: 'written' })
+  })
+
   test('a copy that no trusted key signed, or an older one, is refused; the partition says so and keeps what it has', async () => {
     const broker = createLocalBroker()
     const partition = await start('one', broker)
@@ -200,7 +240,7 @@ describe('the global configuration', () => {
     const { configuration } = partition.core
     const generation = configuration.generation
     const mine = signedCopy.parse(JSON.parse(configuration.text as string))
-    const content = readPayload(mine.payload)
+    const { content } = readPayload(mine.payload)
     const resigned = (change: object, by = signer) => by.sign(JSON.stringify({ format: 1, ...content, ...change }))
     await expect(configuration.take(resigned({ generation: generation + 1 }, createSigner('66'.repeat(32))))).rejects.toThrow('not trusted')
     await expect(configuration.take({ ...mine, payload: mine.payload.replace('root', 'toor') })).rejects.toThrow('not right')

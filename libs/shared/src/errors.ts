@@ -18,6 +18,7 @@ export const errorTable = {
   'quota-exceeded': { status: 409, retryable: 'no', title: 'The quota is used up' },
   'needs-front': { status: 409, retryable: 'no', title: 'Only a front can do this' },
   'home-lost': { status: 409, retryable: 'no', title: 'The database of the global configuration was lost or set back' },
+  'newer-release': { status: 409, retryable: 'no', title: 'A newer release wrote what this one would lose' },
   'key-reused': { status: 409, retryable: 'no', title: 'This Idempotency-Key was used for another request' },
   gone: { status: 410, retryable: 'no', title: 'It was kept for a time, and that is over' },
   'payload-too-large': { status: 413, retryable: 'no', title: 'Too large' },

@@ -191,14 +191,15 @@ describe('a copy', () => {
   const content = { generation: 7, changedAt: at, changedBy: 'alice', note: '', documents: noDocuments }
 
   test('reads back as it was written; what a newer release wrote beside it is left out and named', () => {
-    expect(readPayload(payloadOf(content))).toEqual({ ...content, skipped: [] })
+    expect(readPayload(payloadOf(content))).toEqual({ content, skipped: [], beyond: [] })
     const newer = {
       user: { alice: { role: 'user', displayName: '', status: 'active', shoeSize: 43 }, bob: { role: 'emperor' } },
       planet: { mars: {} },
     }
-    const { documents, skipped } = readDocuments(newer)
+    const { documents, skipped, beyond } = readDocuments(newer)
     expect(documents.user).toEqual({ alice: { role: 'user', displayName: '', status: 'active' } })
     expect(skipped).toEqual(['user bob'])
+    expect(beyond).toEqual(['documents of kind planet', 'fields of user alice'])
   })
 
   test('a document that is not there is not found; without a name all are answered', () => {

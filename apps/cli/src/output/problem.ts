@@ -19,6 +19,7 @@ const hints: { readonly [code in ErrorCode]?: string } = {
   locked: 'lift the lock with: muster machine unlock ID',
   'machine-owned': 'release it first: muster machine release ID',
   'home-lost': 'fill the database of the fronts from a partition with: muster config refill',
+  'newer-release': 'ask a front of the newer release, or set back to before it wrote with: muster config revert GENERATION',
   'stale-version': 'look at it again, then repeat the change',
   'no-match': 'loosen a constraint, or wait for machines with --wait 10m',
   'quota-exceeded': 'release what is not needed (muster allocation list), or ask an admin for a larger quota',

@@ -103,8 +103,14 @@ const keptGenerations = 1_000
 /** A change that races with others is tried again from the start, so many times. */
 const maxAttempts = 5
 
-interface InForce {
+/** A copy, as far as this release can read it. */
+interface Checked {
   readonly content: CopyContent
+  /** What it cannot, in words: a change that it wrote would lose that. */
+  readonly unread: readonly string[]
+}
+
+interface InForce extends Checked {
   readonly text: string
   readonly source: string
   readonly tokens: Tokens
@@ -168,6 +174,7 @@ class GlobalHome implements Home {
 
   change(by: Caller, change: Change, options: WriteOptions): Promise<Written> {
     return this.#write(by, options, before => {
+      this.#refuseUnread()
       const { change: sealed, made } = sealedChange(change, before, this.#options.sealer)
       const outcome = changed(before, sealed)
       if ('documents' in outcome) return { documents: outcome.documents, secrets: made }
@@ -188,6 +195,7 @@ class GlobalHome implements Home {
     const { content } = this
     if (!content || newest >= content.generation || partition === undefined)
       return { outcome: 'nothing-to-do', generation: newest, partition: null, from: null }
+    this.#refuseUnread()
     const next = this.#sign({
       ...content,
       generation: content.generation + refillJump,
@@ -214,7 +222,7 @@ class GlobalHome implements Home {
     if (generation === this.content?.generation) return this.content.documents
     const row = await this.#home(sql => db.findGeneration(sql, generation))
     if (!row) throw new Refusal('not-found', `generation ${generation} is not kept; the last ${keptGenerations} are`)
-    return this.#checked(copyOf(row)).documents
+    return this.#checked(copyOf(row)).content.documents
   }
 
   run<Answer>(act: (sql: db.Sql) => Promise<Answer>): Promise<Answer> {
@@ -254,7 +262,8 @@ class GlobalHome implements Home {
         throw new Refusal('stale-version', `generation ${generation} is in force, not ${options.expectedGeneration}`, { generation })
       const { documents, secrets } = next(before?.documents ?? noDocuments)
       const found = differences(before?.documents ?? noDocuments, documents)
-      if (found.length === 0) return { generation, outcome: 'nothing-to-do', differences: [], secrets: [] }
+      // Setting back also takes away what this release cannot read, and so cannot compare.
+      if (found.length === 0 && !this.#inForce?.unread.length) return { generation, outcome: 'nothing-to-do', differences: [], secrets: [] }
       await this.#refuseLosing(found, documents)
       if (options.kind === 'dry-run') return { generation, outcome: 'dry-run', differences: found, secrets: [] }
       const signed = this.#sign({
@@ -269,6 +278,16 @@ class GlobalHome implements Home {
       if (options.expectedGeneration !== undefined || attempt === maxAttempts)
         throw new Refusal('stale-version', `the configuration was changed by somebody else while this was tried (${attempt} times)`)
     }
+  }
+
+  /** What a newer front wrote must not be lost by an older one that happens to be asked. To set back is to wish for what was. */
+  #refuseUnread(): void {
+    const { content, unread = [] } = this.#inForce ?? {}
+    if (unread.length === 0) return
+    throw new Refusal(
+      'newer-release',
+      `generation ${content?.generation} has what this front does not know and would lose: ${unread.slice(0, 5).join(', ')}${unread.length > 5 ? ` and ${unread.length - 5} more` : ''}; write it through a front of the newer release`,
+    )
   }
 
   /** Throws invalid-input where machines are in pools or zones that would not exist. Partitions that do not answer are not waited for: their machines stay where they are. */
@@ -337,7 +356,7 @@ class GlobalHome implements Home {
     }
     const outcome = await this.#home(sql => db.insertGeneration(sql, row, expected))
     if (outcome === 'stale') return outcome
-    this.#use(copy, content, 'the database of the fronts')
+    this.#use(copy, { content, unread: [] }, 'the database of the fronts')
     await this.#home(sql => db.forgetOldGenerations(sql, keptGenerations))
     return outcome
   }
@@ -422,7 +441,7 @@ class GlobalHome implements Home {
         }
         try {
           const copy = await fetchCopy(noGeneration, ask)
-          return copy && { partition, copy, content: this.#checked(copy) }
+          return copy && { partition, copy, ...this.#checked(copy) }
         } catch (error) {
           log.warn({ partition, trouble: (error as Error).message }, 'no copy of the configuration from this partition')
           return undefined
@@ -432,20 +451,20 @@ class GlobalHome implements Home {
     const [newest] = found.filter(each => each !== undefined).sort((a, b) => b.content.generation - a.content.generation)
     if (!newest) return undefined
     if (newest.content.generation > (this.content?.generation ?? noGeneration))
-      this.#use(newest.copy, newest.content, `the copy of partition ${newest.partition}`)
+      this.#use(newest.copy, newest, `the copy of partition ${newest.partition}`)
     return newest.partition
   }
 
-  #checked(copy: SignedCopy): CopyContent {
+  #checked(copy: SignedCopy): Checked {
     this.#verifier.check(copy)
-    const { skipped: _, ...content } = readPayload(copy.payload)
-    return content
+    const { content, skipped, beyond } = readPayload(copy.payload)
+    return { content, unread: [...beyond, ...skipped] }
   }
 
   /** In one assignment; generations never fall. */
-  #use(copy: SignedCopy, content: CopyContent, source: string): void {
+  #use(copy: SignedCopy, { content, unread }: Checked, source: string): void {
     if (content.generation < (this.content?.generation ?? noGeneration)) return
-    this.#inForce = { content, text: JSON.stringify(copy), source, tokens: tokensOfDocuments(content.documents) }
+    this.#inForce = { content, unread, text: JSON.stringify(copy), source, tokens: tokensOfDocuments(content.documents) }
     this.#options.bus.publish(subjects.configuration, encodeJson({ v: protocolVersion, generation: content.generation }))
     this.#options.log.info({ generation: content.generation, source }, 'a generation of the global configuration is in force')
     for (const listener of this.#listeners) listener(content)

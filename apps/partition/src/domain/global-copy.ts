@@ -88,7 +88,7 @@ export class GlobalCopy {
       if (this.#trustedKeys.length === 0)
         throw new Error('this partition trusts no key: MUSTER_CONFIG_PUBLIC_KEY is not set, and it was not accepted by a front')
       createVerifier(this.#trustedKeys).check(copy)
-      const { generation } = readPayload(copy.payload)
+      const { generation } = readPayload(copy.payload).content
       if (generation === this.generation && digestOf(copy.payload) !== this.#inForce?.digest)
         throw new Error(
           `a front offers another configuration under generation ${generation} than the one in force: its database was lost or set back; run "muster config refill"`,
@@ -127,7 +127,7 @@ export class GlobalCopy {
 
   /** In one assignment, so that nobody sees half of a configuration. */
   #use(row: GlobalRow): void {
-    const { skipped, ...content } = readPayload(row.payload)
+    const { skipped, content } = readPayload(row.payload)
     this.#inForce = {
       content,
       skipped,

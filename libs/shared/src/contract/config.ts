@@ -77,7 +77,7 @@ export const config = {
     }),
     answer: changeAnswer,
     spread: { kind: 'global' },
-    errors: ['needs-front', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'stale-version', 'home-lost', 'newer-release'],
   }),
   history: declareCall({
     summary: 'Who changed the global configuration, latest first',
@@ -127,7 +127,7 @@ export const config = {
       from: z.number().int().nullable(),
     }),
     spread: { kind: 'global' },
-    errors: ['needs-front', 'stale-version'],
+    errors: ['needs-front', 'stale-version', 'newer-release'],
   }),
   copies: declareCall({
     summary: 'Which generation each partition holds',

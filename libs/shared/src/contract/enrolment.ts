@@ -51,7 +51,7 @@ export const enrolment = {
       configKeys: z.array(z.string()),
     }),
     spread: { kind: 'global' },
-    errors: ['needs-front', 'home-lost', 'stale-version'],
+    errors: ['needs-front', 'home-lost', 'newer-release', 'stale-version'],
   }),
   list: declareCall({
     summary: 'Partitions that have asked and are not accepted yet',
@@ -78,7 +78,7 @@ export const enrolment = {
     }),
     answer: done,
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'already-exists', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'not-found', 'already-exists', 'stale-version', 'home-lost', 'newer-release'],
   }),
   refuse: declareCall({
     summary: 'Refuse a partition that has asked; its token is void',
@@ -88,7 +88,7 @@ export const enrolment = {
     input: z.strictObject({ name: partitionName }),
     answer: done,
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'newer-release'],
   }),
   retire: declareCall({
     summary: 'Retire a partition: fronts ask it no more, and the bus lets it in no more',
@@ -99,6 +99,6 @@ export const enrolment = {
     input: z.strictObject({ name: partitionName }),
     answer: done,
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'newer-release'],
   }),
 }

@@ -83,7 +83,7 @@ export const session = {
     input: z.strictObject({}),
     answer: z.object({ generation: z.number().int() }),
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'newer-release'],
   }),
   password: declareCall({
     summary: "Change the caller's own password",
@@ -95,7 +95,7 @@ export const session = {
     input: z.strictObject({ password: z.string().min(1).max(1024), newPassword: z.string().min(1).max(1024), lifetime }),
     answer: begun.extend({ generation: z.number().int() }),
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'overloaded'],
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'newer-release', 'overloaded'],
   }),
 }
 
@@ -126,7 +126,7 @@ export const keys = {
     input: z.strictObject({ name: keyName, key: sshPublicKey }),
     answer: z.object({ generation: z.number().int() }),
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'newer-release'],
   }),
   delete: declareCall({
     summary: "Remove one of the caller's own SSH keys",
@@ -137,6 +137,6 @@ export const keys = {
     input: z.strictObject({ name: keyName }),
     answer: z.object({ generation: z.number().int() }),
     spread: { kind: 'global' },
-    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost'],
+    errors: ['needs-front', 'not-found', 'stale-version', 'home-lost', 'newer-release'],
   }),
 }

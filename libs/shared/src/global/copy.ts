@@ -45,10 +45,11 @@ export function payloadOf(content: CopyContent): string {
   return JSON.stringify({ format: 1, ...content })
 }
 
-/** What a payload says. `skipped` names documents that this release cannot read. Throws where it is no payload. */
-export function readPayload(text: string): CopyContent & { skipped: readonly string[] } {
-  const { documents, format: _, ...head } = payload.parse(JSON.parse(text))
-  return { ...head, ...readDocuments(documents) }
+/** What a payload says, and what of it this release leaves out: see {@link readDocuments}. Throws where it is no payload. */
+export function readPayload(text: string): { content: CopyContent; skipped: readonly string[]; beyond: readonly string[] } {
+  const { documents: given, format: _, ...head } = payload.parse(JSON.parse(text))
+  const { documents, ...left } = readDocuments(given)
+  return { content: { ...head, documents }, ...left }
 }
 
 /** Some of a configuration's documents, as `config.get` answers them: without what is sealed, or a password. Throws not-found for one that is not there. */

@@ -321,20 +321,28 @@ function ownRecord<Value>(entries: readonly (readonly [string, Value])[]): Recor
 
 export const noDocuments: Documents = byKind(() => ownRecord<never>([]))
 
-/** The documents of a copy. Kinds and fields that this release does not know are left out, as is a document it cannot read, which `skipped` names. */
-export function readDocuments(value: unknown): { documents: Documents; skipped: string[] } {
+/**
+ * The documents of a copy. Left out are kinds and fields that this release does not know (`beyond`: which, and of which documents), and documents
+ * that it cannot read (`skipped`).
+ */
+export function readDocuments(value: unknown): { documents: Documents; skipped: string[]; beyond: string[] } {
   const skipped: string[] = []
+  const beyond: string[] = []
   const given = typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
   const documents = byKind(kind => {
     const found = Object.entries((given[kind] ?? {}) as Record<string, unknown>).flatMap(([name, content]) => {
       const parsed = read[kind].safeParse(content)
-      if (parsed.success && kinds[kind].name.safeParse(name).success) return [[name, parsed.data] as const]
+      if (parsed.success && kinds[kind].name.safeParse(name).success) {
+        if (!written[kind].safeParse(content).success) beyond.push(`fields of ${kind} ${name}`)
+        return [[name, parsed.data] as const]
+      }
       skipped.push(`${kind} ${name}`)
       return []
     })
     return ownRecord(found)
   })
-  return { documents: documents as Documents, skipped }
+  const strange = Object.keys(given).filter(kind => !documentKinds.some(known => known === kind))
+  return { documents: documents as Documents, skipped, beyond: [...strange.map(kind => `documents of kind ${kind}`), ...beyond] }
 }
 
 export const documentReference = z.strictObject({ kind: documentKind, name: z.string().max(100) })
