@@ -15,8 +15,8 @@ import { table } from './table.ts'
 
 const limitMs = 20 * 60_000
 const lookEveryMs = 250
-/** Afterwards, with all machines off: what the partition spends on them anyway, mostly on asking BMCs. */
-const idleMs = 15_000
+/** Slices of the plan for which the machines are watched afterwards, off and ready: most of what they cost then is asking their BMCs. */
+const idleSlices = 5
 /** On a busy machine agents that wait for their turn are slow, not dead, and a slow machine fails nothing here. */
 const partitionEnv = { MUSTER_AGENT_SILENCE: '20m', MUSTER_AGENT_START: '20m' }
 
@@ -25,38 +25,44 @@ interface Commissioned {
   seconds: number
   /** Of one machine, in microseconds, by who spent it. */
   cpuMicrosEach: Record<string, number>
-  /** The servers', above what the same machines cost them in the same time when nothing happens. */
-  netMicrosEach: number
+  /** What the servers spend in a second while nothing happens, in microseconds. */
+  idleMicrosPerSecond: number
   /** Every end but ready, by state and what was said of it, with how many there are. */
   others: Record<string, number>
 }
 
 /** Measures a quarter of `plan.machines`, then all of them. */
 export async function measureCommissioning(plan: Plan, say: (line: string) => void): Promise<Measured> {
-  const few = await commission(Math.ceil(plan.machines / 4), say)
-  const many = await commission(plan.machines, say)
+  const idleSeconds = plan.seconds * idleSlices
+  const few = await commission({ machines: Math.ceil(plan.machines / 4), idleSeconds }, say)
+  const many = await commission({ machines: plan.machines, idleSeconds }, say)
   const growth = {
     machines: rounded(many.machines / few.machines, 2),
     seconds: rounded(many.seconds / few.seconds, 2),
-    netEach: rounded(many.netMicrosEach / few.netMicrosEach, 2),
+    serverCpuEach: rounded(ofServers(many.cpuMicrosEach) / ofServers(few.cpuMicrosEach), 2),
   }
-  const rows = [few, many].map(({ machines, seconds, cpuMicrosEach, netMicrosEach }) => [
+  const rows = [few, many].map(({ machines, seconds, cpuMicrosEach, idleMicrosPerSecond }) => [
     machines,
     rounded(seconds, 1),
     rounded(machines / seconds, 1),
     ...['partition', 'postgres', 'rack'].map(name => rounded((cpuMicrosEach[name] ?? 0) / 1000, 1)),
-    rounded(netMicrosEach / 1000, 1),
+    rounded(idleMicrosPerSecond / 1000),
   ])
   const text = `P7  from the button to ready, one partition, a BMC each (goal: 2,000 in ≤ 300 s, four times as many in ≤ 4.4 times as long)
-${table(['machines', 's', 'per s', 'partition ms', 'postgres ms', 'rack ms', 'net ms'], rows)}
-  ${growth.machines} times as many: ${growth.seconds} times as long, ${growth.netEach} times the servers’ CPU for each above idling (net)`
+${table(['machines', 's', 'per s', 'partition ms', 'postgres ms', 'rack ms', 'idle ms/s'], rows)}
+  ${growth.machines} times as many: ${growth.seconds} times as long, ${growth.serverCpuEach} times the servers’ CPU for each (what they cost while they wait counts too)`
   const faults = [few, many].flatMap(({ machines, others }) =>
     Object.entries(others).map(([end, count]) => `commission: ${count} of ${machines} machines ended ${end}`),
   )
   return { text, figures: { few, many, growth }, faults }
 }
 
-async function commission(machines: number, say: (line: string) => void): Promise<Commissioned> {
+const ofServers = ({ partition = 0, postgres = 0 }: Costs) => partition + postgres
+
+async function commission(
+  { machines, idleSeconds }: { machines: number; idleSeconds: number },
+  say: (line: string) => void,
+): Promise<Commissioned> {
   const dataDir = mkdtempSync(path.join(tmpdir(), 'muster-bench-commission-'))
   let federation: Federation | undefined
   let sql: Sql | undefined
@@ -84,12 +90,11 @@ async function commission(machines: number, say: (line: string) => void): Promis
     const { result: states, costs } = await costing(groups, () => settled(sql as Sql, machines, say))
     const { ready: _, ...unready } = states
     const seconds = (performance.now() - startedAt) / 1000
-    const idle = await costing(groups, () => sleep(idleMs))
-    const ofServers = ({ partition = 0, postgres = 0 }: Costs) => partition + postgres
+    const { costs: idle } = await costing(groups, () => sleep(idleSeconds * 1000))
     return {
       machines,
       seconds: rounded(seconds, 1),
-      netMicrosEach: rounded((ofServers(costs) - (ofServers(idle.costs) * seconds * 1000) / idleMs) / machines),
+      idleMicrosPerSecond: rounded(ofServers(idle) / idleSeconds),
       cpuMicrosEach: Object.fromEntries(Object.entries(costs).map(([name, micros]) => [name, rounded(micros / machines)])),
       others: Object.keys(unready).length === 0 ? {} : { ...(unready.absent && { absent: unready.absent }), ...(await unreadyOf(sql)) },
     }
