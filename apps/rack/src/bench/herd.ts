@@ -36,5 +36,6 @@ function ask(server: URL, mac: string): Promise<number | undefined> {
 function isScript(answer: string): boolean {
   const length = Number(/\r\ncontent-length: *(\d+)/i.exec(answer)?.[1])
   const body = answer.slice(answer.indexOf('\r\n\r\n') + 4)
-  return answer.startsWith('HTTP/1.1 200 ') && body.startsWith('#!ipxe\n') && body.length === length
+  // "Cannot boot", "cannot look this machine up": an answer, and no boot.
+  return answer.startsWith('HTTP/1.1 200 ') && body.startsWith('#!ipxe\n') && body.length === length && !body.includes('cannot')
 }
