@@ -25,8 +25,10 @@ function numbersIn(value: unknown, path = ''): [string, number][] {
   return Object.entries(value).flatMap(([name, item]) => numbersIn(item, `${path}.${name}`))
 }
 
-test('a quick run measures everything, finds no wrong result, and ends with one line of JSON', { timeout: 300_000 }, async () => {
-  const { code, output, progress } = await bench('--quick', '--partitions', '2', '--machines', '120')
+test('a quick run measures allocations, power and booting, finds no wrong result, and ends with one line of JSON', {
+  timeout: 300_000,
+}, async () => {
+  const { code, output, progress } = await bench('p1,p2,p3,power,boot', '--quick', '--partitions', '2', '--machines', '120')
   expect(code, progress).toBe(0)
   const line = output.trimEnd().split('\n').at(-1) as string
   const result = JSON.parse(line) as Record<string, { cases: object[]; sizes: object[] }>
@@ -49,6 +51,18 @@ test('a quick run measures everything, finds no wrong result, and ends with one 
   expect(total(result.p1?.cases)).toBeGreaterThan(0)
   expect(total(result.p2?.cases)).toBeGreaterThan(0)
   expect(output).toMatch(/^P1 {2}/m)
+})
+
+test('a small rack is commissioned to the last machine, and allocations are the same with the audit log as without', {
+  timeout: 180_000,
+}, async () => {
+  const { code, output, progress } = await bench('commission,audit', '--quick', '--partitions', '1', '--machines', '24')
+  expect(code, progress).toBe(0)
+  const result = JSON.parse(output.trimEnd().split('\n').at(-1) as string)
+  expect(result).toMatchObject({ faults: [], commission: { few: { machines: 6, others: {} }, many: { machines: 24, others: {} } } })
+  const sides = (result.audit.cases as Record<'written' | 'skipped', { allocations: number }>[]).map(each => [each.written, each.skipped])
+  expect(sides).toHaveLength(4)
+  for (const [written, skipped] of sides) expect(written?.allocations).toBe(skipped?.allocations)
 })
 
 test('what it does not know is refused, and nothing is started', async () => {
