@@ -1,4 +1,5 @@
 // What people and scripts read: tables, JSON, explanations, progress.
+import type { CallAnswer } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { aHome, type Home } from './muster.ts'
@@ -41,6 +42,31 @@ test('a list is a table, and says which partition did not answer', async () => {
   ])
   expect(stderr).toBe('1 of 2 partitions answered; silent: par2 (3000 ms)\n')
   expect(code).toBe(0)
+})
+
+test('the status of a partition says what is wrong with it and what is weak; one that does not know the field says nothing of it', async () => {
+  const status: CallAnswer<'partitions.get'> = {
+    ...{
+      name: 'lon1',
+      status: 'degraded',
+      url: 'http://lon1',
+      version: '0.1.0',
+      machines: {},
+      overdue: 0,
+      faulty: 0,
+      replicas: [],
+      lastSeq: 7,
+    },
+    problems: ['no loader is there'],
+    weaknesses: ['whoever asks first is believed'],
+  }
+  server.answers['partitions.get'] = () => status
+  const { stdout } = await home.muster(['partition', 'status', 'lon1'])
+  expect(stdout).toMatch(/^Problem:? +no loader is there$/m)
+  expect(stdout).toMatch(/^Weakness:? +whoever asks first is believed$/m)
+  const { weaknesses: _, ...older } = status
+  server.answers['partitions.get'] = () => older
+  expect(await home.muster(['partition', 'status', 'lon1'])).toMatchObject({ code: 0, stdout: expect.not.stringContaining('Weakness') })
 })
 
 test('JSON is the answer as the API gave it', async () => {
