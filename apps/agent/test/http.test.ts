@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { createServer, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
+import { errorTable } from '@muster/shared/errors'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { missingPrograms } from './needs.ts'
 
@@ -29,7 +30,7 @@ const says = (status: number, body: object) => (response: ServerResponse) => voi
 async function agent(commands: string): Promise<string> {
   const text = `mount -t tmpfs tmpfs /run && cd "$1" && for each in http scripts work; do . ./$each.sh; done
     URL=$2 TOKEN=t; prepare_http; say() { echo "$*"; }; poweroff() { echo "poweroff $*"; exit 0; }
-    fail() { echo "failed in $*"; exit 1; }; end() { echo "end $*"; exit 1; }
+    end() { echo "end $*"; exit 1; }
     ${commands}`
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const child = spawn('unshare', ['--mount', 'busybox', 'sh', '-c', text, 'sh', folder, url], { stdio: ['ignore', 'pipe', 'inherit'] })
@@ -51,8 +52,9 @@ test.skipIf(!mayMount)(
 test.skipIf(!mayMount)(
   'a job that cannot be had is a failure that says why; a run that is over is none',
   async () => {
-    answers = [says(409, { detail: 'the files of debian/12 are gone' })]
-    expect(await agent('get_job')).toMatch(/^failed in job .*409 the files of debian\/12 are gone $/m)
+    const gone = says(errorTable['not-installable'].status, { detail: 'the files of debian/12 are gone' })
+    answers = [gone, gone, says(204, {})]
+    expect(await agent('get_job')).toMatch(/^failed in job: .* the files of debian\/12 are gone \nend off failed in job\n$/)
     answers = [says(401, { detail: 'its run is over' })]
     expect(await agent('get_job')).toMatch(/^end off no job: .*its run is over $/m)
   },

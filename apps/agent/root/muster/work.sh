@@ -23,7 +23,7 @@ get_job() {
     asked=$(uptime_seconds)
     until TRIES=1 PATIENCE=30 ask GET /agent/job; do
         case $(cat /run/answer.status) in
-            409) fail job "$(trouble)" ;;
+            409 | 422) fail job "$(trouble)" ;;
             401 | 403 | 404) end off "no job: $(trouble)" ;;
         esac
         [ $(($(uptime_seconds) - asked)) -lt 300 ] || end off "no job: $(trouble)"
