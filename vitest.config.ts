@@ -6,6 +6,8 @@ import { defineConfig } from 'vitest/config'
 const shared = {
   // Processes, not threads: tests start children, listen on ports and set process-wide things.
   pool: 'forks',
+  // As the servers do, before anything imports it.
+  setupFiles: ['tools/mend-postgres.ts'],
   testTimeout: 30_000,
   hookTimeout: 30_000,
   // Real processes, sockets and timers on a machine that others use too: in CI a test may fail once, and vitest prints that it did. What is judged by

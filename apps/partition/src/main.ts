@@ -1,7 +1,9 @@
 // The partition server as a process. Settings come from the environment: see config.ts, or run it without any to be told.
+import { mendPostgres } from '@muster/database/mended-postgres'
 import { enableCompileCache } from '@muster/server/compile-cache'
 
 enableCompileCache()
+mendPostgres()
 const { readSettings } = await import('./config.ts')
 const { createLog } = await import('@muster/server/log')
 const { runMain } = await import('@muster/server/process')
