@@ -20,7 +20,7 @@ import { logLevels } from '@muster/server/log'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
-import { erasePolicies } from '@muster/shared/machine'
+import { enlistedRules, erasePolicies } from '@muster/shared/machine'
 import { domain } from '@muster/shared/network'
 import { scriptName } from '@muster/shared/scripts'
 import type { Secret } from '@muster/shared/secret'
@@ -115,7 +115,7 @@ const variables = {
   powerRestartMs: variable('MUSTER_POWER_RESTART', duration(defaultRules.powerRestartMs)),
   bmcEvents: variable('MUSTER_BMC_EVENTS', z.enum(['subscribe', 'off']).default('subscribe')),
   enlistedMost: variable('MUSTER_ENLISTED_MOST', wholeNumber({ min: 0, max: 1_000_000 }).optional().default(defaultRules.enlistedMost)),
-  enlisted: variable('MUSTER_ENLISTED', z.enum(['commission', 'keep as new']).default(defaultRules.enlisted)),
+  enlisted: variable('MUSTER_ENLISTED', z.enum(enlistedRules).default(defaultRules.enlisted)),
   dhcpInterfaces: variable(
     'MUSTER_DHCP_INTERFACES',
     words(z.string().regex(/^[A-Za-z0-9_.-]{1,15}$/, 'is not the name of a network interface')),

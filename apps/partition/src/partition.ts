@@ -26,6 +26,7 @@ import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touch
 import { Bell, runLoop } from './domain/bell.ts'
 import { BootOrigins, weaknessesOf } from './domain/boot-origin.ts'
 import { Catalogue } from './domain/catalogue.ts'
+import { CentralSubnets, rulesWith } from './domain/central-settings.ts'
 import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
 import { FirstBoots } from './domain/first-boot.ts'
@@ -56,6 +57,8 @@ const touchEveryMs = 1_000
 const houseKeepingEveryMs = 60_000
 const catalogueEveryMs = 5_000
 const chainEveryMs = 1_000
+/** What stood in a subnet's way may have gone. */
+const subnetsEveryMs = 15_000
 const keptReplicasHours = 24
 
 export interface PartitionOptions {
@@ -90,11 +93,18 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   await checkIdentity(sql, seal, settings.partition)
 
   const catalogue = new Catalogue({ partition: settings.partition, folder: settings.files, log })
+  let rules = settings.rules
+  const subnetsBell = new Bell()
   const configuration = new GlobalCopy({
     partition: settings.partition,
     sql,
     trustedKeys: settings.configKeys ?? [],
-    onUse: ({ documents }) => catalogue.select(documents.partition[settings.partition]?.operatingSystems),
+    onUse: ({ documents }) => {
+      const own = documents.partition[settings.partition]
+      catalogue.select(own?.operatingSystems)
+      rules = rulesWith(settings.rules, own)
+      subnetsBell.ring()
+    },
     log,
   })
   await configuration.reload()
@@ -116,11 +126,14 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     configuration,
     shared: settings.sharedKey && createSharedSealer(settings.sharedKey),
     sessions: sessionsHere({ seal, configuration, log }),
-    rules: settings.rules,
+    get rules() {
+      return rules
+    },
     log,
     bells: { engine: new Bell(), power: new Bell(), rotation: new Bell(), log: new Bell() },
   }
 
+  const subnets = new CentralSubnets(core)
   const webhooks = new WebhookSender(core, { sharedKey: settings.sharedKey })
   const replica = { name: settings.replica, epoch: 0 }
   const originRules = settings.bootOrigins ?? { served: [], trust: 'any', proxies: [] }
@@ -132,9 +145,11 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       ...backend.readiness().flatMap(({ status, detail }) => (status === 'ok' ? [] : [detail])),
       ...(dnsmasq?.problem === undefined ? [] : [dnsmasq.problem]),
       ...federation.problems(),
+      ...subnets.problems,
       ...webhooks.problems.values(),
       ...(retention.problem === undefined ? [] : [retention.problem]),
     ],
+    settingsProblems: () => subnets.problems,
     weaknesses: weaknessesOf(originRules),
     webhooks,
   }
@@ -227,6 +242,14 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     runPowerMonitor(core, board, stopping.signal, settings.bmcEvents === 'off' ? undefined : () => self.url),
     runRotations(core, board, stopping.signal),
     webhooks.run(stopping.signal),
+    runLoop({
+      name: 'subnets of the global configuration',
+      bell: subnetsBell,
+      everyMs: subnetsEveryMs,
+      signal: stopping.signal,
+      log,
+      look: () => subnets.look(),
+    }),
   )
   const { network } = settings
   await saveNetworkServices(sql, {

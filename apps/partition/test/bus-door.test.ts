@@ -23,6 +23,7 @@ async function openDoor(): Promise<{
     version: '0.0.0',
     url: 'http://127.0.0.1:1',
     problems: () => [],
+    settingsProblems: () => [],
     weaknesses: [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }

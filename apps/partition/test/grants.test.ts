@@ -25,6 +25,7 @@ beforeAll(async () => {
     version: '0',
     url: '',
     problems: () => [],
+    settingsProblems: () => [],
     weaknesses: [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }

@@ -151,6 +151,54 @@ async function joinToken(more: Record<string, unknown> = {}): Promise<string> {
   return token
 }
 
+const subnet = (cidr: string, more: { gateway?: string; description?: string } = {}) => ({
+  cidr,
+  vlan: null,
+  gateway: null,
+  nameservers: [],
+  reserved: [],
+  description: '',
+  ...more,
+})
+
+/** The settings of the acceptance are in force; what the document says is changed there, and what cannot be so is told until it can. */
+async function settingsHold(par2: Partition, problem: string): Promise<void> {
+  expect((await par2.admin.partitions.get({ name: 'par2' })).rules).toEqual([
+    { rule: 'erase', value: 'full', from: 'document' },
+    { rule: 'enlisted', value: 'keep as new', from: 'server' },
+    { rule: 'enlistedMost', value: '5000', from: 'server' },
+  ])
+  expect(par2.core.rules.erase).toBe('full')
+  const [held] = (await front.admin.config.copies({})).items.filter(({ partition }) => partition === 'par2')
+  expect(held?.problems).toEqual([problem])
+  expect((await par2.admin.subnets.list({})).items.map(({ name }) => name)).toEqual(['own', 'servers'])
+  for (const change of [par2.admin.subnets.put({ name: 'servers', cidr: '10.9.0.0/24' }), par2.admin.subnets.delete({ name: 'servers' })])
+    await expect(change).rejects.toMatchObject({ code: 'invalid-input' })
+
+  // One whose addresses somebody has stays where it is, and is described anew where that takes nothing from anybody.
+  await par2.admin.addresses.reserve({ subnet: 'servers', address: '10.1.0.9', name: 'nas' })
+  await putSettings({ servers: subnet('10.3.0.0/24') })
+  const moved =
+    /cannot be so here: move subnet servers from 10.1.0.0\/24, untagged to 10.3.0.0\/24, untagged: 1 of its addresses are in use/
+  await vi.waitUntil(async () => (await par2.problems()).some(text => moved.test(text)), patient)
+  await putSettings({ servers: subnet('10.1.0.0/24', { description: 'hall 2' }), own: subnet('10.2.0.0/24') })
+  await vi.waitUntil(async () => (await par2.admin.subnets.get({ name: 'own' })).cidr === '10.2.0.0/24', patient)
+  expect(await par2.admin.subnets.get({ name: 'servers' })).toMatchObject({ description: 'hall 2', gateway: null, used: 1 })
+  // What the document is silent of the server says, and a subnet that it names no more is the partition's own again.
+  await putSettings(undefined)
+  await vi.waitUntil(() => par2.core.rules.erase === 'quick', patient)
+  expect(await par2.admin.subnets.put({ name: 'servers', cidr: '10.1.0.0/24' })).toMatchObject({ used: 1 })
+  await vi.waitUntil(async () => (await par2.problems()).length === 1, patient)
+}
+
+/** Writes the document of par2 anew, as an admin does later; nothing given: without settings. */
+async function putSettings(subnets: Record<string, ReturnType<typeof subnet>> | undefined): Promise<void> {
+  const [known] = (await front.admin.config.get({ kind: 'partition', name: 'par2' })).documents
+  const { subnets: _, erase, ...rest } = known?.document ?? {}
+  const document = subnets === undefined ? rest : { ...rest, erase, subnets }
+  await front.admin.config.change({ put: [{ kind: 'partition', name: 'par2', document }] })
+}
+
 const heard = (name: string) => front.front.presence.standing(name) === 'present'
 const patient = { timeout: 30_000, interval: 50 }
 
@@ -180,11 +228,38 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   expect(heard('par2')).toBe(false)
   expect((await front.admin.partitions.list({})).items.map(({ name }) => name)).toEqual(['lon1'])
 
-  // Accepted with what it may install: that, and nothing else.
-  await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12', 'debian/99'], natsKey: pending?.natsKey as string })
+  // Accepted with what it may install, that and nothing else, and with its settings; a dry run says what it would be and changes nothing.
+  const [servers, storage] = [subnet('10.1.0.0/24', { gateway: '10.1.0.1' }), subnet('10.2.0.0/24')]
+  await par2.admin.subnets.put({ name: 'own', cidr: '10.2.0.0/16' })
+  const acceptance = {
+    name: 'par2',
+    operatingSystems: ['debian/12', 'debian/99'],
+    natsKey: pending?.natsKey as string,
+    erase: 'full' as const,
+    subnets: { servers, storage },
+  }
+  const { generation } = await front.admin.config.get({ kind: 'partition' })
+  expect(await front.admin.enrolment.accept({ ...acceptance, dryRun: true })).toMatchObject({
+    generation,
+    outcome: 'dry-run',
+    differences: [
+      { kind: 'partition', name: 'par2', what: 'added', after: { erase: 'full', subnets: { servers: { gateway: '10.1.0.1' } } } },
+      { kind: 'join', what: 'removed' },
+    ],
+  })
+  expect((await front.admin.enrolment.list()).items).toHaveLength(1)
+  await expect(front.admin.enrolment.accept({ ...acceptance, subnets: { servers, twin: subnet('10.1.0.128/25') } })).rejects.toMatchObject({
+    code: 'invalid-input',
+    message: 'partition par2: its subnet twin (10.1.0.128/25) overlaps its subnet servers',
+  })
+  await front.admin.enrolment.accept(acceptance)
   await vi.waitUntil(() => heard('par2'), patient)
   await vi.waitUntil(() => par2.core.catalogue.missing.length > 0, patient)
-  expect(await par2.problems()).toEqual(['debian/99 was selected for this partition, and its files are not here'])
+  const overlap =
+    'the global configuration describes a subnet that cannot be so here: subnet storage (10.2.0.0/24, untagged) overlaps own (10.2.0.0/16, untagged)'
+  await vi.waitUntil(async () => (await par2.problems()).length === 2, patient)
+  expect(await par2.problems()).toEqual(['debian/99 was selected for this partition, and its files are not here', overlap])
+  await settingsHold(par2, overlap)
   const shown = (await par2.admin.operatingSystems.list({})).items.filter(({ available }) => available)
   expect([...new Set(shown.map(({ name }) => name))]).toEqual(['debian/12'])
   await vi.waitUntil(() => !par2.core.catalogue.installable.get('amd64')?.has('ubuntu/24.04'), patient)
@@ -209,7 +284,7 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   await vi.waitUntil(() => !front.front.presence.known().includes('par2'), patient)
   expect((await front.admin.partitions.list({})).items.map(({ name }) => name)).toEqual(['lon1'])
   expect((await again.admin.partitions.get({ name: 'par2' })).name).toBe('par2')
-  await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'] })
+  await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'], erase: 'full' })
   await vi.waitUntil(() => heard('par2'), patient)
 
   // A lost disk: the same name with another key is not the same partition, until an admin says so, by that key.
@@ -226,6 +301,8 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   })
   await front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'], natsKey: taken?.natsKey as string })
   await vi.waitUntil(() => heard('par2'), patient)
+  // What this acceptance did not say of its settings is as the one before said.
+  await vi.waitUntil(() => anew.core.rules.erase === 'full', patient)
 })
 
 test.skipIf(program === undefined)('what is wrong is told where the partition shows its problems', { timeout: 120_000 }, async () => {

@@ -123,6 +123,8 @@ export const eraseMethods = ['quick', 'full'] as const
 export type EraseMethod = (typeof eraseMethods)[number]
 export const erasePolicies = ['none', ...eraseMethods] as const
 export type ErasePolicy = (typeof erasePolicies)[number]
+/** What becomes of a machine that announces itself. */
+export const enlistedRules = ['commission', 'keep as new'] as const
 export const erasureOutcomes = ['sanitized', 'formatted', 'secure-erased', 'discarded', 'overwritten', 'tables'] as const
 
 /** A certificate: what a partition heard from its agent about one disk, signed. */

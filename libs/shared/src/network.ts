@@ -280,6 +280,13 @@ export function isInNetwork(cidr: string, ip: string): boolean {
   return isVersion6(network) === isVersion6(ip) && bitsOf(network).slice(0, Number(length)) === bitsOf(ip).slice(0, Number(length))
 }
 
+/** Whether two networks have an address in common: then one is within the other. */
+export function networksOverlap(one: string, other: string): boolean {
+  return isInNetwork(one, networkAddress(other)) || isInNetwork(other, networkAddress(one))
+}
+
+const networkAddress = (cidr: string) => cidr.split('/')[0] as string
+
 /** An address as 32 or 128 binary digits. */
 export function bitsOf(ip: string): string {
   if (!isVersion6(ip))

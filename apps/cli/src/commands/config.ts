@@ -127,7 +127,7 @@ export function tellChange(cli: Cli, command: Command, answer: CallOutput<'confi
         case 'written':
           return `${[...lines, `generation ${generation} is in force`].join('\n')}\n`
         case 'dry-run':
-          return `${[`nothing was changed, generation ${generation} stays in force; it would be:`, ...lines].join('\n')}\n`
+          return dryRunText(generation, lines)
         case 'nothing-to-do':
           return `nothing to do: generation ${generation} says so already\n`
       }
@@ -135,9 +135,15 @@ export function tellChange(cli: Cli, command: Command, answer: CallOutput<'confi
   })
 }
 
+/** What a dry run says. */
+export function dryRunText(generation: number, lines: readonly string[]): string {
+  return `${[`nothing was changed, generation ${generation} stays in force; it would be:`, ...lines].join('\n')}\n`
+}
+
 const signs = { added: '+', removed: '-', changed: '~' } as const
 
-function differenceText({ kind, name, what, before, after }: Difference): string {
+/** One document's difference, a line per field. */
+export function differenceText({ kind, name, what, before, after }: Difference): string {
   const fields = [...new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})])].sort()
   const lines = fields.flatMap(field => {
     const [was, is] = [JSON.stringify(before?.[field]), JSON.stringify(after?.[field])]

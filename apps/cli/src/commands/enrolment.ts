@@ -2,6 +2,7 @@
 import { config as configCalls } from '@muster/shared/contract/config'
 import { enrolment as calls, type PendingPartition } from '@muster/shared/contract/enrolment'
 import { durationMs } from '@muster/shared/duration'
+import { partitionSettings } from '@muster/shared/global/documents'
 import { randomText } from '@muster/shared/ids'
 import type { Command } from 'commander'
 import { type Cli, examples, formatOf, remark } from '../cli.ts'
@@ -12,6 +13,8 @@ import { type Shape, showList, showOne } from '../output/show.ts'
 import { ageText } from '../output/text.ts'
 import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
+import { differenceText, dryRunText } from './config.ts'
+import { readDocument } from './network.ts'
 
 export function addEnrolment(parent: Command, cli: Cli): void {
   addToken(parent, cli)
@@ -76,7 +79,24 @@ interface AcceptOptions {
   readonly noOs?: true
   readonly title?: string
   readonly key?: string
+  readonly file?: string
+  readonly dryRun?: true
 }
+
+const aSettingsFile = `
+The file, YAML or JSON; what it leaves out is for the partition's own server to say:
+
+  erase: full                 # or quick, none
+  enlisted: commission        # or: keep as new
+  enlistedMost: 200
+  subnets:
+    servers:
+      cidr: 10.0.0.0/24
+      vlan: 40
+      gateway: 10.0.0.1
+      nameservers: [10.0.0.2]
+      reserved: [{ from: 10.0.0.100, to: 10.0.0.199, note: dhcp }]
+`
 
 function addAccept(parent: Command, cli: Cli): void {
   const command = parent.command('accept').summary('accept a partition').argument('<name>', 'its name, as `partition pending` shows it')
@@ -86,25 +106,48 @@ function addAccept(parent: Command, cli: Cli): void {
     .option('--no-os', 'it may install nothing')
     .option('--title <text>', 'the name people read')
     .option('--key <key>', 'the key it must ask with; needed where its name was accepted with another one before')
-  examples(command, ['partition accept par3 --os debian/12 --os ubuntu/24.04', 'partition accept par3 --os debian/12 --key UAH2…'])
-  command.action(async (name: string, { os, title, key }: Omit<AcceptOptions, 'os'> & { os?: string[] | boolean }) => {
+    .option('--file <path>', 'its settings, as YAML or JSON; "-": from the standard input')
+    .option('--dry-run', 'show what would change, and accept nothing')
+    .addHelpText('after', aSettingsFile)
+  examples(command, [
+    'partition accept par3 --os debian/12 --os ubuntu/24.04',
+    'partition accept par3 --os debian/12 --file par3.yaml --dry-run',
+    'partition accept par3 --os debian/12 --key UAH2…',
+  ])
+  command.action(async (name: string, { os, title, key, file, dryRun }: Omit<AcceptOptions, 'os'> & { os?: string[] | boolean }) => {
     // commander's way with `--no-os`: false where it was given, true where neither was.
     if (os === undefined || os === true)
       throw new CliError('usage', `say what ${name} may install: --os debian/12, as often as needed, or --no-os`)
     const operatingSystems = os === false ? [] : os
+    const settings = file === undefined ? {} : settingsIn(await readDocument(cli, file, 'settings'), file)
     const input = checked(calls.accept, {
+      ...settings,
       name,
       operatingSystems,
       ...(title !== undefined && { title }),
       ...(key !== undefined && { natsKey: key }),
+      ...(dryRun && { dryRun }),
     })
     const { client } = await connect(cli, command)
     const done = await attempt(`accept partition ${name}`, client.enrolment.accept(input))
     showOne(cli, formatOf(command), done, {
       name: () => name,
-      text: ({ generation }) => `partition ${name} is accepted, in generation ${generation} of the global configuration\n`,
+      text: ({ generation, outcome, differences }) =>
+        outcome === 'dry-run'
+          ? dryRunText(generation, differences.map(differenceText))
+          : `partition ${name} is accepted, in generation ${generation} of the global configuration\n`,
     })
   })
+}
+
+/** The settings of a file, and nothing else: whom it accepts, and with which key, is said on the command line. */
+function settingsIn(content: unknown, file: string): object {
+  if (typeof content !== 'object' || content === null || Array.isArray(content))
+    throw new CliError('usage', `${file} holds no settings such as "erase: full"`)
+  const strange = Object.keys(content).filter(field => !Object.hasOwn(partitionSettings, field))
+  if (strange.length > 0)
+    throw new CliError('usage', `${file}: unknown ${strange.join(', ')}; it may say ${Object.keys(partitionSettings).join(', ')}`)
+  return content
 }
 
 function addRefuse(parent: Command, cli: Cli): void {

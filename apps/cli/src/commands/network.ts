@@ -42,7 +42,7 @@ export function addNetwork(parent: Command, cli: Cli): void {
 }
 
 /** A document of this kind from a file, or from the standard input. */
-export async function readDocument(cli: Cli, path: string, what: 'network' | 'storage' | 'definition'): Promise<unknown> {
+export async function readDocument(cli: Cli, path: string, what: 'network' | 'storage' | 'definition' | 'settings'): Promise<unknown> {
   const text = path === '-' ? await readInput(cli) : await readText(path)
   try {
     return parse(text, { maxAliasCount: 20 })

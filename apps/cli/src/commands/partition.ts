@@ -55,6 +55,9 @@ function partitionText(cli: Cli, partition: PartitionStatus): string {
           `${replica.name}, version ${replica.version}, epoch ${replica.epoch}, seen ${ageText(replica.seenAt, cli.now())} ago`,
         ] as const,
     ),
+    ...(partition.rules ?? []).map(
+      ({ rule, value, from }) => ['Rule', `${rule}: ${value}, ${from === 'document' ? 'by its document' : 'by its server'}`] as const,
+    ),
     ['Last event', partition.lastSeq],
     ...partition.problems.map(problem => ['Problem', problem] as const),
     ...(partition.weaknesses ?? []).map(weakness => ['Weakness', weakness] as const),

@@ -6,7 +6,14 @@ import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import type { PendingPartition } from '@muster/shared/contract/enrolment'
 import { Refusal } from '@muster/shared/errors'
-import { type Change, type Documents, noDocuments, type PartitionDocument } from '@muster/shared/global/documents'
+import {
+  type Change,
+  type Documents,
+  noDocuments,
+  type PartitionDocument,
+  type PartitionSettings,
+  partitionSettings,
+} from '@muster/shared/global/documents'
 import type { Here } from '../federation.ts'
 import * as db from './db/joins.ts'
 import type { Home } from './home.ts'
@@ -117,21 +124,23 @@ async function accept(
   caller: Caller,
   input: CallInput<'enrolment.accept'>,
 ): Promise<CallAnswer<'enrolment.accept'>> {
-  const { name, natsKey } = input
+  const { name, natsKey, dryRun } = input
   const known = (await documentsOf(home)).partition[name]
+  const meant = { ...settingsOf(known), ...settingsOf(input), name, operatingSystems: input.operatingSystems, title: input.title }
   const row = await home.run(sql => db.findJoin(sql, name))
   if (!row) {
     // Nobody asks under this name: a retired one may be taken back as it was.
     if (known?.status !== 'retired') throw new Refusal('not-found', `no partition ${name} has asked to take part`)
-    const change = acceptance({ ...input, natsKey: known.natsKey })
-    return write(home, caller, name, change, `partition ${name} accepted again`)
+    const change = acceptance({ ...meant, natsKey: known.natsKey })
+    return writeAcceptance(home, caller, input, change, `partition ${name} accepted again`)
   }
   if (natsKey !== undefined && natsKey !== row.nats_key)
     throw new Refusal('already-exists', `partition ${name} asks with the key ${row.nats_key}, not with ${natsKey}`)
   if (known && known.natsKey !== row.nats_key && natsKey === undefined)
     throw new Refusal('already-exists', remarkOn(name, row.nats_key, { [name]: known }))
-  const done = await write(home, caller, name, acceptance({ ...input, natsKey: row.nats_key }, row.join_id), `partition ${name} accepted`)
-  await home.run(sql => db.deleteJoin(sql, name))
+  const change = acceptance({ ...meant, natsKey: row.nats_key }, row.join_id)
+  const done = await writeAcceptance(home, caller, input, change, `partition ${name} accepted`)
+  if (!dryRun) await home.run(sql => db.deleteJoin(sql, name))
   return done
 }
 
@@ -151,13 +160,31 @@ async function refuse(
   return { name, generation }
 }
 
+/** What is said of a partition's settings, without what is left open. */
+function settingsOf(said: PartitionSettings | undefined): PartitionSettings {
+  const fields = Object.keys(partitionSettings) as (keyof PartitionSettings)[]
+  return Object.fromEntries(fields.flatMap(field => (said?.[field] === undefined ? [] : [[field, said[field]]])))
+}
+
 /** The document of an accepted partition; its token has done its work. */
 function acceptance(
-  { name, natsKey, operatingSystems, title }: Pick<PartitionDocument, 'natsKey' | 'operatingSystems' | 'title'> & { name: string },
+  { name, ...said }: Pick<PartitionDocument, 'natsKey' | 'operatingSystems' | 'title'> & PartitionSettings & { name: string },
   join?: string,
 ): Change {
-  const document = { title, status: 'accepted', natsKey, operatingSystems, acceptedAt: new Date().toISOString() }
+  const document = { ...said, status: 'accepted', acceptedAt: new Date().toISOString() }
   return { put: [{ kind: 'partition', name, document }], delete: join === undefined ? [] : [{ kind: 'join', name: join }] }
+}
+
+async function writeAcceptance(
+  home: Home,
+  by: Caller,
+  { name, dryRun }: CallInput<'enrolment.accept'>,
+  change: Change,
+  note: string,
+): Promise<CallAnswer<'enrolment.accept'>> {
+  const expectedGeneration = (await home.newest())?.generation ?? 0
+  const written = await home.change(by, change, { expectedGeneration, kind: dryRun ? 'dry-run' : 'write', note })
+  return { name, generation: written.generation, outcome: written.outcome, differences: written.differences }
 }
 
 async function write(home: Home, by: Caller, name: string, change: Change, note: string): Promise<{ name: string; generation: number }> {

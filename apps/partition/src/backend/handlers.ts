@@ -28,6 +28,7 @@ import * as subnetRows from '../db/subnets.ts'
 import { listCursors, listDeadLetters, replayDeadLetters } from '../db/webhooks.ts'
 import * as addresses from '../domain/addresses.ts'
 import { allocationView } from '../domain/allocation.ts'
+import { refuseCentralSubnet, rulesView } from '../domain/central-settings.ts'
 import type { Core } from '../domain/core.ts'
 import { rotateCredentials } from '../domain/credentials.ts'
 import { adoptMachine, startByDefinition, stopByDefinition } from '../domain/definition.ts'
@@ -48,6 +49,8 @@ export interface Self {
   readonly url: string
   /** What is wrong just now, in words. */
   problems(): string[]
+  /** Which of these are that something is not as the global configuration says. */
+  settingsProblems(): readonly string[]
   readonly weaknesses: readonly string[]
   readonly webhooks: Pick<WebhookSender, 'problems' | 'ring'>
 }
@@ -159,7 +162,7 @@ export function handlers(core: Core, self: Self): Handlers {
     ...enrolmentHandlers(core),
     'audit.fronts': () => needsFront(core, 'knows nothing of the log of the fronts'),
     'scripts.list': async () => listScripts(core),
-    ...configHandlers(core),
+    ...configHandlers(core, self),
     'webhooks.deliveries': ({ webhook }) => webhookDeliveries(core, self, webhook),
     'webhooks.deadLetters': async input => {
       const rows = await listDeadLetters(core.sql, { webhook: input.webhook, limit: input.limit })
@@ -178,11 +181,14 @@ type ConfigHandlers = {
 }
 
 /** A partition reads its copy of the global configuration; it is written at a front. */
-function configHandlers(core: Core): ConfigHandlers {
+function configHandlers(core: Core, self: Self): ConfigHandlers {
   const written = () => needsFront(core, 'keeps a copy of the global configuration')
   return {
     'config.get': async input => ({ ...documentsOf(core.configuration.content, input), source: `the copy of partition ${core.partition}` }),
-    'config.copies': async () => ({ items: [core.configuration.describe()], nextCursor: null }),
+    'config.copies': async () => {
+      const held = core.configuration.describe()
+      return { items: [{ ...held, problems: [...held.problems, ...self.settingsProblems()] }], nextCursor: null }
+    },
     'config.change': written,
     'config.history': written,
     'config.diff': written,
@@ -234,8 +240,14 @@ function subnetHandlers(core: Core): SubnetHandlers {
   return {
     'subnets.list': input => listSubnets(core, input),
     'subnets.get': async input => addresses.getSubnet(core, here(input).name),
-    'subnets.put': async (input, { caller }) => addresses.putSubnet(core, caller, here(input)),
-    'subnets.delete': async (input, { caller }) => addresses.deleteSubnet(core, caller, here(input).name),
+    'subnets.put': async (input, { caller }) => {
+      refuseCentralSubnet(core, here(input).name)
+      return addresses.putSubnet(core, caller, input)
+    },
+    'subnets.delete': async (input, { caller }) => {
+      refuseCentralSubnet(core, here(input).name)
+      return addresses.deleteSubnet(core, caller, input.name)
+    },
   }
 }
 
@@ -486,5 +498,6 @@ async function statusOf(core: Core, self: Self): Promise<PartitionStatus> {
     lastSeq,
     problems,
     weaknesses: [...self.weaknesses],
+    rules: rulesView(core),
   }
 }

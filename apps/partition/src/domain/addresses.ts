@@ -74,7 +74,7 @@ export async function putSubnet(core: Core, caller: Caller, input: CallInput<'su
 }
 
 /** An address of IPv6 has many spellings. */
-function isSameNetwork(one: string, other: string): boolean {
+export function isSameNetwork(one: string, other: string): boolean {
   const [a, b] = [one, other].map(text => text.split('/') as [string, string])
   return a?.[1] === b?.[1] && bitsOf(a?.[0] as string) === bitsOf(b?.[0] as string)
 }

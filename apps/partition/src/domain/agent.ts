@@ -55,7 +55,7 @@ async function insertEnlisted(core: Core, input: Enlistment, hostname: string | 
   if (waiting >= core.rules.enlistedMost)
     throw new Refusal(
       'overloaded',
-      `${waiting} machines have enlisted and wait to be commissioned or deleted; no more are taken (MUSTER_ENLISTED_MOST)`,
+      `${waiting} machines have enlisted and wait to be commissioned or deleted; no more are taken (MUSTER_ENLISTED_MOST, or enlistedMost of the partition's document)`,
     )
   const id = newMachineId(core.partition)
   if (input.bmc && !foundInBand.has(input.bmc.driver)) {

@@ -6,7 +6,7 @@ import type { Log } from '@muster/server/log'
 import type { Sealer } from '@muster/server/seal'
 import type { Sessions } from '@muster/server/sessions/sessions'
 import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
-import type { ErasePolicy } from '@muster/shared/machine'
+import type { ErasePolicy, enlistedRules } from '@muster/shared/machine'
 import type { Sql } from '../db/connect.ts'
 import type { Bell } from './bell.ts'
 import type { Catalogue } from './catalogue.ts'
@@ -37,7 +37,7 @@ export interface Rules {
   /** How long a BMC that was restarted may be gone. */
   readonly powerRestartMs: number
   /** Whether machines that enlist are commissioned without being asked for. */
-  readonly enlisted: 'commission' | 'keep as new'
+  readonly enlisted: (typeof enlistedRules)[number]
   /** So many machines may wait, enlisted and not looked at by anybody: who may announce a machine is anybody on its network. */
   readonly enlistedMost: number
   /** A lab takes power drivers that run programs on this server. */
@@ -79,6 +79,7 @@ export interface Core {
   readonly shared: Sealer | undefined
   /** Of people who logged in, here or at a front. */
   readonly sessions: Sessions
+  /** Those of this server, and before them those of its document in the global configuration. */
   readonly rules: Rules
   readonly log: Log
   readonly bells: { readonly engine: Bell; readonly power: Bell; readonly rotation: Bell; readonly log: Bell }

@@ -1,6 +1,6 @@
 // Calls by which a partition becomes part of the federation: it asks with a join token, an admin accepts it and says in the same step what it may install.
 import { z } from 'zod'
-import { joinId, natsPublicKey } from '../global/documents.ts'
+import { difference, joinId, natsPublicKey, partitionSettings } from '../global/documents.ts'
 import { osName, partitionName, timestamp } from '../machine.ts'
 import { declareCall } from './call.ts'
 
@@ -64,7 +64,9 @@ export const enrolment = {
     errors: ['needs-front'],
   }),
   accept: declareCall({
-    summary: 'Accept a partition that has asked, and say what it may install',
+    summary: 'Accept a partition that has asked, and say what it may install and how it is set up',
+    description:
+      'Of its settings, those that are left out stay as an earlier acceptance said, or are its own. They count before the settings of its server; change them later in its document.',
     rest: { method: 'POST', path: '/enrolment/{name}/accept' },
     status: 200,
     role: 'admin',
@@ -75,8 +77,10 @@ export const enrolment = {
       natsKey: natsPublicKey
         .optional()
         .describe('refuse when it asks with another key; needed where its name was accepted with another before'),
+      ...partitionSettings,
+      dryRun: z.boolean().default(false).describe('show what would change, and accept nothing'),
     }),
-    answer: done,
+    answer: z.object({ ...done.shape, outcome: z.enum(['written', 'dry-run', 'nothing-to-do']), differences: z.array(difference) }),
     spread: { kind: 'global' },
     errors: ['needs-front', 'not-found', 'already-exists', 'stale-version', 'home-lost', 'newer-release'],
   }),

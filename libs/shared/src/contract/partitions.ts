@@ -5,6 +5,9 @@ import { architecture, osName, partitionName, timestamp } from '../machine.ts'
 import { declareCall, type Gathered } from './call.ts'
 import { type Page, pageOf } from './page.ts'
 
+/** Rules of a partition that its document may set. */
+export const centralRules = ['erase', 'enlisted', 'enlistedMost'] as const
+
 export const replica = z.object({ name: z.string(), epoch: z.number().int(), version: z.string(), seenAt: timestamp })
 
 export const partitionStatus = z.object({
@@ -24,6 +27,8 @@ export const partitionStatus = z.object({
   problems: z.array(z.string()),
   /** What works as it is set, and could be abused, in words. Left out by a server that does not know the field. */
   weaknesses: z.array(z.string()).optional(),
+  /** The rules that may be set for it centrally, as they hold here, and who says so. Left out by a server that does not know the field. */
+  rules: z.array(z.object({ rule: z.enum(centralRules), value: z.string(), from: z.enum(['document', 'server']) })).optional(),
 })
 export type PartitionStatus = z.infer<typeof partitionStatus>
 

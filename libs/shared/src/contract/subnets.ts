@@ -7,7 +7,8 @@ import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
 const reservedRange = z.strictObject({ from: ipAddress, to: ipAddress, note: z.string().max(200).default('') })
 
-const described = {
+/** What is said of a subnet, beside its name and where it is. */
+export const described = {
   cidr: z.union([z.cidrv4(), z.cidrv6()], 'is not a network with its prefix length, such as 10.0.0.0/24'),
   vlan: z.number().int().min(1).max(4094).nullable().default(null).describe('VLAN id; null: untagged'),
   gateway: ipAddress.nullable().default(null),
@@ -34,9 +35,15 @@ const named = { name: label, partition: partitionAtFront }
 /** Prefixes short enough to have a first and a last address to spare, and long enough to be the network of one wire. */
 const prefixes = { 4: { least: 8, most: 30 }, 6: { least: 32, most: 126 } } as const
 
-const subnetPut = z.strictObject({ ...named, ...described }).superRefine((input, context) => {
+const subnetPut = z.strictObject({ ...named, ...described }).superRefine(tellProblems)
+
+/** The same without a name. */
+export const describedSubnet = z.strictObject(described).superRefine(tellProblems)
+export type DescribedSubnet = z.infer<typeof describedSubnet>
+
+function tellProblems(input: Pick<Subnet, 'cidr' | 'gateway' | 'reserved'>, context: z.RefinementCtx): void {
   for (const { field, message } of subnetProblems(input)) context.addIssue({ code: 'custom', path: field, message })
-})
+}
 
 /** Everything that is wrong with a subnet by itself. */
 function subnetProblems({ cidr, gateway, reserved }: Pick<Subnet, 'cidr' | 'gateway' | 'reserved'>) {

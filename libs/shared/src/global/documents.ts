@@ -2,8 +2,10 @@
 // never back. A kind of document is one row of this table; what refers to what is checked over the whole set, in one place.
 import { z } from 'zod'
 import { roles } from '../contract/call.ts'
+import { described, describedSubnet } from '../contract/subnets.ts'
 import { randomText } from '../ids.ts'
-import { label, osName, partitionName, timestamp } from '../machine.ts'
+import { enlistedRules, erasePolicies, label, osName, partitionName, timestamp } from '../machine.ts'
+import { networksOverlap } from '../network.ts'
 import { sshPublicKey } from '../ssh-key.ts'
 
 /** The roles a person or a token can have. */
@@ -97,6 +99,21 @@ export function isSafeUrl(text: string): boolean {
 
 const claimName = z.string().min(1).max(200)
 
+/** What may be said of a partition for it; what is left out its own server says. */
+export const partitionSettings = {
+  /** How disks are erased when a machine is given back, where the release does not say more. */
+  erase: z.enum(erasePolicies).optional(),
+  /** Whether machines that enlist are commissioned without being asked for. */
+  enlisted: z.enum(enlistedRules).optional(),
+  /** So many machines may wait, enlisted and not looked at by anybody. */
+  enlistedMost: z.number().int().min(0).max(1_000_000).optional(),
+  /** Subnets that it has, by name; those that it has beside them are its own. */
+  subnets: z
+    .record(label, describedSubnet)
+    .refine(subnets => Object.keys(subnets).length <= 500, 'must be at most 500 subnets')
+    .optional(),
+}
+
 /**
  * The kinds of documents. `name`: what a document may be called; `shape`: its fields; `refersTo`: fields that name a document of another
  * kind, which must exist; `sealed`: fields that are secrets, with their form as a person writes them. A front seals them with the key it shares
@@ -183,6 +200,7 @@ const kinds = {
       /** What it may install; nothing else is offered. */
       operatingSystems: z.array(osName).max(200),
       acceptedAt: timestamp,
+      ...partitionSettings,
     },
     refersTo: {},
     sealed: {},
@@ -275,6 +293,7 @@ export type UserDocument = DocumentOf<'user'>
 export type GroupDocument = DocumentOf<'group'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
+export type PartitionSettings = z.output<z.ZodObject<typeof partitionSettings>>
 export type LicenceDocument = DocumentOf<'licence'>
 export type WebhookDocument = DocumentOf<'webhook'>
 export type ProviderDocument = DocumentOf<'oidc'>
@@ -309,10 +328,13 @@ function byKind<Value>(make: (kind: DocumentKind) => Value): Record<DocumentKind
   return Object.fromEntries(documentKinds.map(kind => [kind, make(kind)])) as Record<DocumentKind, Value>
 }
 
+/** A subnet with a field of the next release must not hide the whole document. */
+const readSettings = { subnets: z.record(label, z.object(described)).optional() }
+
 /** As written: an unknown field is refused. */
 const written = byKind((kind): z.ZodType => z.strictObject(kinds[kind].shape))
 /** As read: a front of the next release may have written more. */
-const read = byKind((kind): z.ZodType => z.object(kinds[kind].shape))
+const read = byKind((kind): z.ZodType => z.object(kind === 'partition' ? { ...kinds.partition.shape, ...readSettings } : kinds[kind].shape))
 
 /** Names are chosen by people: `constructor` is one, and must not be found where nobody put it. */
 function ownRecord<Value>(entries: readonly (readonly [string, Value])[]): Record<string, Value> {
@@ -447,6 +469,7 @@ function brokenReferences(documents: Documents): Problem[] {
   return [
     ...named,
     ...brokenPools(documents),
+    ...brokenSubnets(documents.partition),
     ...brokenGroups(documents),
     ...brokenQuotas(documents.quota),
     ...brokenBindings(documents.user, documents.oidc),
@@ -467,6 +490,19 @@ function brokenPools(documents: Documents): Problem[] {
   return [...limited, ...counted]
     .filter(({ pool }) => !isPlace(documents.pool, pool))
     .map(({ field, pool }) => ({ field, message: `its pool ${pool} does not exist` }))
+}
+
+/** Subnets of one VLAN do not overlap: a partition could never have both. */
+function brokenSubnets(partitions: Documents['partition']): Problem[] {
+  return Object.entries(partitions).flatMap(([partition, { subnets }]) => {
+    const all = Object.entries(subnets ?? {})
+    return all.flatMap(([name, { cidr, vlan }], index) =>
+      all
+        .slice(0, index)
+        .filter(([, other]) => other.vlan === vlan && networksOverlap(other.cidr, cidr))
+        .map(([other]) => ({ field: `partition ${partition}`, message: `its subnet ${name} (${cidr}) overlaps its subnet ${other}` })),
+    )
+  })
 }
 
 function brokenGroups({ group, user }: Documents): Problem[] {
