@@ -7,6 +7,7 @@ import { networkDocument } from '@muster/shared/network'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { handlers } from '../src/backend/handlers.ts'
 import { LocalBackend } from '../src/backend/local.ts'
+import { numberEvents } from '../src/db/events.ts'
 import type { Core } from '../src/domain/core.ts'
 import { addMachine, operator, startCore } from './harness.ts'
 
@@ -129,13 +130,52 @@ describe('allocations', () => {
   })
 })
 
-test('events are those of machines that may be seen', async () => {
+describe('numbers', () => {
+  const status = (caller: Caller) =>
+    ask(caller)('partitions.get', { name: 'lon1' }) as Promise<{ machines: Record<string, number>; overdue: number; faulty: number }>
+  const labels = async (caller: Caller, kind: 'tags' | 'pools' | 'zones') =>
+    ((await ask(caller)(`${kind}.list`, {})) as { items: { name: string; machines: number; ready: number }[] }).items
+
+  test("of machines and labels are of what may be seen: the granted pools, and machines of one's own", async () => {
+    const before = { all: await status(all), lab: await status(lab), nowhere: await status(nowhere) }
+    expect(before.nowhere).toMatchObject({ machines: {}, overdue: 0, faulty: 0 })
+    const facts = { tags: ['counted'], zone: 'hall-9' }
+    await addMachine(core, { ...facts, pool: 'lab', state: 'broken', fault: { code: 'x', detail: 'x' } as never })
+    await addMachine(core, { ...facts, pool: 'prod', state: 'ready', tags: ['counted', 'secret'] })
+    await addMachine(core, { ...facts, pool: 'attic', state: 'deployed', owner: 'lena', allocation_id: 'a-000000000009' })
+    await addMachine(core, { ...facts, pool: 'cellar', state: 'new' })
+    const now = { all: await status(all), lab: await status(lab) }
+    const more = (which: 'all' | 'lab', state: string) => (now[which].machines[state] ?? 0) - (before[which].machines[state] ?? 0)
+    expect(['broken', 'ready', 'deployed', 'new'].map(state => more('all', state))).toEqual([1, 1, 1, 1])
+    expect(['broken', 'ready', 'deployed', 'new'].map(state => more('lab', state))).toEqual([1, 0, 1, 0])
+    expect(now.lab.faulty - before.lab.faulty).toBe(1)
+    expect(await ask(nowhere)('partitions.status', {})).toMatchObject({ machines: {}, overdue: 0, faulty: 0 })
+    expect(await ask(nowhere)('partitions.list', {})).toMatchObject({ items: [{ machines: {} }] })
+
+    expect((await labels(all, 'zones')).find(({ name }) => name === 'hall-9')).toMatchObject({ machines: 4, ready: 1 })
+    expect((await labels(lab, 'zones')).find(({ name }) => name === 'hall-9')).toMatchObject({ machines: 2, ready: 0 })
+    expect(await ask(lab)('tags.get', { name: 'counted' })).toMatchObject({ machines: 2, ready: 0 })
+    expect(await codeOf(ask(lab)('tags.get', { name: 'secret' }))).toBe('not-found')
+    // Nobody is told of a pool that it has nothing in.
+    expect((await labels(lab, 'pools')).map(({ name }) => name)).toEqual(expect.arrayContaining(['attic', 'lab']))
+    expect((await labels(lab, 'pools')).map(({ name }) => name)).not.toContain('cellar')
+    expect(await codeOf(ask(lab)('pools.get', { name: 'cellar' }))).toBe('not-found')
+    expect(await labels(nowhere, 'pools')).toEqual([])
+  })
+})
+
+test('events are those of machines that may be seen, and their end is told too', async () => {
   const [mine, other] = [await ready('lab'), await ready('prod')]
   await core.sql`update events set seq = id where seq is null`
   await core.sql`update event_log set last_seq = (select max(seq) from events)`
   const seen = async (caller: Caller) =>
     ((await ask(caller)('events.list', { limit: 1000 })) as { items: { machine: string }[] }).items.map(({ machine }) => machine)
   expect(await seen(all)).toEqual(expect.arrayContaining([mine.id, other.id]))
+  expect(await seen(lab)).toContain(mine.id)
+  expect(await seen(lab)).not.toContain(other.id)
+
+  for (const { id } of [mine, other]) await ask(all)('machines.delete', { id })
+  await numberEvents(core.sql, 1000)
   expect(await seen(lab)).toContain(mine.id)
   expect(await seen(lab)).not.toContain(other.id)
 })

@@ -6,7 +6,7 @@ import { addressKey } from '@muster/shared/contract/addresses'
 import { allocationKey } from '@muster/shared/contract/allocations'
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput, CallName } from '@muster/shared/contract/contract'
-import type { LabelKind } from '@muster/shared/contract/labels'
+import type { LabelEntry, LabelKind } from '@muster/shared/contract/labels'
 import { askedFor, endOfLog, endPage, goneRefusal, pageBehind, parsePosition, readUpTo } from '@muster/shared/contract/log'
 import { type MachineSort, machineKey } from '@muster/shared/contract/machines'
 import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@muster/shared/contract/page'
@@ -129,17 +129,17 @@ export function handlers(core: Core, self: Self): Handlers {
     'events.list': (input, { caller }) => eventsBehind(core, input, caller),
     // Streams are served by the door over events.list; nobody calls this one.
     'events.stream': () => Promise.reject(new Refusal('malformed', 'events.stream is a stream: read it as server-sent events')),
-    'partitions.list': async () => ({ items: [await statusOf(core, self)], nextCursor: null }),
-    'partitions.get': ({ name }) => {
+    'partitions.list': async (_, { caller }) => ({ items: [await statusOf(core, self, caller)], nextCursor: null }),
+    'partitions.get': ({ name }, { caller }) => {
       refuseOtherPartition(core, name)
-      return statusOf(core, self)
+      return statusOf(core, self, caller)
     },
     'partitions.dhcp': async ({ name }) => {
       refuseOtherPartition(core, name)
       return { servers: await networkServices(core.sql) }
     },
-    'partitions.status': async () => {
-      const status = await statusOf(core, self)
+    'partitions.status': async (_, { caller }) => {
+      const status = await statusOf(core, self, caller)
       return {
         machines: status.machines,
         overdue: status.overdue,
@@ -385,22 +385,27 @@ type LabelHandlers<Group extends LabelName> = { readonly [Name in Extract<CallNa
 
 /** The same four calls for tags, pools and zones. */
 function labelHandlers<Kind extends LabelKind>(core: Core, kind: Kind): LabelHandlers<`${Kind}s`> {
-  const existing = async (name: string) => {
-    const [found] = withFederal(core, kind, await labelRows.listLabels(core.sql, kind, name)).filter(each => each.name === name)
+  const seen = async (caller: Caller, name?: string) => {
+    const rows = await labelRows.listLabels(core.sql, kind, { ...(name !== undefined && { name }), seenBy: limited(caller) })
+    const isPoolSeen = (entry: LabelEntry) => caller.pools === undefined || caller.pools.includes(entry.name) || entry.machines > 0
+    return withFederal(core, kind, rows).filter(entry => kind !== 'pool' || isPoolSeen(entry))
+  }
+  const existing = async (name: string, caller: Caller) => {
+    const [found] = (await seen(caller, name)).filter(each => each.name === name)
     if (!found) throw new Refusal('not-found', `partition ${core.partition} knows no ${kind} ${name}`)
     return found
   }
   return {
-    [`${kind}s.list`]: async () => ({ items: withFederal(core, kind, await labelRows.listLabels(core.sql, kind)), nextCursor: null }),
-    [`${kind}s.get`]: ({ name }: { name: string }) => existing(name),
-    [`${kind}s.put`]: async (input: { name: string; description: string }) => {
+    [`${kind}s.list`]: async (_: object, { caller }: CallContext) => ({ items: await seen(caller), nextCursor: null }),
+    [`${kind}s.get`]: ({ name }: { name: string }, { caller }: CallContext) => existing(name, caller),
+    [`${kind}s.put`]: async (input: { name: string; description: string }, { caller }: CallContext) => {
       refuseFederal(core, kind, input.name, 'put')
       await labelRows.putLabel(core.sql, kind, input)
-      return existing(input.name)
+      return existing(input.name, caller)
     },
     [`${kind}s.delete`]: async ({ name }: { name: string }, { caller }: CallContext) => {
       refuseFederal(core, kind, name, 'delete')
-      const found = await existing(name)
+      const found = await existing(name, caller)
       if (kind === 'tag')
         for (const id of await labelRows.machinesWithTag(core.sql, name)) await machines.takeOffTag(core, caller, id, name)
       else if (found.machines > 0)
@@ -473,10 +478,10 @@ async function replayWebhook(core: Core, self: Self, webhook: string): Promise<C
   return { items: [{ partition: core.partition, webhook, letters }], nextCursor: null }
 }
 
-/** The partition as it sees itself. */
-async function statusOf(core: Core, self: Self): Promise<PartitionStatus> {
+/** The partition as it sees itself; its machines as far as the caller may see them. */
+async function statusOf(core: Core, self: Self, caller: Caller): Promise<PartitionStatus> {
   const [counts, replicas, lastSeq] = await Promise.all([
-    machineRows.countMachines(core.sql),
+    machineRows.countMachines(core.sql, limited(caller)),
     liveReplicas(core.sql, replicaShownSeconds),
     lastSequenceNumber(core.sql),
   ])

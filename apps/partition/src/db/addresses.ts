@@ -1,7 +1,7 @@
 // Addresses that somebody has, with the DNS names that lead to them. That each is given out once is a constraint of the table; who is refused by it
 // finds the holder in the row.
 import type { Sql } from './connect.ts'
-import type { MachineRow, SeenBy } from './machines.ts'
+import { isSeenBy, type MachineRow, type SeenBy } from './machines.ts'
 
 export interface AddressRow {
   id: number
@@ -86,7 +86,7 @@ export function listAddresses(sql: Sql, { filter, prefix, after, limit, seenBy }
       ${filter.subnet === undefined ? sql`` : sql`and a.subnet = ${filter.subnet}`}
       ${filter.machine === undefined ? sql`` : sql`and m.id = ${filter.machine}`}
       ${filter.mac === undefined ? sql`` : sql`and a.mac = ${filter.mac}`}
-      ${seenBy === undefined ? sql`` : sql`and (m.id is null or m.pool = any(${seenBy.pools as string[]}) or m.owner = ${seenBy.name})`}
+      and (m.id is null or ${isSeenBy(sql, seenBy)})
       ${after === null ? sql`` : sql`and (a.place, ${id}) > (${after[0]}, ${after[1]})`}
     order by a.place, ${id} limit ${limit}`
 }

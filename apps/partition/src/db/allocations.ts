@@ -3,7 +3,7 @@ import type { Strategy } from '@muster/shared/allocation/constraints'
 import type { Counted, CountedSet } from '@muster/shared/allocation/quotas'
 import type { Key } from '@muster/shared/contract/page'
 import type { Sql } from './connect.ts'
-import { type MachineRow, machineRow, type SeenBy } from './machines.ts'
+import { isSeenBy, type MachineRow, machineRow, type SeenBy } from './machines.ts'
 
 export interface AllocationRow {
   id: string
@@ -225,7 +225,7 @@ export function listAllocations(sql: Sql, page: AllocationPage): Promise<Allocat
     select id, owner, state, strategy, count, note, machine_ids, created_at, expires_at from allocations
     where state <> 'dropped'
       ${page.owner === undefined ? sql`` : sql`and owner = ${page.owner}`}
-      ${page.seenBy === undefined ? sql`` : sql`and (owner = ${page.seenBy.name} or exists (select from machines m where m.allocation_id = allocations.id and m.pool = any(${page.seenBy.pools as string[]})))`}
+      ${page.seenBy === undefined ? sql`` : sql`and (owner = ${page.seenBy.name} or exists (select from machines m where m.allocation_id = allocations.id and ${isSeenBy(sql, page.seenBy)}))`}
       ${page.states === undefined ? sql`` : sql`and state = any(${page.states as string[]})`}
       ${page.after === null ? sql`` : sql`and (created_at, id) > (${new Date(page.after[0])}, ${page.after[1]})`}
     order by created_at, id limit ${page.limit}`

@@ -1,7 +1,7 @@
 // The event log. A change inserts its events in its own statement, without a number; the sequencer numbers what is committed, so that a
 // reader never sees a number before a lower one.
 import type { Sql } from './connect.ts'
-import type { SeenBy } from './machines.ts'
+import { isSeenBy, type SeenBy } from './machines.ts'
 
 export interface EventRow {
   seq: number
@@ -50,6 +50,16 @@ export async function lastSequenceNumber(sql: Sql): Promise<number> {
   return row?.last_seq ?? 0
 }
 
+/** Whether an event is of a machine that somebody may see now, or saw until it was deleted. One of no machine is not. */
+const isOfSeen = (sql: Sql, who: SeenBy) => sql`(
+  machine_id in (select m.id from machines m where ${isSeenBy(sql, who)}) or ${isEndIn(sql, who.pools)})`
+
+/** The same for who has no machines of its own. */
+export const isOfPools = (sql: Sql, pools: readonly string[]) => sql`(
+  machine_id in (select id from machines where pool = any(${pools as string[]})) or ${isEndIn(sql, pools)})`
+
+const isEndIn = (sql: Sql, pools: readonly string[]) => sql`(kind = 'machine.deleted' and data ->> 'pool' = any(${pools as string[]}))`
+
 /** Events behind `after`, in the order of their numbers. */
 export function listEvents(
   sql: Sql,
@@ -67,7 +77,7 @@ export function listEvents(
     where seq > ${options.after}
       ${options.machine === undefined ? sql`` : sql`and machine_id = ${options.machine}`}
       ${options.kind === undefined ? sql`` : sql`and kind = ${options.kind}`}
-      ${options.seenBy === undefined ? sql`` : sql`and (actor = ${options.seenBy.name} or machine_id in (select id from machines where pool = any(${options.seenBy.pools as string[]}) or owner = ${options.seenBy.name}))`}
+      ${options.seenBy === undefined ? sql`` : sql`and (actor = ${options.seenBy.name} or ${isOfSeen(sql, options.seenBy)})`}
     order by seq limit ${options.limit}`
 }
 

@@ -200,8 +200,9 @@ export interface SeenBy {
   readonly pools: readonly string[]
 }
 
-const seenBy = (sql: Sql, who: SeenBy | undefined) =>
-  who === undefined ? sql`` : sql`and (m.pool = any(${who.pools as string[]}) or m.owner = ${who.name})`
+/** Whether somebody may see a machine, of the table that the statement calls `m`: one of these pools, or its own. Undefined: anybody may. */
+export const isSeenBy = (sql: Sql, who: SeenBy | undefined) =>
+  who === undefined ? sql`true` : sql`(m.pool = any(${who.pools as string[]}) or m.owner = ${who.name})`
 
 /** At most `limit` machines behind `after` in the order of `sort`, then id. */
 export function listMachines(sql: Sql, page: MachinePage): Promise<MachineRow[]> {
@@ -228,7 +229,7 @@ export function listMachines(sql: Sql, page: MachinePage): Promise<MachineRow[]>
       ${filter.locked === undefined ? sql`` : sql`and m.locked = ${filter.locked}`}
       ${filter.fault === undefined ? sql`` : sql`and (m.fault is not null) = ${filter.fault}`}
       ${filter.hostname === undefined ? sql`` : sql`and position(${filter.hostname} in m.hostname) > 0`}
-      ${seenBy(sql, page.seenBy)}
+      and ${isSeenBy(sql, page.seenBy)}
       ${filter.mac === undefined ? sql`` : sql`and m.id in (select machine_id from macs where mac = ${filter.mac})`}
       ${after === undefined ? sql`` : down ? sql`and (${sortValue}, m.id) < (${after.value}, ${after.id})` : sql`and (${sortValue}, m.id) > (${after.value}, ${after.id})`}
     order by ${down ? sql`${sortValue} desc, m.id desc` : sql`${sortValue}, m.id`}
@@ -383,8 +384,10 @@ export async function deleteMachine(sql: Sql, machine: { id: string; version: nu
       where r.state in ('queued', 'running') and (r.machine_id = switch.machine_id or switch.machine_id = any(r.machine_ids)) for update of r),
     gone as (
       delete from machines m using switch where m.id = switch.machine_id and m.version = ${machine.version}
-        and not exists (select from rotation where state = 'running') returning m.id),
-    noted as (insert into events (kind, machine_id, actor, data) select 'machine.deleted', id, ${actor}, '{}' from gone)
+        and not exists (select from rotation where state = 'running') returning m.id, m.pool),
+    -- Its pool: who is limited to pools is told of its end too.
+    noted as (
+      insert into events (kind, machine_id, actor, data) select 'machine.deleted', id, ${actor}, jsonb_build_object('pool', pool) from gone)
     select id from gone`
   return rows.length === 1 ? 'deleted' : 'stale'
 }
@@ -438,10 +441,13 @@ export async function drawAttention(sql: Sql, id: string): Promise<void> {
 }
 
 /** How many machines are in each state, how many are past their deadline, how many have a fault. */
-export async function countMachines(sql: Sql): Promise<{ states: Partial<Record<State, number>>; overdue: number; faulty: number }> {
+export async function countMachines(
+  sql: Sql,
+  seenBy?: SeenBy,
+): Promise<{ states: Partial<Record<State, number>>; overdue: number; faulty: number }> {
   const rows = await sql<{ state: State; machines: number; overdue: number; faulty: number }[]>`
     select state, count(*) as machines, count(*) filter (where deadline_at < now()) as overdue, count(*) filter (where fault is not null) as faulty
-    from machines group by state`
+    from machines m where ${isSeenBy(sql, seenBy)} group by state`
   return {
     states: Object.fromEntries(rows.map(row => [row.state, row.machines])),
     overdue: rows.reduce((sum, row) => sum + row.overdue, 0),
