@@ -81,6 +81,15 @@ test('update changes what is given, leaves the secret alone, or makes another', 
   expect(anew.stdout).toMatch(/^whsec_[A-Za-z0-9+/]{43}=\n$/)
   expect(lastChange()).toMatchObject({ put: [{ document: { ...audit, secret: anew.stdout.trim() } }] })
   expect((await home.muster(['webhook', 'update', 'other', '--status', 'paused'])).stderr).toContain('there is no webhook other')
+
+  await home.muster(['webhook', 'update', 'audit', '--pool', 'lab', '--pool', 'web'])
+  expect(lastChange()).toMatchObject({ put: [{ document: { ...audit, pools: ['lab', 'web'] } }] })
+  holds({ audit: { ...audit, pools: ['lab'] } })
+  await home.muster(['webhook', 'update', 'audit', '--status', 'active'])
+  expect(lastChange()).toMatchObject({ put: [{ document: { ...audit, pools: ['lab'] } }] })
+  await home.muster(['webhook', 'update', 'audit', '--all-pools'])
+  expect(lastChange()).toMatchObject({ put: [{ document: { ...audit } }] })
+  expect(JSON.stringify(lastChange())).not.toContain('pools')
 })
 
 test('status, dead and replay tell what each partition says', async () => {

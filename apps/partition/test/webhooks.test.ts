@@ -11,12 +11,13 @@ import { Webhook } from 'standardwebhooks'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { numberEvents } from '../src/db/events.ts'
 import { keepGlobal } from '../src/db/global.ts'
+import { deleteMachine } from '../src/db/machines.ts'
 import { claimWebhook, listCursors, listDeadLetters, replayDeadLetters } from '../src/db/webhooks.ts'
 import type { Core } from '../src/domain/core.ts'
 import { isRefusedAddress } from '../src/domain/webhooks/addresses.ts'
 import { retryAfterMs } from '../src/domain/webhooks/post.ts'
 import { attemptsMost, usualPace, type WebhookPace, WebhookSender } from '../src/domain/webhooks/sender.ts'
-import { partitionDatabase, runPartition, startCore, until } from './harness.ts'
+import { addMachine, partitionDatabase, runPartition, startCore, until } from './harness.ts'
 import { mortalSql } from './mortal-sql.ts'
 
 const sharedKey = Buffer.alloc(32, 5)
@@ -360,6 +361,74 @@ describe('a webhook', () => {
       'power.ordered',
       'power.order-ended',
     ])
+  })
+
+  test('that is limited to pools hears of machines that are in them, to their end; not of others, nor of what is of no machine', async () => {
+    let isBroken = true
+    const { core, receiver } = await told(() => ({ status: isBroken ? 500 : 200 }), { events: ['machine.*'], pools: ['lab'] })
+    const [mine, other, leaving] = [
+      await addMachine(core, { pool: 'lab' }),
+      await addMachine(core, { pool: 'prod' }),
+      await addMachine(core, { pool: 'lab' }),
+    ]
+    await numberEvents(core.sql, 1000)
+    startSender(core)
+    await hasCursor(core, 'audit')
+    const note = async (kind: string, machine: string | null, data = {}) => {
+      await core.sql`insert into events (kind, machine_id, actor, data) values (${kind}, ${machine}, 'test', ${core.sql.json(data)})`
+    }
+    for (const machine of [mine.id, other.id, leaving.id, null]) await note('machine.changed', machine)
+    await note('power.ordered', mine.id)
+    await numberEvents(core.sql, 1000)
+    await until(async () => ((await cursorOf(core, 'audit'))?.tries ?? 0) >= 2)
+    // What is under way stays the same over all tries, wherever its machines go meanwhile.
+    await core.sql`update machines set pool = 'prod' where id = ${leaving.id}`
+    await note('machine.changed', leaving.id)
+    isBroken = false
+    expect(await deleteMachine(core.sql, mine, 'test')).toBe('deleted')
+    expect(await deleteMachine(core.sql, other, 'test')).toBe('deleted')
+    await numberEvents(core.sql, 1000)
+    await isTold(core, 'audit')
+    const [first] = receiver.requests
+    const tries = receiver.requests.filter(({ id }) => id === first?.id)
+    expect(tries.length).toBeGreaterThan(2)
+    expect(new Set(tries.map(({ body }) => body)).size).toBe(1)
+    expect(first?.events.map(({ kind, machine }) => [kind, machine])).toEqual([
+      ['machine.changed', mine.id],
+      ['machine.changed', leaving.id],
+    ])
+    const others = receiver.requests.filter(({ id }) => id !== first?.id).flatMap(({ events }) => events)
+    expect(others.map(({ kind, machine }) => [kind, machine])).toEqual([['machine.deleted', mine.id]])
+    expect(await cursorOf(core, 'audit')).toMatchObject({ batch_seqs: null, dead_letters: 0 })
+  })
+
+  test('whose dead letter is of some pools gets those events again, whatever has become of the machines', async () => {
+    let isBroken = true
+    const { core, receiver } = await told(() => ({ status: isBroken ? 422 : 200 }), { pools: ['lab'] })
+    startSender(core, { budgetMs: 60 })
+    await hasCursor(core, 'audit')
+    const machine = await addMachine(core, { pool: 'lab' })
+    await addEvents(core, 2)
+    await until(async () => (await listDeadLetters(core.sql, { webhook: 'audit', limit: 10 })).length === 1)
+    await core.sql`update machines set pool = 'prod'`
+    isBroken = false
+    await replayDeadLetters(core.sql, 'audit')
+    await until(async () => (await listDeadLetters(core.sql, { webhook: 'audit', limit: 10 })).length === 0)
+    expect(receiver.requests.at(-1)?.events.map(({ machine: id }) => id)).toEqual([machine.id])
+  })
+
+  test('is told what a process of the release before chose for it, which leaves the numbers of an earlier batch behind', async () => {
+    const { core, receiver } = await told(undefined, { pools: ['lab'] })
+    const { stop } = startSender(core)
+    await hasCursor(core, 'audit')
+    await stop()
+    await addEvents(core, 2)
+    await core.sql`
+      update webhook_cursors set batch = 'msg_before', batch_to = 5, batch_kinds = '{*}', batch_seqs = '{2,3}', tries = 0, first_tried_at = now()`
+    startSender(core)
+    await isTold(core, 'audit')
+    expect(receiver.requests.map(({ id }) => id)).toEqual(['msg_before'])
+    expect(receiver.seqs()).toEqual([4, 5])
   })
 
   test('gets large events in several messages', async () => {

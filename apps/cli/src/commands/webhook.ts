@@ -42,6 +42,7 @@ const webhookShape: Shape<Webhook> = {
       style: ({ document }) => (document.status === 'active' ? undefined : 'yellow'),
     },
     { title: 'EVENTS', text: ({ document }) => document.events.join(', '), least: 8 },
+    { title: 'POOLS', text: ({ document }) => document.pools?.join(', ') ?? 'all', leaves: 7 },
     { title: 'URL', text: ({ document }) => document.url, least: 12 },
     { title: 'DESCRIPTION', text: ({ document }) => document.description, least: 10, leaves: 8 },
   ],
@@ -63,6 +64,8 @@ function addList(parent: Command, cli: Cli): void {
 interface WriteOptions {
   readonly to?: string
   readonly event?: string[]
+  readonly pool?: string[]
+  readonly allPools?: true
   readonly status?: string
   readonly description?: string
   readonly secretFile?: string
@@ -84,9 +87,11 @@ function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
     )
     .addOption(new Option('--to <url>', 'where events are posted to, http or https').makeOptionMandatory(isNew))
     .option('--event <kind>', 'only events of this kind, such as machine.moved or power.*; may be repeated; all where left out', collect)
+    .option('--pool <name>', 'only events of machines of this pool; may be repeated; all events where left out', collect)
     .option('--description <text>', 'what it is for')
     .option('--secret-file <file>', 'a secret of your own, whsec_…; "-" reads it from the standard input')
   if (!isNew) {
+    command.addOption(new Option('--all-pools', 'events of all pools again, and those of no machine').conflicts('pool'))
     command.addOption(new Option('--status <status>', 'whether events are sent').choices(['active', 'paused']))
     command.addOption(new Option('--new-secret', 'make another secret and print it').conflicts('secretFile'))
     command.option(
@@ -100,11 +105,11 @@ function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
     isNew
       ? [
           'webhook create audit --to https://audit.example.org/muster',
-          'webhook create pager --to https://p.example.org/ --event machine.moved',
+          'webhook create pager --to https://p.example.org/ --event machine.moved --pool lab',
         ]
       : ['webhook update audit --status paused', 'webhook update audit --new-secret', 'webhook update audit --overlap 0'],
   )
-  command.action(async (name: string, { to, secretFile, newSecret, overlap, event, ...options }: WriteOptions) => {
+  command.action(async (name: string, { to, secretFile, newSecret, overlap, event, pool, allPools, ...options }: WriteOptions) => {
     const given = secretFile === undefined ? undefined : await secretOf(cli, secretFile)
     const made = newSecret && `whsec_${randomBytes(32).toString('base64')}`
     const secret = given ?? made
@@ -113,11 +118,14 @@ function addWrite(parent: Command, cli: Cli, verb: 'create' | 'update'): void {
     const known = current.documents.find(webhook => webhook.name === name)
     if (isNew && known) throw new CliError('usage', `webhook ${name} exists; change it with: muster webhook update ${name}`)
     if (!isNew && !known) throw new CliError('usage', `there is no webhook ${name}`)
+    const { pools: before, ...kept } = known?.document ?? {}
+    const pools = allPools ? undefined : (pool ?? before)
     const document = {
-      ...known?.document,
+      ...kept,
       ...options,
       ...(to !== undefined && { url: to }),
       ...(event && { events: event }),
+      ...(pools !== undefined && { pools }),
       ...(secret !== undefined && { secret }),
       ...(overlap !== undefined && { secretBeforeUntil: new Date(cli.now() + overlap * 3_600_000).toISOString() }),
     }

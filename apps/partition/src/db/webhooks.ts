@@ -2,7 +2,7 @@
 // webhook, and writes nothing once it is lost.
 
 import type { Sql } from './connect.ts'
-import type { EventRow } from './events.ts'
+import { type EventRow, isOfPools } from './events.ts'
 
 export interface WebhookCursor {
   webhook: string
@@ -10,6 +10,8 @@ export interface WebhookCursor {
   batch: string | null
   batch_to: number | null
   batch_kinds: string[] | null
+  /** The numbers of its events, where the webhook was limited to pools when it was chosen; null: all of these kinds. */
+  batch_seqs: number[] | null
   tries: number
   first_tried_at: Date | null
   again_at: Date
@@ -25,6 +27,7 @@ export interface DeadLetter {
   after_seq: number
   to_seq: number
   kinds: string[]
+  seqs: number[] | null
   tries: number
   reason: string
   first_tried_at: Date
@@ -80,10 +83,16 @@ export async function dropWebhookClaim(sql: Sql, { webhook, token }: WebhookClai
 
 const held = (sql: Sql, { webhook, token }: WebhookClaim) => sql`webhook = ${webhook} and claim_token = ${token} and claimed_until > now()`
 
-/** Events behind `after` and up to `upTo` of which a webhook wants to hear, in order. */
+/** Events behind `after` and up to `upTo` of which a webhook wants to hear, in order. `pools`: of machines of these pools only; undefined: all. */
 export function wantedEvents(
   sql: Sql,
-  { after, upTo, kinds, limit }: { after: number; upTo: number; kinds: readonly string[]; limit: number },
+  {
+    after,
+    upTo,
+    kinds,
+    pools,
+    limit,
+  }: { after: number; upTo: number; kinds: readonly string[]; pools?: readonly string[] | undefined; limit: number },
 ): Promise<EventRow[]> {
   const patterns = kinds as string[]
   return sql<EventRow[]>`
@@ -91,7 +100,15 @@ export function wantedEvents(
     where seq > ${after} and seq <= ${upTo}
       and ('*' = any(${patterns}) or kind = any(${patterns})
         or exists (select from unnest(${patterns}::text[]) as pattern where pattern like '%.*' and starts_with(kind, left(pattern, -1))))
+      ${pools === undefined ? sql`` : sql`and ${isOfPools(sql, pools)}`}
     order by seq limit ${limit}`
+}
+
+/** The events with these numbers, in order. */
+export function eventsNumbered(sql: Sql, seqs: readonly number[]): Promise<EventRow[]> {
+  return sql<
+    EventRow[]
+  >`select seq, at, kind, machine_id, actor, data from events where seq = any(${seqs as number[]}::bigint[]) order by seq`
 }
 
 /** Moves a cursor on over events that the webhook does not want. */
@@ -105,10 +122,11 @@ export async function skipTo(sql: Sql, claim: WebhookClaim, seq: number): Promis
 export async function openBatch(
   sql: Sql,
   claim: WebhookClaim,
-  batch: { id: string; to: number; kinds: readonly string[] },
+  batch: { id: string; to: number; kinds: readonly string[]; seqs: readonly number[] | null },
 ): Promise<'opened' | 'lost'> {
   const rows = await sql`
-    update webhook_cursors set batch = ${batch.id}, batch_to = ${batch.to}, batch_kinds = ${batch.kinds as string[]}, tries = 0, first_tried_at = now()
+    update webhook_cursors set batch = ${batch.id}, batch_to = ${batch.to}, batch_kinds = ${batch.kinds as string[]},
+      batch_seqs = ${batch.seqs as number[] | null}::bigint[], tries = 0, first_tried_at = now()
     where ${held(sql, claim)} and batch is null returning webhook`
   return rows.length === 1 ? 'opened' : 'lost'
 }
@@ -116,7 +134,7 @@ export async function openBatch(
 /** The batch has arrived: the cursor goes on behind it. */
 export async function closeBatch(sql: Sql, claim: WebhookClaim): Promise<'closed' | 'lost'> {
   const rows = await sql`
-    update webhook_cursors set seq = batch_to, batch = null, batch_to = null, batch_kinds = null, tries = 0, first_tried_at = null, again_at = now(),
+    update webhook_cursors set seq = batch_to, batch = null, batch_to = null, batch_kinds = null, batch_seqs = null, tries = 0, first_tried_at = null, again_at = now(),
       delivered_at = now(), reason = null
     where ${held(sql, claim)} and batch is not null returning webhook`
   return rows.length === 1 ? 'closed' : 'lost'
@@ -131,7 +149,7 @@ export async function putOffBatch(sql: Sql, claim: WebhookClaim, { reason, again
 
 /**
  * Gives the batch up: it becomes a dead letter, and the cursor goes on behind it after `againMs`. `full`: there are `most` dead letters already; nothing
- * is changed then.
+ * is changed then. Numbers that are not behind the cursor are of an earlier batch: a process of the release before left them.
  */
 export async function giveUpBatch(
   sql: Sql,
@@ -143,9 +161,9 @@ export async function giveUpBatch(
       select * from webhook_cursors where ${held(sql, claim)} and batch is not null
         and (select count(*) from webhook_dead_letters where webhook = ${claim.webhook}) < ${most} for update),
     dead as (
-      insert into webhook_dead_letters (webhook, batch, after_seq, to_seq, kinds, tries, reason, first_tried_at)
-      select webhook, batch, seq, batch_to, batch_kinds, tries + 1, ${reason}::text, first_tried_at from open)
-    update webhook_cursors c set seq = c.batch_to, batch = null, batch_to = null, batch_kinds = null, tries = 0, first_tried_at = null,
+      insert into webhook_dead_letters (webhook, batch, after_seq, to_seq, kinds, seqs, tries, reason, first_tried_at)
+      select webhook, batch, seq, batch_to, batch_kinds, case when batch_seqs[1] > seq then batch_seqs end, tries + 1, ${reason}::text, first_tried_at from open)
+    update webhook_cursors c set seq = c.batch_to, batch = null, batch_to = null, batch_kinds = null, batch_seqs = null, tries = 0, first_tried_at = null,
       again_at = now() + ${againMs} * interval '1 millisecond', failed_at = now(), reason = ${reason}
     from open where c.webhook = open.webhook returning c.webhook`
   return rows.length === 1 ? 'given up' : 'full'

@@ -224,6 +224,8 @@ const kinds = {
     shape: {
       url: plainUrl,
       events: z.array(eventPattern).min(1).max(50).default(['*']),
+      /** Of machines of these pools only; all, and what is of no machine, where left out. */
+      pools,
       status: z.enum(['active', 'paused']).default('active'),
       description: z.string().max(200).default(''),
       secret: sealedText,
@@ -479,7 +481,7 @@ function brokenReferences(documents: Documents): Problem[] {
 
 /** Whoever is limited to pools, or has a quota for one, is so for one that there is. */
 function brokenPools(documents: Documents): Problem[] {
-  const limited = (['user', 'group', 'token', 'oidc'] as const).flatMap(kind =>
+  const limited = (['user', 'group', 'token', 'oidc', 'webhook'] as const).flatMap(kind =>
     Object.entries(documents[kind]).flatMap(([name, { pools: own }]) =>
       (own ?? []).map((pool: string) => ({ field: `${kind} ${name}`, pool })),
     ),

@@ -66,6 +66,8 @@ interface Batch {
   readonly after: number
   readonly to: number
   readonly kinds: readonly string[]
+  /** Its events, where they are not all of these kinds. */
+  readonly seqs: readonly number[] | null
 }
 
 export interface WebhookOptions {
@@ -242,7 +244,13 @@ class Turn {
   async tellAgain(letter: db.DeadLetter): Promise<void> {
     const { sql } = this.#core
     const { claim, attemptsMost: most } = this.#options
-    const outcome = await this.#attempt({ id: letter.batch, after: letter.after_seq, to: letter.to_seq, kinds: letter.kinds })
+    const outcome = await this.#attempt({
+      id: letter.batch,
+      after: letter.after_seq,
+      to: letter.to_seq,
+      kinds: letter.kinds,
+      seqs: letter.seqs,
+    })
     if (!outcome) return
     if (outcome.kind === 'delivered') {
       await db.forgetDeadLetter(sql, claim, letter.id)
@@ -257,9 +265,9 @@ class Turn {
   async #nextBatch({ seq }: db.WebhookCursor): Promise<Batch | undefined> {
     const { sql } = this.#core
     const { claim, target } = this.#options
-    const kinds = target.document.events
+    const { events: kinds, pools } = target.document
     const upTo = Math.min(await lastSequenceNumber(sql), seq + windowEvents)
-    const events = await db.wantedEvents(sql, { after: seq, upTo, kinds, limit: batchEvents })
+    const events = await db.wantedEvents(sql, { after: seq, upTo, kinds, pools, limit: batchEvents })
     if (events.length === 0) {
       await db.skipTo(sql, claim, upTo)
       return undefined
@@ -267,14 +275,15 @@ class Turn {
     const fitting = fittingCount(events.map(({ data }) => JSON.stringify(data).length))
     const isCut = fitting < events.length || events.length === batchEvents
     const to = isCut ? (events[fitting - 1]?.seq as number) : upTo
-    const id = `msg_${randomUUID()}`
-    return (await db.openBatch(sql, claim, { id, to, kinds })) === 'opened' ? { id, after: seq, to, kinds } : undefined
+    const seqs = pools === undefined ? null : events.slice(0, fitting).map(event => event.seq)
+    const batch = { id: `msg_${randomUUID()}`, to, kinds, seqs }
+    return (await db.openBatch(sql, claim, batch)) === 'opened' ? { ...batch, after: seq } : undefined
   }
 
-  async #attempt({ id, after, to, kinds }: Batch): Promise<PostOutcome | undefined> {
+  async #attempt({ id, after, to, kinds, seqs }: Batch): Promise<PostOutcome | undefined> {
     const { sql, partition } = this.#core
     const { target, isFresh, signal, pace } = this.#options
-    const rows = await db.wantedEvents(sql, { after, upTo: to, kinds, limit: batchEvents })
+    const rows = seqs ? await db.eventsNumbered(sql, seqs) : await db.wantedEvents(sql, { after, upTo: to, kinds, limit: batchEvents })
     if (!isFresh()) return undefined
     const events = rows.map(row => withoutBmc(eventViewOf(row, partition)))
     // Only of the events and their receiver, so that every attempt sends the same bytes.
@@ -301,8 +310,15 @@ class Turn {
   }
 }
 
-function batchOf({ batch, seq, batch_to: to, batch_kinds: kinds }: db.WebhookCursor): Batch | undefined {
-  return batch === null || to === null || kinds === null ? undefined : { id: batch, after: seq, to, kinds }
+function batchOf({ batch, seq, batch_to: to, batch_kinds: kinds, batch_seqs: seqs }: db.WebhookCursor): Batch | undefined {
+  return batch === null || to === null || kinds === null
+    ? undefined
+    : { id: batch, after: seq, to, kinds, seqs: isBehind(seqs, seq) ? seqs : null }
+}
+
+/** A process of the release before leaves the numbers of an earlier batch where they are: they are not of this one. */
+function isBehind(seqs: readonly number[] | null, seq: number): boolean {
+  return seqs?.[0] !== undefined && seqs[0] > seq
 }
 
 /** How many of these sizes fit into a message; one does always. */
