@@ -177,11 +177,11 @@ export async function makeReady(server: { databaseUrl: string; core: Core }, ids
   await until(() => server.core.memory.candidates.readyCount >= known + ids.length)
 }
 
-/** Waits until `isSo`, five seconds at most. */
+/** Waits until `isSo`, twenty seconds at most: machines are busy. */
 export async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
-  const limit = Date.now() + 5_000
+  const limit = Date.now() + 20_000
   while (!(await isSo())) {
-    if (Date.now() > limit) throw new Error('waited five seconds in vain')
+    if (Date.now() > limit) throw new Error('waited twenty seconds in vain')
     await new Promise(resolve => setTimeout(resolve, 10))
   }
 }
