@@ -85,6 +85,9 @@ test('a partition has the scripts of its agent and those of its folder; what is 
   })
   expect(JSON.stringify(items)).not.toContain('echo')
   const told = partition.lines.filter(line => line.includes('cannot be used'))
+  // Once each, however often the folder is looked at.
+  partition.core.catalogue.refresh()
+  expect(partition.lines.filter(line => line.includes('cannot be used'))).toHaveLength(told.length)
   for (const name of ['no-head', 'memory', 'odd-field', 'for-ever', 'Large', 'large'])
     expect(
       told.some(line => line.includes(`scripts/${name}.sh`)),

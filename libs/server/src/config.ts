@@ -162,12 +162,16 @@ export function loadConfig<Variables extends Record<string, Variable<unknown>>>(
     if (problem !== undefined) problems.push(problem)
     else if (!parsed.success) {
       const reasons = parsed.error.issues.map(issue => issue.message).join(', ')
-      problems.push(text === undefined ? `${name} is not set: ${reasons}` : `${name}${kind === 'plain' ? `="${text}"` : ''}: ${reasons}`)
+      problems.push(
+        text === undefined
+          ? `${name} is not set: ${reasons}`
+          : `${name}${kind === 'plain' ? `="${withoutPassword(text)}"` : ''}: ${reasons}`,
+      )
     } else {
       settings[key] = kind === 'secret' && parsed.data !== undefined ? new Secret(String(parsed.data)) : parsed.data
       // As it was written: what a schema makes of it (milliseconds, lists) reads worse.
       const written = text ?? (typeof parsed.data === 'object' ? '' : String(parsed.data ?? ''))
-      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : written
+      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : withoutPassword(written)
       lines.push(`${name}=${shown}${text === undefined ? ' (default)' : ''}`)
     }
   }
@@ -175,6 +179,11 @@ export function loadConfig<Variables extends Record<string, Variable<unknown>>>(
   const known = new Set(Object.values(variables).flatMap(({ name }) => [name, `${name}_FILE`]))
   const unknown = Object.keys(environment).filter(name => name.startsWith('MUSTER_') && !known.has(name))
   return { settings: settings as Settings<Variables>, lines, unknown }
+}
+
+/** A setting that may be printed may hold a URL, and a URL a user's name and password. */
+function withoutPassword(text: string): string {
+  return text.replace(/\b([a-z][a-z0-9+.-]*:\/\/)[^/?#\s,]*@/gi, '$1***@')
 }
 
 function textOf(name: string, environment: Readonly<Record<string, string | undefined>>): { text?: string; problem?: string } {

@@ -32,6 +32,20 @@ test('settings come from the environment, with their types and defaults', () => 
   expect(unknown).toEqual(['MUSTER_PROT'])
 })
 
+test('the password within a URL is not printed either', () => {
+  const front = {
+    url: variable(
+      'MUSTER_FRONT',
+      z.string().refine(text => !text.includes('bad'), 'must be good'),
+    ),
+  }
+  const given = 'https://olga:hunter2@front.example/a@b,nats://tls:hunter3@10.0.0.1:4222'
+  const { settings, lines } = loadConfig(front, { MUSTER_FRONT: given })
+  expect(settings.url).toBe(given)
+  expect(lines).toEqual(['MUSTER_FRONT=https://***@front.example/a@b,nats://***@10.0.0.1:4222'])
+  expect(() => loadConfig(front, { MUSTER_FRONT: 'http://olga:hunter2@bad' })).toThrow('MUSTER_FRONT="http://***@bad": must be good')
+})
+
 test('everything that is wrong is said at once, secrets unsaid', () => {
   const error = (() => {
     try {

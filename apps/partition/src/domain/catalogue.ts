@@ -11,7 +11,7 @@ import { type DataSource, dataSources } from '@muster/shared/cloud-init'
 import { architectures, type ImageForm, imageForms } from '@muster/shared/machine'
 import type { Script } from '@muster/shared/scripts'
 import { z } from 'zod'
-import { readScripts } from './script-files.ts'
+import { type OnTrouble, readScripts } from './script-files.ts'
 
 const imageFile = z.strictObject({
   title: z.string().min(1).max(200),
@@ -47,6 +47,8 @@ export class Catalogue implements Place {
   #agents = new Set<string>()
   #selection: ReadonlySet<string> | undefined
   #scripts: Script[] = []
+  /** What cannot be used and why, by its place. */
+  #troubles: ReadonlyMap<string, string> = new Map()
 
   constructor(options: { partition: string; folder: string; log: Log }) {
     this.partition = options.partition
@@ -87,14 +89,19 @@ export class Catalogue implements Place {
     return this.#images.find(image => image.os === os && image.arch === arch && isSupported(os))
   }
 
-  /** Reads the folder again. A broken description is logged and left out. Answers whether anything changed. */
+  /** Reads the folder again. A broken description is left out, and logged once, not at every look. Answers whether anything changed. */
   refresh(): 'changed' | 'same' {
     const before = this.#state()
+    const troubles = new Map<string, string>()
+    const onTrouble = (place: string, error: unknown) => troubles.set(place, (error as Error).message)
     this.#agents = new Set(
       architectures.filter(arch => ['vmlinuz', 'initrd'].every(name => existsSync(path.join(this.folder, 'agent', arch, name)))),
     )
-    this.#images = this.#readImages()
-    this.#scripts = readScripts(this.folder, this.#log)
+    this.#images = this.#readImages(onTrouble)
+    this.#scripts = readScripts(this.folder, onTrouble)
+    for (const [place, trouble] of troubles)
+      if (this.#troubles.get(place) !== trouble) this.#log.warn({ place, trouble }, `what is in ${place} cannot be used`)
+    this.#troubles = troubles
     this.#installable = new Map(
       architectures.map(arch => [
         arch,
@@ -112,7 +119,7 @@ export class Catalogue implements Place {
     return this.#selection?.has(os) ?? true
   }
 
-  #readImages(): Image[] {
+  #readImages(onTrouble: OnTrouble): Image[] {
     const images: Image[] = []
     for (const family of folders(path.join(this.folder, 'images')))
       for (const release of folders(path.join(this.folder, 'images', family)))
@@ -126,7 +133,7 @@ export class Catalogue implements Place {
             if (size !== image.sizeBytes) throw new Error(`${file} has ${size} bytes, image.json says ${image.sizeBytes}`)
             images.push({ os: `${family}/${release}`, arch, ...image, path: path.posix.join('images', family, release, arch, file) })
           } catch (error) {
-            this.#log.warn({ err: error, image: place }, `the image in ${place} cannot be used`)
+            onTrouble(place, error)
           }
         }
     return images.sort((a, b) => (a.path < b.path ? -1 : 1))

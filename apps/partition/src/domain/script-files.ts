@@ -1,14 +1,16 @@
 // The scripts of a partition: `scripts/<name>.sh` in the files folder, each with a head of comments that is YAML. Those of the agent it knows anyway.
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
-import type { Log } from '@muster/server/log'
 import { builtInScripts, type Script, scriptBytesMax, scriptHead, scriptName, scriptsMax } from '@muster/shared/scripts'
 import { parse } from 'yaml'
 
 const ending = '.sh'
 
-/** Every script that can be asked for here, by name. One that cannot be used is left out, and `log` says why. */
-export function readScripts(folder: string, log: Log): Script[] {
+/** Told what of a partition's files cannot be used, and why. */
+export type OnTrouble = (place: string, error: unknown) => void
+
+/** Every script that can be asked for here, by name. One that cannot be used is left out, and `onTrouble` is told. */
+export function readScripts(folder: string, onTrouble: OnTrouble): Script[] {
   const scripts: Script[] = Object.entries(builtInScripts).map(([name, head]) => ({ name, text: null, ...head }))
   const place = path.join(folder, 'scripts')
   const files = existsSync(place) ? readdirSync(place).filter(file => file.endsWith(ending)) : []
@@ -17,7 +19,7 @@ export function readScripts(folder: string, log: Log): Script[] {
       if (index >= scriptsMax) throw new Error(`a partition has at most ${scriptsMax} scripts`)
       scripts.push(readScript(path.join(place, file)))
     } catch (error) {
-      log.warn({ err: error, script: file }, `the script in ${path.join('scripts', file)} cannot be used`)
+      onTrouble(path.join('scripts', file), error)
     }
   }
   return scripts.sort((a, b) => (a.name < b.name ? -1 : 1))
