@@ -15,8 +15,8 @@ const shared = {
   retry: process.env.CI ? 1 : 0,
 } as const
 
-/** Tests that start whole federations and load all cores: one after the other, when the rest is done. */
-const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,bench,lab}.test.ts']
+/** Tests that start whole federations and load all cores, or must not be starved: one after the other, when the rest is done. */
+const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,loss,bench,lab}.test.ts']
 
 export default defineConfig({
   test: {
