@@ -25,7 +25,8 @@ import { forgetOldServices, saveNetworkServices } from './db/network-services.ts
 import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
 import { Bell, runLoop } from './domain/bell.ts'
 import { BootOrigins, weaknessesOf } from './domain/boot-origin.ts'
-import { Catalogue } from './domain/catalogue.ts'
+import { Catalogue, refreshCatalogue } from './domain/catalogue.ts'
+import { CentralImages } from './domain/central-images.ts'
 import { CentralSubnets, rulesWith } from './domain/central-settings.ts'
 import type { Core } from './domain/core.ts'
 import { runEngine } from './domain/engine.ts'
@@ -59,6 +60,7 @@ const catalogueEveryMs = 5_000
 const chainEveryMs = 1_000
 /** What stood in a subnet's way may have gone. */
 const subnetsEveryMs = 15_000
+const imagesEveryMs = 15_000
 const keptReplicasHours = 24
 
 export interface PartitionOptions {
@@ -134,6 +136,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   }
 
   const subnets = new CentralSubnets(core)
+  const images = new CentralImages(core)
   const webhooks = new WebhookSender(core, { sharedKey: settings.sharedKey })
   const replica = { name: settings.replica, epoch: 0 }
   const originRules = settings.bootOrigins ?? { served: [], trust: 'any', proxies: [] }
@@ -146,10 +149,12 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       ...(dnsmasq?.problem === undefined ? [] : [dnsmasq.problem]),
       ...federation.problems(),
       ...subnets.problems,
+      ...images.problems,
       ...webhooks.problems.values(),
       ...(retention.problem === undefined ? [] : [retention.problem]),
     ],
-    settingsProblems: () => subnets.problems,
+    settingsProblems: () => [...subnets.problems, ...images.problems],
+    fetching: () => images.fetching,
     weaknesses: weaknessesOf(originRules),
     webhooks,
   }
@@ -250,6 +255,15 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       log,
       look: () => subnets.look(),
     }),
+    // No bell: partitions hear of a new image together, and do not ask its source together.
+    runLoop({
+      name: 'images of the global configuration',
+      bell: new Bell(),
+      everyMs: imagesEveryMs,
+      signal: stopping.signal,
+      log,
+      look: () => images.look(stopping.signal),
+    }),
   )
   const { network } = settings
   await saveNetworkServices(sql, {
@@ -279,7 +293,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     runLoop({ name: 'audit log', bell: new Bell(), everyMs: chainEveryMs, signal: stopping.signal, log, look: () => audit.chain() }),
   )
   every('catalogue', catalogueEveryMs, async () => {
-    if (catalogue.refresh() === 'changed') core.memory.candidates.forgetSets()
+    refreshCatalogue(core)
   })
   federation.takePart({ backend, replica, version, url: self.url })
   own('door', () => door.close())

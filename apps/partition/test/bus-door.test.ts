@@ -25,6 +25,7 @@ async function openDoor(): Promise<{
     problems: () => [],
     settingsProblems: () => [],
     weaknesses: [],
+    fetching: () => [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   const backend = new LocalBackend({ partition: core.partition, handlers: handlers(core, self), readiness: () => [] })

@@ -28,6 +28,7 @@ beforeAll(async () => {
     problems: () => [],
     settingsProblems: () => [],
     weaknesses: [],
+    fetching: () => [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   backend = new LocalBackend({ partition: 'lon1', handlers: handlers(core, self), readiness: () => [] })

@@ -59,6 +59,9 @@ function partitionText(cli: Cli, partition: PartitionStatus): string {
       ({ rule, value, from }) => ['Rule', `${rule}: ${value}, ${from === 'document' ? 'by its document' : 'by its server'}`] as const,
     ),
     ['Last event', partition.lastSeq],
+    ...(partition.fetching ?? []).map(
+      ({ name, os, arch, bytes }) => ['Fetching', `${name} (${os}, ${arch}): ${(bytes / 2 ** 20).toFixed(0)} MiB so far`] as const,
+    ),
     ...partition.problems.map(problem => ['Problem', problem] as const),
     ...(partition.weaknesses ?? []).map(weakness => ['Weakness', weakness] as const),
   ])

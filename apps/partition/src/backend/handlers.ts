@@ -52,6 +52,8 @@ export interface Self {
   /** Which of these are that something is not as the global configuration says. */
   settingsProblems(): readonly string[]
   readonly weaknesses: readonly string[]
+  /** Images that are on their way. */
+  fetching(): NonNullable<PartitionStatus['fetching']>
   readonly webhooks: Pick<WebhookSender, 'problems' | 'ring'>
 }
 
@@ -503,6 +505,7 @@ async function statusOf(core: Core, self: Self, caller: Caller): Promise<Partiti
     lastSeq,
     problems,
     weaknesses: [...self.weaknesses],
+    fetching: self.fetching(),
     rules: rulesView(core),
   }
 }

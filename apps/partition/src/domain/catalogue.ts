@@ -140,6 +140,11 @@ export class Catalogue implements Place {
   }
 }
 
+/** Reads the files again, and has memory forget what it worked out of them where they changed. */
+export function refreshCatalogue({ catalogue, memory }: { catalogue: Catalogue; memory: { candidates: { forgetSets(): void } } }): void {
+  if (catalogue.refresh() === 'changed') memory.candidates.forgetSets()
+}
+
 const isSupported = (os: string) => supportedFamilies.has(os.split('/')[0] as string)
 
 function folders(parent: string): string[] {

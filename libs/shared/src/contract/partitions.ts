@@ -27,6 +27,8 @@ export const partitionStatus = z.object({
   problems: z.array(z.string()),
   /** What works as it is set, and could be abused, in words. Left out by a server that does not know the field. */
   weaknesses: z.array(z.string()).optional(),
+  /** Images of the global configuration that are on their way, with the bytes that are here. Left out by a server that does not know the field. */
+  fetching: z.array(z.object({ name: z.string(), os: osName, arch: architecture, bytes: z.number().int() })).optional(),
   /** The rules that may be set for it centrally, as they hold here, and who says so. Left out by a server that does not know the field. */
   rules: z.array(z.object({ rule: z.enum(centralRules), value: z.string(), from: z.enum(['document', 'server']) })).optional(),
 })

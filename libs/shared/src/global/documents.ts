@@ -1,10 +1,11 @@
 // Global configuration: the documents that belong to the whole federation. They are written through a front, flow down to every partition, and
 // never back. A kind of document is one row of this table; what refers to what is checked over the whole set, in one place.
 import { z } from 'zod'
+import { dataSources } from '../cloud-init.ts'
 import { roles } from '../contract/call.ts'
 import { described, describedSubnet } from '../contract/subnets.ts'
 import { randomText } from '../ids.ts'
-import { enlistedRules, erasePolicies, label, osName, partitionName, timestamp } from '../machine.ts'
+import { architecture, enlistedRules, erasePolicies, imageForms, label, osName, partitionName, timestamp } from '../machine.ts'
 import { networksOverlap } from '../network.ts'
 import { sshPublicKey } from '../ssh-key.ts'
 
@@ -236,6 +237,23 @@ const kinds = {
     refersTo: {},
     sealed: { secret: webhookSecret, secretBefore: webhookSecret },
   },
+  /** An image of an operating system, and where it is had: partitions that may install it fetch it themselves. */
+  image: {
+    name: groupName,
+    shape: {
+      os: osName,
+      arch: architecture.default('amd64'),
+      title: z.string().min(1).max(200),
+      url: plainUrl,
+      /** Of the file as it is had. */
+      sha256,
+      form: z.enum(imageForms).default('disk'),
+      /** Which data source the cloud-init within it is made for. */
+      dataSource: z.enum(dataSources).default('nocloud'),
+    },
+    refersTo: {},
+    sealed: {},
+  },
   /** A licence key, which machines are given that are deployed with one of these operating systems. */
   licence: {
     name: webhookName,
@@ -296,6 +314,7 @@ export type GroupDocument = DocumentOf<'group'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
 export type PartitionSettings = z.output<z.ZodObject<typeof partitionSettings>>
+export type ImageDocument = DocumentOf<'image'>
 export type LicenceDocument = DocumentOf<'licence'>
 export type WebhookDocument = DocumentOf<'webhook'>
 export type ProviderDocument = DocumentOf<'oidc'>
@@ -472,6 +491,7 @@ function brokenReferences(documents: Documents): Problem[] {
     ...named,
     ...brokenPools(documents),
     ...brokenSubnets(documents.partition),
+    ...brokenImages(documents.image),
     ...brokenGroups(documents),
     ...brokenQuotas(documents.quota),
     ...brokenBindings(documents.user, documents.oidc),
@@ -492,6 +512,16 @@ function brokenPools(documents: Documents): Problem[] {
   return [...limited, ...counted]
     .filter(({ pool }) => !isPlace(documents.pool, pool))
     .map(({ field, pool }) => ({ field, message: `its pool ${pool} does not exist` }))
+}
+
+/** An operating system is deployed by its name: there cannot be two images of it for one architecture. */
+function brokenImages(images: Documents['image']): Problem[] {
+  const first = new Map<string, string>()
+  return Object.entries(images).flatMap(([name, { os, arch }]) => {
+    const other = first.get(`${os} ${arch}`)
+    first.set(`${os} ${arch}`, other ?? name)
+    return other === undefined ? [] : [{ field: `image ${name}`, message: `${other} is an image of ${os} for ${arch} too` }]
+  })
 }
 
 /** Subnets of one VLAN do not overlap: a partition could never have both. */
