@@ -1,18 +1,15 @@
 // `muster subnet` and `muster address`: what is asked of the server, and what people read.
 import { Refusal } from '@muster/shared/errors'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { aHome, type Home } from './muster.ts'
-import { startServer, type TestServer, token, wholeCoverage } from './server.ts'
+import { expect, test } from 'vitest'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { type TestServer, wholeCoverage } from './server.ts'
 
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
 })
 
 const subnet = {

@@ -3,22 +3,19 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { Refusal } from '@muster/shared/errors'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { aHome, type Home } from './muster.ts'
-import { aMachine, startServer, type TestServer, token } from './server.ts'
+import { expect, test } from 'vitest'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { aMachine, type TestServer } from './server.ts'
 
 const id = 'lon1-4y3h7n'
 const mac = '52:54:00:12:34:56'
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
   server.answers['machines.deploy'] = () => aMachine({ state: 'deploying' })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
 })
 
 const file = (name: string, content: string | Buffer) => {

@@ -1,19 +1,16 @@
 // Accepting a partition by command line, with its settings from a file.
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { aHome, type Home } from './muster.ts'
-import { startServer, type TestServer, token } from './server.ts'
+import { expect, test } from 'vitest'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import type { TestServer } from './server.ts'
 
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
 })
 
 const accept = (settings: string, ...more: string[]) => {

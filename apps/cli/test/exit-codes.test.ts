@@ -1,20 +1,17 @@
 // Scripts rely on the exit code: every kind of failure ends with its own.
 import { readFileSync } from 'node:fs'
 import { type ErrorCode, errorCodes, Refusal } from '@muster/shared/errors'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { expect, test } from 'vitest'
 import { exitOfError, exitTable, worstOf } from '../src/exit-codes.ts'
-import { aHome, type Home } from './muster.ts'
-import { aMachine, startServer, type TestServer, token, wholeCoverage } from './server.ts'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { aMachine, type TestServer, wholeCoverage } from './server.ts'
 
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
 })
 
 test.for<[ErrorCode, number]>([

@@ -1,19 +1,16 @@
 // What people and scripts read: tables, JSON, explanations, progress.
 import type { CallAnswer } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { aHome, type Home } from './muster.ts'
-import { aMachine, anEvent, startServer, type TestServer, token, wholeCoverage } from './server.ts'
+import { expect, test } from 'vitest'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { aMachine, anEvent, type TestServer, wholeCoverage } from './server.ts'
 
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
 })
 
 const partialCoverage = {

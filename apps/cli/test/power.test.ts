@@ -1,20 +1,17 @@
 // `muster power status`: of which machines the power is not known, and why.
 import { Refusal } from '@muster/shared/errors'
 import type { Explanation, Machine, PowerOrder } from '@muster/shared/machine'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { expect, test } from 'vitest'
 import { isStale, seenOf } from '../src/commands/power.ts'
-import { aHome, type Home } from './muster.ts'
-import { aMachine, startServer, type TestServer, token, wholeCoverage } from './server.ts'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { aMachine, type TestServer, wholeCoverage } from './server.ts'
 
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
 })
 
 function explanationOf(machine: Machine, facts: Partial<Explanation> = {}): Explanation {

@@ -1,20 +1,17 @@
 // `muster machine commission`, `muster machine results` and `muster script list`.
 import type { ScriptReport } from '@muster/shared/scripts'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { aHome, type Home } from './muster.ts'
-import { aMachine, startServer, type TestServer, token, wholeCoverage } from './server.ts'
+import { expect, test } from 'vitest'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { aMachine, type TestServer, wholeCoverage } from './server.ts'
 
 const id = 'lon1-4y3h7n'
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
   server.answers['machines.commission'] = () => aMachine({ state: 'commissioning' })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
 })
 
 const sent = (name: string) => server.asked.filter(asked => asked.name === name).map(({ input }) => input)

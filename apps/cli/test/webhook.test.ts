@@ -2,19 +2,16 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { CallOutput } from '@muster/shared/contract/contract'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { aHome, type Home } from './muster.ts'
-import { startServer, type TestServer, token, wholeCoverage } from './server.ts'
+import { expect, test } from 'vitest'
+import { eachWithServer } from './ground.ts'
+import type { Home } from './muster.ts'
+import { type TestServer, wholeCoverage } from './server.ts'
 
 let server: TestServer
 let home: Home
-beforeEach(async () => {
-  server = await startServer()
-  home = aHome({ MUSTER_URL: server.url, MUSTER_TOKEN: token })
-})
-afterEach(async () => {
-  home[Symbol.dispose]()
-  await server[Symbol.asyncDispose]()
+eachWithServer((own, empty) => {
+  server = own
+  home = empty
 })
 
 const audit = { url: 'https://a.example/hook', events: ['*'], status: 'active', description: '' }
