@@ -78,18 +78,19 @@ export class CentralImages {
     return 'more'
   }
 
-  async #fetch(name: string, { os, arch, title, url, sha256, form, dataSource }: ImageDocument, signal: AbortSignal): Promise<void> {
+  async #fetch(name: string, image: ImageDocument, signal: AbortSignal): Promise<void> {
     const { catalogue, log } = this.#core
+    const { url, ...described } = image
+    const { os, arch } = image
     const fetching = { name, os, arch, bytes: 0 }
     this.#fetching = fetching
     log.info({ image: name, os, arch, url }, 'an image of the global configuration is fetched')
     const progress = (bytes: number) => {
       fetching.bytes = bytes
     }
-    await takeImage({ files: catalogue.folder, os, arch, title, source: url, sha256, form, dataSource, progress, signal })
+    await takeImage({ files: catalogue.folder, ...described, source: url, progress, signal })
     refreshCatalogue(this.#core)
-    if (!this.#isHere({ os, arch, title, url, sha256, form, dataSource }))
-      throw new Error('what was fetched is not in the folder as it is described')
+    if (!this.#isHere(image)) throw new Error('what was fetched is not in the folder as it is described')
     log.info({ image: name, os, arch, bytes: fetching.bytes }, 'an image of the global configuration is here')
   }
 
