@@ -100,5 +100,10 @@ export function invalidInput(error: z.ZodError): Refusal {
       ? issue.keys.map(key => ({ field: [...issue.path, key].join('.'), message: 'unknown field' }))
       : [{ field: issue.path.join('.') || '(input)', message: issue.message }],
   )
+  return wrongFields(errors)
+}
+
+/** The refusal for fields that pass their schema and cannot be so all the same; names every one. */
+export function wrongFields(errors: readonly { readonly field: string; readonly message: string }[]): Refusal {
   return new Refusal('invalid-input', errors.map(({ field, message }) => `${field}: ${message}`).join('; '), { errors })
 }

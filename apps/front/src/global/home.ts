@@ -13,7 +13,7 @@ import { copyRequest, protocolVersion, subjects } from '@muster/shared/bus/proto
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer } from '@muster/shared/contract/contract'
 import { pools } from '@muster/shared/contract/labels'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import {
   type CopyContent,
   fetchCopy,
@@ -178,8 +178,7 @@ class GlobalHome implements Home {
       const { change: sealed, made } = sealedChange(change, before, this.#options.sealer)
       const outcome = changed(before, sealed)
       if ('documents' in outcome) return { documents: outcome.documents, secrets: made }
-      const text = outcome.problems.map(({ field, message }) => `${field}: ${message}`).join('; ')
-      throw new Refusal('invalid-input', text, { errors: outcome.problems })
+      throw wrongFields(outcome.problems)
     })
   }
 
@@ -302,7 +301,7 @@ class GlobalHome implements Home {
         message: `has ${machines} machines, in ${partitions.join(', ')}: move them first, or let it be`,
       }))
     if (errors.length === 0) return
-    throw new Refusal('invalid-input', errors.map(({ field, message }) => `${field}: ${message}`).join('; '), { errors })
+    throw wrongFields(errors)
   }
 
   async #placesInUse(kind: (typeof placeKinds)[number]): Promise<{ name: string; machines: number; partitions: string[] }[]> {

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto'
 import { openText, type SecretPlace, sealText } from '@muster/server/global/sealed'
 import type { Sealer } from '@muster/server/seal'
 import { durationMs } from '@muster/shared/duration'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import { type Change, type DocumentKind, type Documents, sealedFieldsOf } from '@muster/shared/global/documents'
 import { Secret } from '@muster/shared/secret'
 
@@ -98,5 +98,5 @@ function withoutKey({ kind, name, field }: SecretPlace): Refusal {
 
 function invalid(index: number, field: string, message: string): Refusal {
   const path = `put.${index}.document.${field}`
-  return new Refusal('invalid-input', `${path}: ${message}`, { errors: [{ field: path, message }] })
+  return wrongFields([{ field: path, message }])
 }

@@ -13,7 +13,7 @@ import { decodeCursor, directionOf, type Key, pageFrom, positionOf } from '@must
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { subnetKey } from '@muster/shared/contract/subnets'
 import type { WebhookDelivery } from '@muster/shared/contract/webhooks'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import { documentsOf, ownKeysOf } from '@muster/shared/global/copy'
 import type { ErasePolicy } from '@muster/shared/machine'
 import * as addressRows from '../db/addresses.ts'
@@ -319,7 +319,7 @@ function checkedKey(key: Key | null, sort: string): Key | null {
   const fits = isNumber ? Number.isInteger(value) && Math.abs(value as number) < 2 ** 31 : typeof value === 'string'
   if (fits && !(isTime && Number.isNaN(Date.parse(value as string)))) return key
   const message = 'is not a cursor that Muster gave out'
-  throw new Refusal('invalid-input', `cursor: ${message}`, { errors: [{ field: 'cursor', message }] })
+  throw wrongFields([{ field: 'cursor', message }])
 }
 
 async function listAllocations(

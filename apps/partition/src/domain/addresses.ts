@@ -1,7 +1,7 @@
 // Subnets and addresses: what people ask of them. Choosing a free address, refusing a duplicate with both owners named.
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import { bitsOf } from '@muster/shared/network'
 import * as db from '../db/addresses.ts'
 import { inTransaction, isDuplicate, type Sql } from '../db/connect.ts'
@@ -168,7 +168,7 @@ async function machineMeant(core: Core, { machine: id, mac }: CallInput<'address
   const machine = await existingMachine(core, id)
   if (mac === undefined || machine.interfaces.some(port => port.mac === mac)) return machine
   const message = `no interface of ${id} has ${mac}; it has ${machine.interfaces.map(port => port.mac).join(', ')}`
-  throw new Refusal('invalid-input', `mac: ${message}`, { errors: [{ field: 'mac', message }] })
+  throw wrongFields([{ field: 'mac', message }])
 }
 
 async function subnetOf(core: Core, address: string): Promise<string> {
@@ -177,7 +177,7 @@ async function subnetOf(core: Core, address: string): Promise<string> {
   if (only && found.length === 1) return only.name
   if (!only) throw new Refusal('not-found', `no subnet of partition ${core.partition} has ${address}; put the subnet first`)
   const message = `${found.map(({ name }) => name).join(' and ')} both have ${address}; say which is meant`
-  throw new Refusal('invalid-input', `subnet: ${message}`, { errors: [{ field: 'subnet', message }] })
+  throw wrongFields([{ field: 'subnet', message }])
 }
 
 /** A DNS name leads to one thing: not to a machine's host name and to a reservation for something else. */

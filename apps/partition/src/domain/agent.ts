@@ -1,6 +1,6 @@
 // What machines tell us: that they exist, what is in them, how far they are, and that they are up. Reports move the life cycle; repeats are harmless.
 import type { Enlistment, Inventory, Job, Signal } from '@muster/shared/agent'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import { newMachineId } from '@muster/shared/ids'
 import type { State } from '@muster/shared/life-cycle'
 import type { Deployment, NetworkInterface } from '@muster/shared/machine'
@@ -60,7 +60,7 @@ async function insertEnlisted(core: Core, input: Enlistment, hostname: string | 
   const id = newMachineId(core.partition)
   if (input.bmc && !foundInBand.has(input.bmc.driver)) {
     const message = `a machine finds ${[...foundInBand].join(' or ')} in itself, not ${input.bmc.driver}`
-    throw new Refusal('invalid-input', `bmc.driver: ${message}`, { errors: [{ field: 'bmc.driver', message }] })
+    throw wrongFields([{ field: 'bmc.driver', message }])
   }
   const stored = input.bmc
     ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)

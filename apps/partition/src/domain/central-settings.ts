@@ -3,7 +3,7 @@
 import type { Caller } from '@muster/shared/contract/call'
 import { centralRules, type PartitionStatus } from '@muster/shared/contract/partitions'
 import type { DescribedSubnet } from '@muster/shared/contract/subnets'
-import { errorTable, Refusal } from '@muster/shared/errors'
+import { errorTable, Refusal, wrongFields } from '@muster/shared/errors'
 import type { PartitionSettings } from '@muster/shared/global/documents'
 import { bitsOf } from '@muster/shared/network'
 import { refusalOfDatabase } from '../db/connect.ts'
@@ -33,7 +33,7 @@ function settingsHere({ configuration, partition }: Pick<Core, 'configuration' |
 export function refuseCentralSubnet(core: Core, name: string): void {
   if (!Object.hasOwn(settingsHere(core)?.subnets ?? {}, name)) return
   const message = `the subnet ${name} is described by the document of partition ${core.partition} in the global configuration; change it there: muster config set`
-  throw new Refusal('invalid-input', `name: ${message}`, { errors: [{ field: 'name', message }] })
+  throw wrongFields([{ field: 'name', message }])
 }
 
 /** Whether a subnet is as it is described. */

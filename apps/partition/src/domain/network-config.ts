@@ -1,6 +1,6 @@
 // A machine's network as version 2 of cloud-init's network configuration (netplan's form): a pure function of its ports and the document that
 // people gave. The names are those that cloud-init 22 and netplan 0.106 both take.
-import { Refusal } from '@muster/shared/errors'
+import { wrongFields } from '@muster/shared/errors'
 import type { NetworkInterface } from '@muster/shared/machine'
 import { type NetworkDevice, type NetworkDocument, networkProblemsOn } from '@muster/shared/network'
 import type { MachineRow } from '../db/machines.ts'
@@ -81,6 +81,5 @@ function given(name: string, value: unknown): object {
 /** Throws invalid-input where the document names ports that the machine has not. `within`: the field of the input it came in. */
 export function refuseUnfitNetwork(document: NetworkDocument, row: Pick<MachineRow, 'interfaces'>, within: string): void {
   const errors = networkProblemsOn(document, row.interfaces).map(({ field, message }) => ({ field: `${within}.${field}`, message }))
-  if (errors.length > 0)
-    throw new Refusal('invalid-input', errors.map(({ field, message }) => `${field}: ${message}`).join('; '), { errors })
+  if (errors.length > 0) throw wrongFields(errors)
 }

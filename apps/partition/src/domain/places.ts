@@ -1,7 +1,7 @@
 // Pools and zones that belong to the whole federation: where the global configuration names some, there are no others. A machine that was in another before
 // stays there until somebody moves it.
 import type { LabelEntry, LabelKind } from '@muster/shared/contract/labels'
-import { Refusal } from '@muster/shared/errors'
+import { wrongFields } from '@muster/shared/errors'
 import { isPlace, placeKinds } from '@muster/shared/global/documents'
 import type { Core } from './core.ts'
 
@@ -21,8 +21,7 @@ export function refuseUnknownPlaces(core: Core, places: { readonly pool?: string
     if (!named || wanted === undefined || isPlace(named, wanted)) return []
     return [{ field: kind, message: `there is no ${kind} ${wanted}; the global configuration names ${Object.keys(named).join(', ')}` }]
   })
-  if (errors.length > 0)
-    throw new Refusal('invalid-input', errors.map(({ field, message }) => `${field}: ${message}`).join('; '), { errors })
+  if (errors.length > 0) throw wrongFields(errors)
 }
 
 /** Throws invalid-input where a label is described by the global configuration, which a partition does not change. */
@@ -30,7 +29,7 @@ export function refuseFederal(core: Core, kind: LabelKind, name: string, verb: '
   const named = federal(core, kind)
   if (!named || (verb === 'delete' && !Object.hasOwn(named, name))) return
   const message = `the ${kind}s are named by the global configuration; change it there: muster config set`
-  throw new Refusal('invalid-input', `name: ${message}`, { errors: [{ field: 'name', message }] })
+  throw wrongFields([{ field: 'name', message }])
 }
 
 /** Labels as they are here, and those of the federation, which exist everywhere and are described there. */

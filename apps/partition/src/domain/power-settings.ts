@@ -1,6 +1,6 @@
 // A machine's power settings: checked by its driver's own schema, split into what may be shown and what is sealed.
 import { driverOf } from '@muster/drivers/drivers'
-import { invalidInput, Refusal } from '@muster/shared/errors'
+import { invalidInput, wrongFields } from '@muster/shared/errors'
 import type { Core } from './core.ts'
 
 export interface StoredPowerSettings {
@@ -22,11 +22,11 @@ export function storedPowerSettings(
   const found = driverOf(driver)
   if (!found) {
     const message = `there is no power driver ${driver}`
-    throw new Refusal('invalid-input', `powerDriver: ${message}`, { errors: [{ field: 'powerDriver', message }] })
+    throw wrongFields([{ field: 'powerDriver', message }])
   }
   if (found.place === 'lab' && core.rules.place !== 'lab') {
     const message = `the power driver ${driver} runs programs on this server; only a lab takes it (MUSTER_PLACE=lab)`
-    throw new Refusal('invalid-input', `powerDriver: ${message}`, { errors: [{ field: 'powerDriver', message }] })
+    throw wrongFields([{ field: 'powerDriver', message }])
   }
   const checked = found.settings.safeParse(settings)
   if (!checked.success) {
@@ -35,7 +35,7 @@ export function storedPowerSettings(
       ...error,
       field: `powerSettings.${error.field}`,
     }))
-    throw new Refusal('invalid-input', errors.map(({ field, message }) => `${field}: ${message}`).join('; '), { errors })
+    throw wrongFields(errors)
   }
   const secretNames = new Set<string>(found.secrets)
   const entries = Object.entries(checked.data)

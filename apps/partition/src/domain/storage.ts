@@ -1,5 +1,5 @@
 // The disks of a deployment: which layout an image needs, and what the agent is told of it. The plan itself is libs/shared's, a pure function.
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import { type StorageLayout, storageLayout } from '@muster/shared/storage'
 import { planStorage, storageLine } from '@muster/shared/storage-plan'
 import type { MachineRow } from '../db/machines.ts'
@@ -12,7 +12,7 @@ export function layoutFor(image: Image, row: Disks, asked: StorageLayout | undef
   if (image.form === 'disk') {
     if (asked === undefined) return null
     const message = `the image of ${image.os} is a whole disk, which has its own; a layout is for images that are root tarballs`
-    throw new Refusal('invalid-input', `storage: ${message}`, { errors: [{ field: 'storage', message }] })
+    throw wrongFields([{ field: 'storage', message }])
   }
   const layout = asked ?? storageLayout.parse({ kind: 'flat' })
   linesOf(layout, row)

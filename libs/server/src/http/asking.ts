@@ -1,7 +1,7 @@
 // One asking of the backend, whichever door it came through: how long it may take, when its asker has gone, and what an error becomes.
 import type { Caller } from '@muster/shared/contract/call'
 import { durationMs } from '@muster/shared/duration'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import { type Audit, changes, noteRefusal } from '../audit.ts'
 import type { Backend, CallContext } from '../backend.ts'
 import type { Log } from '../log.ts'
@@ -161,5 +161,5 @@ export function idempotencyKeyOf(plan: Plan, sent: string | undefined): string |
   if (sent === undefined || plan.call.idempotency !== 'key') return undefined
   if (visibleAscii.test(sent)) return sent
   const message = 'must be 1 to 128 visible ASCII characters'
-  throw new Refusal('invalid-input', `Idempotency-Key: ${message}`, { errors: [{ field: 'Idempotency-Key', message }] })
+  throw wrongFields([{ field: 'Idempotency-Key', message }])
 }

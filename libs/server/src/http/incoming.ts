@@ -1,6 +1,6 @@
 // What the doors read of a request: headers, where it came from, and a bounded JSON body.
 import type { HttpBindings } from '@hono/node-server'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import type { Context } from 'hono'
 import { checkCharacters } from './plan.ts'
 
@@ -60,7 +60,7 @@ export async function readBody(c: DoorContext): Promise<Record<string, unknown>>
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     const message = 'must be a JSON object'
-    throw new Refusal('invalid-input', `(input): ${message}`, { errors: [{ field: '(input)', message }] })
+    throw wrongFields([{ field: '(input)', message }])
   }
   if (suspiciousEscape.test(text)) checkCharacters(value)
   return value as Record<string, unknown>

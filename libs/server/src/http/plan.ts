@@ -2,7 +2,7 @@
 // as what, and its schemas. Compiled once at start-up, because the hot path should only look things up.
 import { type Call, mayAct, outputOf, type RestMethod, type Role, roles } from '@muster/shared/contract/call'
 import { type CallName, calls } from '@muster/shared/contract/contract'
-import { invalidInput, Refusal } from '@muster/shared/errors'
+import { invalidInput, Refusal, wrongFields } from '@muster/shared/errors'
 import type { z } from 'zod'
 import { type JsonSchema, jsonSchemaOf } from './json-schema.ts'
 
@@ -92,7 +92,7 @@ export function validInput(plan: Plan, input: unknown): unknown {
 
 /** The refusal of one field. */
 export function refusedField(field: string, message: string): Refusal {
-  return new Refusal('invalid-input', `${field}: ${message}`, { errors: [{ field, message }] })
+  return wrongFields([{ field, message }])
 }
 
 /** Refuses with `forbidden` where `has` is not enough for the call. */

@@ -2,7 +2,7 @@
 // none of them: it looks at its copy of the documents at every call, so that what changes there holds at once.
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import { durationMs } from '@muster/shared/duration'
-import { Refusal } from '@muster/shared/errors'
+import { Refusal, wrongFields } from '@muster/shared/errors'
 import type { Documents, UserDocument } from '@muster/shared/global/documents'
 import { type Grant, grantOfUser } from '@muster/shared/global/grants'
 import { passwordProblem } from '@muster/shared/password'
@@ -169,7 +169,7 @@ export function createSessions(options: SessionsOptions): Sessions {
     changePassword: async (name, { password, newPassword, lifetime }, context, write) => {
       refuseLongLifetime(lifetime)
       const problem = passwordProblem(name, newPassword) ?? (newPassword === password ? 'this is the password in force' : undefined)
-      if (problem) throw new Refusal('invalid-input', `newPassword: ${problem}`, { errors: [{ field: 'newPassword', message: problem }] })
+      if (problem) throw wrongFields([{ field: 'newPassword', message: problem }])
       if (inForce().user[name]?.password === undefined)
         throw new Refusal('not-found', `${name} has no password here, so there is none to change`, { hint: loginHint })
       const { user } = await prove(name, password, context)
@@ -227,7 +227,7 @@ const isSame = (one: Grant, other: Grant) => one.role === other.role && one.pool
 function refuseLongLifetime(lifetime: string | undefined): void {
   if (lifetime === undefined || durationMs(lifetime) <= longestSessionMs) return
   const message = 'is longer than a session can last, 24h'
-  throw new Refusal('invalid-input', `lifetime: ${message}`, { errors: [{ field: 'lifetime', message }] })
+  throw wrongFields([{ field: 'lifetime', message }])
 }
 
 function refuseGuesses(what: string, waitMs: number): void {

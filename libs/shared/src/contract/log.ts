@@ -2,7 +2,7 @@
 // (`lon1:42,par2:7`). A bare number means the same place in every partition not named, and `end` the end of the log of each of them, as it
 // is when it is first asked. Positions are what Last-Event-ID carries.
 import { z } from 'zod'
-import { Refusal } from '../errors.ts'
+import { Refusal, wrongFields } from '../errors.ts'
 import { partitionNamePattern } from '../ids.ts'
 import type { Gathered } from './call.ts'
 
@@ -24,7 +24,7 @@ export function parsePosition(text: string | undefined): Position {
     const [name, digits] = part.includes(':') ? part.split(':', 2) : ['*', part]
     if (name === undefined || digits === undefined || !/^\d{1,15}$/.test(digits) || !(name === '*' || partitionNamePattern.test(name))) {
       const message = `"${part}" is not a position such as 42, lon1:42,par2:7 or end`
-      throw new Refusal('invalid-input', `after: ${message}`, { errors: [{ field: 'after', message }] })
+      throw wrongFields([{ field: 'after', message }])
     }
     position.set(name, Number(digits))
   }

@@ -2,7 +2,7 @@
 // has been read. Partitions read in step share one position, so a cursor stays short however many there are; one that was silent for a
 // page keeps its own position and loses nothing when it is back.
 import { z } from 'zod'
-import { Refusal } from '../errors.ts'
+import { wrongFields } from '../errors.ts'
 import type { Gathered } from './call.ts'
 
 /** The place of an item in its list: sort value and id. */
@@ -45,7 +45,7 @@ export function decodeCursor(text: string | undefined, sort: string): Cursor {
   const parsed = cursorContent.safeParse(content)
   if (parsed.success && parsed.data.sort === sort) return parsed.data
   const message = parsed.success ? `belongs to sort=${parsed.data.sort}, not to sort=${sort}` : 'is not a cursor that Muster gave out'
-  throw new Refusal('invalid-input', `cursor: ${message}`, { errors: [{ field: 'cursor', message }] })
+  throw wrongFields([{ field: 'cursor', message }])
 }
 
 /** How far `partition` has been read. */
