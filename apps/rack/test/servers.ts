@@ -164,17 +164,19 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
 
 /** Makes machines ready without an agent, as a fixture: the story tests make them so in earnest. */
 export async function makeReady(server: { databaseUrl: string; core: Core }, ids: readonly string[]): Promise<void> {
-  const known = server.core.memory.candidates.readyCount
+  const { candidates } = server.core.memory
   const sql = postgres(server.databaseUrl, { max: 1 })
   try {
-    await sql`
-      with changed as (update machines set state = 'ready', version = version + 1 where id = any(${ids as string[]}) returning id)
-      insert into events (kind, machine_id, actor, data) select 'machine.moved', id, 'fixture', '{}' from changed`
+    const moved = await sql<{ id: string; version: number }[]>`
+      with changed as (update machines set state = 'ready', version = version + 1 where id = any(${ids as string[]}) returning id, version),
+      told as (insert into events (kind, machine_id, actor, data) select 'machine.moved', id, 'fixture', '{}' from changed)
+      select id, version::integer from changed`
+    server.core.bells.log.ring()
+    // Each by its version: how many are ready may rise by machines that others give back at the same moment.
+    await until(() => moved.every(({ id, version }) => (candidates.versionOf(id) ?? 0) >= version))
   } finally {
     await sql.end()
   }
-  server.core.bells.log.ring()
-  await until(() => server.core.memory.candidates.readyCount >= known + ids.length)
 }
 
 /** Waits until `isSo`, twenty seconds at most: machines are busy. */
