@@ -2,7 +2,6 @@
 import type { CallAnswer } from '@muster/shared/contract/contract'
 import { machines as calls } from '@muster/shared/contract/machines'
 import type { Command } from 'commander'
-import { parse, stringify } from 'yaml'
 import { type Cli, examples, formatOf } from '../cli.ts'
 import { connect } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
@@ -37,13 +36,15 @@ export function addNetwork(parent: Command, cli: Cli): void {
       `network of ${id}`,
       input === undefined ? client.machines.network({ id }) : client.machines.setNetwork(input),
     )
-    showOne(cli, formatOf(command), network, { name: () => id, text: networkText })
+    const { stringify } = await yaml()
+    showOne(cli, formatOf(command), network, { name: () => id, text: shown => networkText(shown, stringify) })
   })
 }
 
 /** A document of this kind from a file, or from the standard input. */
 export async function readDocument(cli: Cli, path: string, what: 'network' | 'storage' | 'definition' | 'settings'): Promise<unknown> {
   const text = path === '-' ? await readInput(cli) : await readText(path)
+  const { parse } = await yaml()
   try {
     return parse(text, { maxAliasCount: 20 })
   } catch (error) {
@@ -51,7 +52,10 @@ export async function readDocument(cli: Cli, path: string, what: 'network' | 'st
   }
 }
 
-function networkText({ document, deployment, config }: CallAnswer<'machines.network'>): string {
+/** Loaded by those who need it: its 72 modules would cost every command on machines a tenth of its start. */
+const yaml = () => import('yaml')
+
+function networkText({ document, deployment, config }: CallAnswer<'machines.network'>, stringify: (value: unknown) => string): string {
   const parts: [title: string, value: unknown][] = [
     ['what was set for the machine', document ?? 'nothing: it asks by DHCP'],
     ...(deployment ? [['what its deployment was given instead', deployment] as [string, unknown]] : []),
