@@ -95,6 +95,36 @@ test('what a process that died was doing is written down as unknown, once anothe
   expect(entry).toMatchObject({ seq: 1, call: 'machines.release', target: 'lon1-4y3h7n', outcome: 'unknown' })
 })
 
+test('attempts that were counted outlive a server that is killed: their entry is there within a second, and ends when its name starts again', async () => {
+  const databaseUrl = await partitionDatabase()
+  const killed = await startCore({ url: databaseUrl })
+  const refused = {
+    caller: { name: 'anonymous', role: 'public' as const },
+    from: '192.0.2.7',
+    code: 'unauthenticated' as const,
+    reason: 'no',
+  }
+  for (let count = 0; count < 3; count++) killed.audit.refused({ call: 'machines.list', ...refused })
+  await killed.audit.chain()
+  killed.audit.refused({ call: 'machines.list', ...refused })
+  await killed.audit.chain()
+  // It is still being counted, and in nobody's list.
+  expect(await whole(killed)).toEqual([])
+
+  const { audit } = await startCore({ url: databaseUrl })
+  await audit.takeOver()
+  await audit.chain()
+  const entries = await whole({ audit })
+  expect(entries).toMatchObject([{ call: 'door.refused', target: 'machines.list, 4 times: no', outcome: 'unauthenticated', result: null }])
+  expect(await problemOf(entries)).toBeUndefined()
+  // The one before was only held up: what it counts from now on is told as well, once.
+  killed.audit.refused({ call: 'machines.list', ...refused })
+  await killed.audit.chain()
+  await killed.audit.settled()
+  await audit.chain()
+  expect((await whole({ audit })).map(({ target }) => target)).toEqual(['machines.list, 4 times: no', 'machines.list, once: no'])
+})
+
 test('two replicas chain one log: no number twice, none left out, and every entry in it', async () => {
   const databaseUrl = await partitionDatabase()
   const cores = await Promise.all([startCore({ url: databaseUrl }), startCore({ url: databaseUrl })])

@@ -8,7 +8,7 @@ export interface CountedAttempts extends RefusedAttempt {
   readonly firstAt: number
 }
 
-/** An entry is written a minute after the first attempt; while they go on, after two minutes, four … and then every hour. */
+/** An entry is begun at once and ends a minute after its first attempt; while they go on, another one after two minutes, four … and then every hour. */
 const firstMs = 60_000
 const longestMs = 3_600_000
 /** Kinds (address, caller, reason) that are told apart at once. */
@@ -21,11 +21,22 @@ const severalAddresses = 'several addresses'
 
 interface Kind {
   attempts: CountedAttempts | undefined
+  /** The entry that these attempts are in already, and how many of them it tells. */
+  entry: { readonly id: number; readonly tells: number } | undefined
   windowMs: number
   dueAt: number
 }
 
-/** Attempts that are counted, or given back. */
+/** Attempts of which the log does not tell all yet, or whose entry is to end. */
+export interface Untold {
+  readonly key: string
+  readonly attempts: CountedAttempts
+  /** Their entry, where there is one. */
+  readonly id: number | undefined
+  readonly ends: boolean
+}
+
+/** Attempts that are counted, or counted as another kind. */
 type Noted = RefusedAttempt & { readonly count?: number; readonly firstAt?: number }
 
 export class Attempts {
@@ -37,30 +48,51 @@ export class Attempts {
     const isTold = this.#kinds.has(keyOf(attempt)) || (this.#kinds.size < mostKinds && this.#left(now) > this.#kinds.size)
     const counted = isTold ? attempt : anybody(attempt)
     const key = keyOf(counted)
-    const kind = this.#kinds.get(key) ?? { attempts: undefined, windowMs: firstMs, dueAt: now + firstMs }
+    const kind = this.#kinds.get(key) ?? { attempts: undefined, entry: undefined, windowMs: firstMs, dueAt: now + firstMs }
     kind.attempts = joined(kind.attempts, counted, now)
     this.#kinds.set(key, kind)
   }
 
-  /** What is to be written now, or all that was counted. Those are counted from 0 again; give back by {@link note} what could not be written. */
-  take(now: number, which: 'due' | 'all'): CountedAttempts[] {
-    const taken: CountedAttempts[] = []
+  /** What is to be written now; entries end when they are due, or `all` of them. Say by {@link told} what was written. */
+  untold(now: number, ending: 'due' | 'all'): Untold[] {
+    const isDue = ({ dueAt }: Kind) => ending === 'all' || dueAt <= now
+    let left = this.#left(now)
     for (const [key, kind] of [...this.#kinds]) {
-      if (which === 'due' && kind.dueAt > now) continue
-      const { attempts } = kind
-      if (attempts === undefined || (this.#left(now) <= 0 && attempts.from !== severalAddresses)) this.#kinds.delete(key)
-      if (attempts === undefined) continue
-      if (!this.#kinds.has(key)) {
-        this.note(attempts, now)
-        continue
-      }
-      taken.push(attempts)
-      this.#day.written++
-      kind.attempts = undefined
-      kind.windowMs = Math.min(kind.windowMs * 2, longestMs)
-      kind.dueAt = now + kind.windowMs
+      const { attempts, entry } = kind
+      if (attempts === undefined && isDue(kind)) this.#kinds.delete(key)
+      if (attempts === undefined || entry !== undefined || attempts.from === severalAddresses || left-- > 0) continue
+      this.#kinds.delete(key)
+      this.note(attempts, now)
     }
-    return taken
+    return [...this.#kinds].flatMap(([key, kind]) => {
+      const { attempts, entry } = kind
+      if (attempts === undefined || (!isDue(kind) && attempts.count === entry?.tells)) return []
+      return [{ key, attempts, id: entry?.id, ends: isDue(kind) }]
+    })
+  }
+
+  /** These are in the log now, in the entry `id`. Those that were counted since are untold. */
+  told({ key, attempts: { count }, ends }: Untold, id: number, now: number): void {
+    const kind = this.#kinds.get(key)
+    if (kind?.attempts === undefined) return
+    if (kind.entry === undefined) this.#day.written++
+    kind.entry = { id, tells: count }
+    if (ends) this.#begin(kind, now)
+  }
+
+  /** The entry of these has ended without us; what it does not tell is for another one. */
+  ended({ key }: Untold, now: number): void {
+    const kind = this.#kinds.get(key)
+    if (kind) this.#begin(kind, now)
+  }
+
+  /** Begins another entry of a kind, with what the one before does not tell. */
+  #begin(kind: Kind, now: number): void {
+    const rest = (kind.attempts?.count ?? 0) - (kind.entry?.tells ?? 0)
+    kind.attempts = kind.attempts && rest > 0 ? { ...kind.attempts, count: rest, firstAt: now } : undefined
+    kind.entry = undefined
+    kind.windowMs = Math.min(kind.windowMs * 2, longestMs)
+    kind.dueAt = now + kind.windowMs
   }
 
   /** How many entries may still be written today. */

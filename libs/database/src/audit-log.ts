@@ -59,6 +59,7 @@ export class AuditLog {
   readonly #closing: Together<db.Ending, undefined>
   readonly #underWay = new Set<Promise<void>>()
   readonly #attempts = new Attempts()
+  #writing: Promise<void> = Promise.resolve()
 
   constructor(options: AuditLogOptions) {
     this.#options = options
@@ -82,24 +83,37 @@ export class AuditLog {
     }
   }
 
-  /** Counts an attempt that was refused at the door; {@link chain} writes down what was counted, when its time has come. */
+  /** Counts an attempt that was refused at the door; the next {@link chain} writes down what was counted. */
   refused(attempt: RefusedAttempt): void {
     this.#attempts.note(attempt, Date.now())
   }
 
-  async #writeAttempts(which: 'due' | 'all'): Promise<void> {
-    const taken = this.#attempts.take(Date.now(), which)
-    if (taken.length === 0) return
+  /** One at a time: each goes on where the one before has brought the entries. */
+  #writeAttempts(ending: 'due' | 'all'): Promise<void> {
+    const written = this.#writing.then(() => this.#writeAttemptsNow(ending))
+    this.#writing = written.catch(() => undefined) // told to who asked for it
+    return written
+  }
+
+  async #writeAttemptsNow(ending: 'due' | 'all'): Promise<void> {
     const { run, server } = this.#options
-    const rows = taken.map(attempts => openEntryOfAttempts(attempts, server))
-    const ids = await run(sql => db.openEntries(sql, rows)).catch(error => {
-      for (const attempts of taken) this.#attempts.note(attempts, Date.now())
-      throw error
-    })
+    const attempts = this.#attempts
+    const fresh = attempts.untold(Date.now(), ending).filter(({ id }) => id === undefined)
+    if (fresh.length > 0) {
+      const rows = fresh.map(each => attemptsEntryOf(each.attempts, server))
+      const ids = await run(sql => db.openAttempts(sql, rows))
+      for (const [index, each] of fresh.entries()) attempts.told({ ...each, ends: false }, ids[index] as number, Date.now())
+    }
+    const known = attempts.untold(Date.now(), ending).flatMap(each => (each.id === undefined ? [] : [{ each, id: each.id }]))
+    if (known.length === 0) return
     // Not the time of the last: entries are numbered in the order in which they end.
     const endedAt = new Date()
-    const endings = taken.map(({ code }, index) => ({ id: ids[index] as number, ended_at: endedAt, outcome: code, result: null }))
-    await run(sql => db.closeEntries(sql, endings))
+    const counts = known.map(({ each, id }) => ({ id, target: targetOfAttempts(each.attempts), ended_at: each.ends ? endedAt : null }))
+    const counted = await run(sql => db.countAttempts(sql, counts))
+    for (const { each, id } of known) {
+      if (counted.has(id)) attempts.told(each, id, Date.now())
+      else attempts.ended(each, Date.now())
+    }
   }
 
   /** Closes what the process of this name before this one left open. Call it once, before the first change. */
@@ -236,8 +250,8 @@ function openEntryOf({ call, input, caller, from, via, requestId }: ChangeAsked,
   }
 }
 
-function openEntryOfAttempts({ call, caller, from, reason, count, firstAt }: CountedAttempts, server: string): db.OpenEntry {
-  const times = count === 1 ? 'once' : `${count} times`
+function attemptsEntryOf(attempts: CountedAttempts, server: string): db.AttemptsEntry {
+  const { caller, from, code, firstAt } = attempts
   return {
     at: new Date(firstAt),
     actor: caller.name,
@@ -245,11 +259,15 @@ function openEntryOfAttempts({ call, caller, from, reason, count, firstAt }: Cou
     origin: from,
     via: null,
     call: refusedCall,
-    target: `${call}, ${times}: ${reason}`.slice(0, mostTextLength),
-    fields: [],
+    target: targetOfAttempts(attempts),
     request_id: '',
     server,
+    outcome: code,
   }
+}
+
+function targetOfAttempts({ call, count, reason }: CountedAttempts): string {
+  return `${call}, ${count === 1 ? 'once' : `${count} times`}: ${reason}`.slice(0, mostTextLength)
 }
 
 /** What the input names: by id, by name, or the documents of a change. */

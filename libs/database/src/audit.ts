@@ -1,5 +1,6 @@
 // The statements of the audit log: entries are opened before their change, closed after it, and then numbered and chained. A log is a table in the database of a
 // partition, or of the fronts.
+import { refusedCall } from '@muster/shared/audit'
 import type { Sql } from './connect.ts'
 
 export interface OpenEntry {
@@ -57,10 +58,42 @@ export async function closeEntries(sql: Sql, endings: readonly Ending[]): Promis
     where audit.id = e.id and audit.seq is null`
 }
 
-/** Closes what processes have left open: those of `server`, which starts anew, or all that are older than any call may last. */
+/** An entry of attempts that are still being counted: until it ends its result is the outcome that it is going to have. */
+export interface AttemptsEntry extends Omit<OpenEntry, 'fields'> {
+  outcome: string
+}
+
+/** Begins entries of attempts, in the order of `entries`; answers their ids. */
+export async function openAttempts(sql: Sql, entries: readonly AttemptsEntry[]): Promise<number[]> {
+  const rows = await sql<{ id: number }[]>`
+    insert into audit (at, actor, role, origin, via, call, target, fields, request_id, server, result)
+    select (e->>'at')::timestamptz, e->>'actor', e->>'role', e->>'origin', e->>'via', e->>'call', e->>'target',
+      '{}', e->>'request_id', e->>'server', e->>'outcome'
+    from jsonb_array_elements(${sql.json(entries as never)}::jsonb) with ordinality as given(e, place)
+    order by place
+    returning id`
+  return rows.map(({ id }) => id)
+}
+
+/** Brings entries of attempts up to date; `ended_at`: and ends them. Answers the ids of those that had not ended before. */
+export async function countAttempts(
+  sql: Sql,
+  counts: readonly { id: number; target: string; ended_at: Date | null }[],
+): Promise<Set<number>> {
+  const rows = await sql<{ id: number }[]>`
+    update audit set target = e.target, ended_at = e.ended_at,
+      outcome = case when e.ended_at is not null then result end, result = case when e.ended_at is null then result end
+    from jsonb_to_recordset(${sql.json(counts as never)}::jsonb) as e(id bigint, target text, ended_at timestamptz)
+    where audit.id = e.id and seq is null and outcome is null
+    returning audit.id`
+  return new Set(rows.map(({ id }) => id))
+}
+
+/** Closes what processes have left open: those of `server`, which starts anew, or all that are older than any call may last. Attempts were refused, whoever counted them. */
 export async function closeAbandoned(sql: Sql, which: { server: string } | { olderThanSeconds: number }): Promise<void> {
   await sql`
-    update audit set ended_at = date_trunc('milliseconds', now()), outcome = 'unknown'
+    update audit set ended_at = date_trunc('milliseconds', now()),
+      outcome = case when call = ${refusedCall} then result else 'unknown' end, result = null
     where seq is null and outcome is null
       and ${'server' in which ? sql`server = ${which.server}` : sql`at < now() - make_interval(secs => ${which.olderThanSeconds})`}`
 }

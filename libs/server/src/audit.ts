@@ -17,7 +17,7 @@ export interface Audit {
     },
     work: () => Promise<Answer>,
   ): Promise<Answer>
-  /** Counts an attempt that was refused at the door. It is written down, with others of its kind, within a minute or so. */
+  /** Counts an attempt that was refused at the door. It is written down, with others of its kind, within a second or so. */
   refused(attempt: RefusedAttempt): void
 }
 
