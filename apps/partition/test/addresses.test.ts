@@ -221,10 +221,15 @@ describe('an address', () => {
     const held = await olga.addresses.reserve({ subnet: name, address: at(5), machine: one.id })
     expect(held).toMatchObject({ machine: one.id, mac: one.interfaces[0]?.mac, name: 'one', source: 'reserved', by: 'olga' })
     const refused = await refusalOf(olga.addresses.reserve({ subnet: name, address: at(5), machine: two.id }))
-    expect(refused).toMatchObject({ code: 'already-taken', facts: { address: at(5), holder: { machine: one.id } } })
+    expect(refused).toMatchObject({
+      code: 'already-taken',
+      facts: { address: at(5), holder: { machine: one.id }, asker: { machine: two.id } },
+    })
     expect(refused.message).toBe(
-      `${at(5)} of subnet ${name} for machine ${two.id} "two": machine ${one.id} "one" (reserved by olga) has it`,
+      `${at(5)} of subnet ${name} for machine ${two.id} "two" (asked by olga): machine ${one.id} "one" (reserved by olga) has it`,
     )
+    const twice = await refusalOf(olga.addresses.reserve({ subnet: name, address: at(6), machine: one.id }))
+    expect(twice).toMatchObject({ code: 'already-taken', facts: { holder: { address: at(5) }, asker: { machine: one.id, by: 'olga' } } })
     const cases = [
       [254, 'already-taken', "it is the gateway's"],
       [205, 'already-taken', 'is reserved in the subnet'],
@@ -257,8 +262,10 @@ describe('an address', () => {
     expect(twice).toMatchObject({ code: 'already-taken', message: expect.stringContaining('nas (reserved by olga)') })
     const machine = await refusalOf(olga.addresses.reserve({ subnet: name, name: 'node-with-name' }))
     expect(machine).toMatchObject({ code: 'already-taken', message: expect.stringContaining('"node-with-name"') })
-    const called = await refusalOf(olga.machines.create({ hostname: 'files', interfaces: [{ mac: newMac() }] }))
-    expect(called).toMatchObject({ code: 'already-exists', message: expect.stringContaining('nas (reserved by olga)') })
+    const mac = newMac()
+    const called = await refusalOf(olga.machines.create({ hostname: 'files', interfaces: [{ mac }] }))
+    expect(called).toMatchObject({ code: 'already-exists', facts: { holder: { name: 'nas' }, asker: { mac } } })
+    expect(called.message).toMatch(/^the name files for \S+ \(asked by olga\): it leads to \S+, which nas \(reserved by olga\) has$/)
     // Its own alias a machine may be called.
     const own = await addMachine(partition.core)
     await olga.addresses.reserve({ subnet: name, machine: own.id, aliases: ['its-alias'] })
@@ -318,9 +325,12 @@ describe("a machine's static addresses", () => {
       { address: at(9), source: 'document' },
     ])
     const refused = await refusalOf(olga.machines.setNetwork({ id: two.id, document: on(macOf(two), `${at(9)}/24`) }))
-    expect(refused).toMatchObject({ code: 'already-taken', facts: { address: at(9), holder: { machine: one.id } } })
+    expect(refused).toMatchObject({
+      code: 'already-taken',
+      facts: { address: at(9), holder: { machine: one.id }, asker: { machine: two.id, mac: macOf(two) } },
+    })
     expect(refused.message).toBe(
-      `${at(9)} of subnet ${name} for machine ${two.id}: machine ${one.id} "s1-${name}" (by its network document) has it`,
+      `${at(9)} of subnet ${name} for machine ${two.id} (asked by olga): machine ${one.id} "s1-${name}" (by its network document) has it`,
     )
     expect((await olga.machines.network({ id: two.id })).document).toBeNull()
     expect((await refusalOf(olga.machines.setNetwork({ id: two.id, document: on(macOf(two), `${at(254)}/24`) }))).message).toContain(

@@ -28,6 +28,13 @@ import { addMachine, operator, partitionDatabase, startCore, type TestCore } fro
 
 const run = promisify(execFile)
 const range = '10.98.0.100-10.98.0.199/24@10.98.0.254'
+const place = {
+  baseUrl: 'http://10.98.0.1:5250',
+  files: '/srv/muster',
+  user: 'muster',
+  group: 'muster',
+  present: new Set(['undionly.kpxe', 'snponly.efi']),
+}
 
 describe('what dnsmasq is told', () => {
   test('is compared whole: DHCP with and without a router, loaders by architecture that are there, DNS of a zone', () => {
@@ -39,13 +46,6 @@ describe('what dnsmasq is told', () => {
       zone: 'lon1.example.com',
       upstreams: ['9.9.9.9'],
       folder: '/var/lib/muster/network',
-    }
-    const place = {
-      baseUrl: 'http://10.98.0.1:5250',
-      files: '/srv/muster',
-      user: 'muster',
-      group: 'muster',
-      present: new Set(['undionly.kpxe', 'snponly.efi']),
     }
     expect(dnsmasqConfig(services, place)).toBe(readFileSync(new URL('testdata/dnsmasq.conf', import.meta.url), 'utf8'))
     const [dark, every] = [
@@ -68,13 +68,6 @@ describe('what dnsmasq is told', () => {
       zone: undefined,
       upstreams: [],
       folder: '/var/lib/muster/network',
-    }
-    const place = {
-      baseUrl: 'http://10.98.0.1:5250',
-      files: '/srv/muster',
-      user: 'muster',
-      group: 'muster',
-      present: new Set(['undionly.kpxe', 'snponly.efi']),
     }
     expect(dnsmasqConfig(services, place)).toBe(readFileSync(new URL('testdata/dnsmasq-proxy.conf', import.meta.url), 'utf8'))
   })

@@ -9,7 +9,18 @@ import { findMachine, findMachineByHostname, findMachineByMac, type MachineRow }
 import * as subnetRows from '../db/subnets.ts'
 import type { Core } from './core.ts'
 import { existingMachine } from './move.ts'
-import { holderText, machineText, recordAllDocuments, recordDocuments, refuseUnusable, takenRefusal } from './static-addresses.ts'
+import {
+  type Asker,
+  askerFacts,
+  askerText,
+  holderFacts,
+  holderText,
+  machineText,
+  recordAllDocuments,
+  recordDocuments,
+  refuseUnusable,
+  takenRefusal,
+} from './static-addresses.ts'
 
 type Address = CallAnswer<'addresses.reserve'>
 type Subnet = CallAnswer<'subnets.get'>
@@ -160,7 +171,7 @@ interface Wanted {
   actor: string
 }
 
-const wantedText = ({ machine, mac, name }: Wanted) => (machine ? machineText(machine.id, machine.hostname) : (name ?? mac ?? 'somebody'))
+const askerOf = ({ machine, mac, name, actor }: Wanted): Asker => ({ machine: machine ?? null, mac, name: name ?? null, by: actor })
 
 /** The machine that was named, or the one whose MAC address was. Throws where they are two. */
 async function machineMeant(core: Core, { machine: id, mac }: CallInput<'addresses.reserve'>): Promise<MachineRow | undefined> {
@@ -187,11 +198,8 @@ async function refuseTakenNames(core: Core, wanted: Wanted): Promise<void> {
     if (other && other.id !== wanted.machine?.id)
       throw new Refusal(
         'already-taken',
-        `the name ${name} for ${wantedText(wanted)}: ${machineText(other.id, other.hostname)} is called so`,
-        {
-          name,
-          holder: { machine: other.id },
-        },
+        `the name ${name} for ${askerText(askerOf(wanted))}: ${machineText(other.id, other.hostname)} is called so`,
+        { name, holder: { machine: other.id }, asker: askerFacts(askerOf(wanted)) },
       )
   }
 }
@@ -212,8 +220,8 @@ async function settled(core: Core, wanted: Wanted, act: (sql: Sql) => Promise<db
     const names = namesOf(wanted)
     const other = await db.findByName(core.sql, names)
     if (!other) throw new Refusal('invalid-input', `aliases: one of ${names.join(', ')} is there twice`, {}, { cause: error })
-    const detail = `one of the names ${names.join(', ')} for ${wantedText(wanted)}: it leads to ${other.address}, which ${holderText(other)} has`
-    throw new Refusal('already-taken', detail, { names, holder: { machine: other.machine_id, mac: other.mac, address: other.address } })
+    const detail = `one of the names ${names.join(', ')} for ${askerText(askerOf(wanted))}: it leads to ${other.address}, which ${holderText(other)} has`
+    throw new Refusal('already-taken', detail, { names, holder: holderFacts(other), asker: askerFacts(askerOf(wanted)) })
   }
   throw new Refusal('stale-version', `an address of subnet ${wanted.subnet}: ${maxAttempts} times another was faster`)
 }
@@ -223,28 +231,34 @@ async function reserve(core: Core, sql: Sql, wanted: Wanted): Promise<db.Address
   const machine = wanted.isByMac === true ? null : (wanted.machine?.id ?? null)
   const reservation = { ...wanted, machine, name: wanted.name }
   const { mac, address } = wanted
+  const asker = askerOf(wanted)
   const [known] = mac === null ? [] : (await db.reservedFor(sql, mac)).filter(row => row.subnet === subnet.name)
   if (known && (address === undefined || bitsOf(address) === bitsOf(known.address))) return known
   if (known)
-    throw new Refusal('already-taken', `${address} of subnet ${subnet.name} for ${mac}: it has ${known.address} there already`, {
-      ...known,
-    })
+    throw new Refusal(
+      'already-taken',
+      `${address} of subnet ${subnet.name} for ${askerText(asker)}: ${mac} has ${known.address} there already (reserved by ${known.actor})`,
+      { subnet: subnet.name, address, holder: holderFacts(known), asker: askerFacts(asker) },
+    )
   if (address === undefined) {
     const chosen = await db.reserveFree(sql, reservation)
     if (chosen === 'again') return 'again'
     if (chosen === 'full')
       throw new Refusal(
         'already-taken',
-        `an address of subnet ${subnet.name} (${subnet.cidr}) for ${wantedText(wanted)}: all are taken, reserved, or given to anybody by DHCP`,
+        `an address of subnet ${subnet.name} (${subnet.cidr}) for ${askerText(asker)}: all are taken, reserved, or given to anybody by DHCP`,
+        { subnet: subnet.name, asker: askerFacts(asker) },
       )
     return (await db.findAddress(sql, subnet.name, chosen.address)) as db.AddressRow
   }
-  refuseUnusable(subnet, address, wantedText(wanted))
+  refuseUnusable(subnet, address, asker)
   if (wanted.machine) await db.takeOverDocument(sql, { subnet: subnet.name, address, machine: wanted.machine.id })
   const outcome = await db.reserveGiven(sql, reservation, address)
-  const row = (await db.findAddress(sql, subnet.name, address)) as db.AddressRow
+  const row = await db.findAddress(sql, subnet.name, address)
+  // A network document gave it back just then.
+  if (!row) return 'again'
   if (outcome === 'reserved') return row
   // Asked twice: a thing with a name has it already.
   if (row.source === 'reserved' && mac === null && row.mac === null && row.name === (wanted.name ?? null)) return row
-  throw takenRefusal(row, wantedText(wanted))
+  throw takenRefusal(row, asker)
 }

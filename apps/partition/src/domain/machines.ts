@@ -36,7 +36,13 @@ const idAttempts = 5
 /** Adds a machine by hand. Throws already-exists where the hostname or a MAC is known. */
 export async function createMachine(core: Core, caller: Caller, input: CallInput<'machines.create'>): Promise<Machine> {
   refuseUnknownPlaces(core, input)
-  if (input.hostname !== undefined) await refuseReservedName(core.sql, input.hostname)
+  if (input.hostname !== undefined)
+    await refuseReservedName(core.sql, input.hostname, {
+      machine: null,
+      mac: input.interfaces[0]?.mac ?? null,
+      name: null,
+      by: caller.name,
+    })
   for (let attempt = 1; ; attempt++) {
     const id = newMachineId(core.partition)
     const stored = storedPowerSettings(core, id, input.powerDriver ?? null, input.powerSettings ?? {})
@@ -90,7 +96,8 @@ export async function updateMachine(core: Core, caller: Caller, input: CallInput
       pool: plain.pool === found.pool ? undefined : plain.pool,
       zone: plain.zone === found.zone ? undefined : plain.zone,
     })
-    if (plain.hostname !== undefined) await refuseReservedName(core.sql, plain.hostname, id)
+    if (plain.hostname !== undefined)
+      await refuseReservedName(core.sql, plain.hostname, { machine: found, mac: null, name: null, by: caller.name })
     const isSwitchGiven = powerDriver !== undefined || powerSettings !== undefined
     const stored =
       isSwitchGiven && storedPowerSettings(core, id, powerDriver === undefined ? found.power_driver : powerDriver, powerSettings ?? {})

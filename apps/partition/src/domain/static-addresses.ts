@@ -6,6 +6,15 @@ import * as db from '../db/addresses.ts'
 import type { Sql } from '../db/connect.ts'
 import { type SubnetRow, subnetsWith } from '../db/subnets.ts'
 
+/** Who wants an address or a name, and on whose word. */
+export interface Asker {
+  /** Null: no machine, or one that is not there yet. */
+  machine: { id: string; hostname: string | null } | null
+  mac: string | null
+  name: string | null
+  by: string
+}
+
 interface Placed {
   subnet: SubnetRow
   address: string
@@ -24,12 +33,12 @@ export async function recordDocuments(sql: Sql, machine: db.Documented, actor: s
   // As the database writes them: an address of IPv6 has many spellings.
   const own = new Set((await db.addressesOf(sql, machine.id)).map(keyOf))
   const fresh = placed.filter(({ subnet, address }) => !own.has(keyOf({ subnet: subnet.name, address })))
-  const wantedBy = machineText(machine.id, machine.hostname)
-  for (const { subnet, address } of fresh) refuseUnusable(subnet, address, wantedBy)
+  const askerOf = (mac: string | null): Asker => ({ machine, mac, name: machine.hostname, by: actor })
+  for (const { subnet, address, mac } of fresh) refuseUnusable(subnet, address, askerOf(mac))
   const rows = fresh.map(({ subnet, address, mac }) => ({ subnet: subnet.name, address, machine: machine.id, mac }))
   if ((await db.recordDocumentAddresses(sql, rows, actor)) === fresh.length) return
   const [taken] = (await db.heldAmong(sql, rows)).filter(({ machine_id }) => machine_id !== machine.id)
-  if (taken) throw takenRefusal(taken, wantedBy)
+  if (taken) throw takenRefusal(taken, askerOf(fresh.find(placed => keyOf(taken) === keyOf(placeOf(placed)))?.mac ?? null))
 }
 
 /** Records in a new subnet what machines have of it already. Throws already-taken where two have the same. */
@@ -88,14 +97,14 @@ function subnetFor(subnets: readonly SubnetRow[], address: string, vlan: number 
 }
 
 /** Throws invalid-input or already-taken where the subnet does not give that address to anybody. */
-export function refuseUnusable(subnet: SubnetRow, address: string, wantedBy: string): void {
-  const what = `${address} of subnet ${subnet.name} (${subnet.cidr}) for ${wantedBy}`
+export function refuseUnusable(subnet: SubnetRow, address: string, asker: Asker): void {
+  const what = `${address} of subnet ${subnet.name} (${subnet.cidr}) for ${askerText(asker)}`
   const wrong = (message: string) => new Refusal('invalid-input', `${what}: ${message}`, { errors: [{ field: 'address', message }] })
   if (!isInNetwork(subnet.cidr, address)) throw wrong('it is not in that network')
   const host = bitsOf(address).slice(Number(subnet.cidr.split('/')[1]))
   if (!host.includes('1')) throw wrong('it is the address of the network itself')
   if (!address.includes(':') && !host.includes('0')) throw wrong('it is the broadcast address')
-  const facts = { subnet: subnet.name, address }
+  const facts = { subnet: subnet.name, address, asker: askerFacts(asker) }
   if (subnet.gateway !== null && bitsOf(subnet.gateway) === bitsOf(address))
     throw new Refusal('already-taken', `${what}: it is the gateway's`, { ...facts, holder: 'gateway' })
   const range = subnet.reserved.find(({ from, to }) => bitsOf(from) <= bitsOf(address) && bitsOf(address) <= bitsOf(to))
@@ -106,19 +115,30 @@ export function refuseUnusable(subnet: SubnetRow, address: string, wantedBy: str
 }
 
 /** A reserved address has its names to itself: throws already-exists where a machine is to be called by one of another's. */
-export async function refuseReservedName(sql: Sql, hostname: string, machine?: string): Promise<void> {
+export async function refuseReservedName(sql: Sql, hostname: string, asker: Asker): Promise<void> {
   const found = await db.findByName(sql, [hostname])
-  if (found && found.machine_id !== machine)
-    throw new Refusal('already-exists', `the name ${hostname} leads to ${found.address}, which ${holderText(found)} has`, {
-      holder: { machine: found.machine_id, mac: found.mac, name: found.name },
-    })
+  if (!found || found.machine_id === asker.machine?.id) return
+  const detail = `the name ${hostname} for ${askerText(asker)}: it leads to ${found.address}, which ${holderText(found)} has`
+  throw new Refusal('already-exists', detail, { name: hostname, holder: holderFacts(found), asker: askerFacts(asker) })
 }
 
 /** Says who has an address and who wanted it. */
-export function takenRefusal(row: db.AddressRow, wantedBy: string): Refusal {
-  const detail = `${row.address} of subnet ${row.subnet} for ${wantedBy}: ${holderText(row)} has it`
-  const holder = { machine: row.machine_id, mac: row.mac, name: row.name, source: row.source, by: row.actor }
-  return new Refusal('already-taken', detail, { subnet: row.subnet, address: row.address, holder })
+export function takenRefusal(row: db.AddressRow, asker: Asker): Refusal {
+  const detail = `${row.address} of subnet ${row.subnet} for ${askerText(asker)}: ${holderText(row)} has it`
+  return new Refusal('already-taken', detail, {
+    ...{ subnet: row.subnet, address: row.address },
+    ...{ holder: holderFacts(row), asker: askerFacts(asker) },
+  })
+}
+
+export const holderFacts = ({ machine_id, mac, name, source, actor, address }: db.AddressRow) => ({
+  ...{ machine: machine_id, mac, name, address, source, by: actor },
+})
+
+export const askerFacts = ({ machine, ...asker }: Asker) => ({ machine: machine?.id ?? null, ...asker })
+
+export function askerText({ machine, mac, name, by }: Asker): string {
+  return `${machine ? machineText(machine.id, machine.hostname) : (name ?? mac ?? 'a new machine')} (asked by ${by})`
 }
 
 export function holderText(row: db.AddressRow): string {
