@@ -7,9 +7,10 @@ import { networksOverlap } from '@muster/shared/network'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { keepGlobal } from '../src/db/global.ts'
+import { putSubnet, reserveAddress } from '../src/domain/addresses.ts'
 import { CentralSubnets, isAsDescribed, rulesWith } from '../src/domain/central-settings.ts'
 import { type Core, defaultRules } from '../src/domain/core.ts'
-import { startCore } from './harness.ts'
+import { operator, startCore } from './harness.ts'
 
 const said = fc.record(
   { erase: fc.constantFrom(...erasePolicies), enlisted: fc.constantFrom(...enlistedRules), enlistedMost: fc.nat(1000) },
@@ -112,17 +113,32 @@ test('subnets come to be as they are described, once, whatever the order; none i
   expect(central.problems).toEqual([])
   expect(await networks()).toEqual(['a 10.0.1.0/24', 'b 10.0.2.0/24', 'c 10.0.3.0/24', 'wide 2001:db8::/64'])
 
-  // Two that change places cannot: neither is lost, both are told of, and an end is found.
+  // Two change places, however they are meant; one that cannot be at all is told of.
   await describe(core, { a: { cidr: '10.0.2.0/24' }, b: { cidr: '10.0.1.0/24' }, d: { cidr: '10.0.4.0/24', description: 'a\0b' } })
   await central.look()
+  expect(central.problems).toEqual([expect.stringContaining('the character NUL')])
+  expect(await networks()).toEqual(['a 10.0.2.0/24', 'b 10.0.1.0/24', 'c 10.0.3.0/24', 'wide 2001:db8::/64'])
+
+  // So do three in a circle, beside one that the partition's own is in the way of.
+  await putSubnet(core, operator, { name: 'own', ...describedSubnet.parse({ cidr: '10.0.8.0/21' }) })
+  const moved = ['a 10.0.1.0/24', 'b 10.0.3.0/24', 'c 10.0.2.0/24', 'own 10.0.8.0/21', 'wide 2001:db8::/64']
+  const circle = { a: { cidr: '10.0.1.0/24' }, b: { cidr: '10.0.3.0/24' }, c: { cidr: '10.0.2.0/24' } }
+  await describe(core, { ...circle, d: { cidr: '10.0.9.0/24' } })
+  await central.look()
+  expect(central.problems).toEqual([expect.stringMatching(/subnet d \(10.0.9.0\/24, untagged\) overlaps own /)])
+  expect(await networks()).toEqual(moved)
+
+  // Not while somebody has an address of one: neither is lost, both are told of, and an end is found.
+  await reserveAddress(core, operator, { subnet: 'a', name: 'nas', aliases: [], note: '' })
+  await describe(core, { a: { cidr: '10.0.3.0/24' }, b: { cidr: '10.0.1.0/24' } })
+  await central.look()
   expect(central.problems).toEqual([
-    expect.stringContaining('subnet a (10.0.2.0/24, untagged) overlaps b'),
+    expect.stringContaining('move subnet a from 10.0.1.0/24, untagged to 10.0.3.0/24, untagged: 1 of its addresses are in use'),
     expect.stringContaining('subnet b (10.0.1.0/24, untagged) overlaps a'),
-    expect.stringContaining('the character NUL'),
   ])
-  expect(await networks()).toHaveLength(4)
-  expect(core.lines.filter(line => line.includes('cannot be so here'))).toHaveLength(3)
+  expect(await networks()).toEqual(moved)
+  expect(core.lines.filter(line => line.includes('cannot be so here'))).toHaveLength(4)
   await describe(core, {})
   await central.look()
-  expect([central.problems, await networks()]).toEqual([[], ['a 10.0.1.0/24', 'b 10.0.2.0/24', 'c 10.0.3.0/24', 'wide 2001:db8::/64']])
+  expect([central.problems, await networks()]).toEqual([[], moved])
 })

@@ -59,7 +59,12 @@ export async function holdMachineWrites(sql: Sql): Promise<void> {
   await sql`lock table machines in share row exclusive mode`
 }
 
-/** Creates or changes it. Throws 23P01 (subnets_overlap) where another one of its VLAN has some of its addresses. */
+/** Subnets may overlap until the transaction ends: those that change places have to. */
+export async function letOverlap(sql: Sql): Promise<void> {
+  await sql`set constraints subnets_overlap deferred`
+}
+
+/** Creates or changes it. Where another one of its VLAN has some of its addresses, 23P01 (subnets_overlap) is thrown: here, or where {@link letOverlap} was said, by the commit. */
 export async function putSubnet(sql: Sql, subnet: Omit<SubnetRow, 'reserved' | 'used'>, actor: string): Promise<void> {
   await sql`
     with kept as (

@@ -55,33 +55,51 @@ function existing(core: Core, name: string, row: subnetRows.SubnetRow | undefine
   return row
 }
 
-/** Creates or describes it. Throws already-exists naming a subnet that overlaps it, already-taken where two machines have an address of it. */
-export async function putSubnet(core: Core, caller: Caller, input: CallInput<'subnets.put'>): Promise<Subnet> {
-  const { name, cidr, vlan } = input
-  try {
-    await inTransaction(core.sql, async sql => {
-      await subnetRows.holdMachineWrites(sql)
-      const before = await subnetRows.lockSubnet(sql, name)
-      const isElsewhere = before !== undefined && (!isSameNetwork(before.cidr, cidr) || before.vlan !== vlan)
-      if (isElsewhere && before.used > 0)
-        throw new Refusal(
-          'wrong-state',
-          `move subnet ${name} from ${wireText(before)} to ${wireText(input)}: ${before.used} of its addresses are in use; make another subnet and move them first`,
-        )
-      await subnetRows.putSubnet(sql, input, caller.name)
-      await subnetRows.replaceRanges(sql, name, input.reserved)
-      if (before === undefined || isElsewhere) await recordAllDocuments(sql, name, caller.name)
-    })
-  } catch (error) {
-    if (!isDuplicate(error, 'subnets_overlap')) throw error
-    const others = await subnetRows.subnetsOverlapping(core.sql, input)
-    const words = others.map(other => `${other.name} (${wireText(other)})`).join(', ')
-    throw new Refusal('already-exists', `subnet ${name} (${wireText(input)}) overlaps ${words}`, {
-      subnets: others.map(other => other.name),
-    })
-  }
+/** Creates or describes it. Throws what {@link putSubnets} throws. */
+export async function putSubnet(core: Core, caller: Caller, input: SubnetInput): Promise<Subnet> {
+  await putSubnets(core, caller, [input])
+  return getSubnet(core, input.name)
+}
+
+type SubnetInput = CallInput<'subnets.put'>
+
+/**
+ * Creates or describes all of them, or none; they may exchange their networks. Throws already-exists naming a subnet that overlaps one, already-taken
+ * where two machines have an address of one, wrong-state where one would move while addresses of it are in use.
+ */
+export async function putSubnets(core: Core, caller: Caller, inputs: readonly SubnetInput[]): Promise<void> {
+  await inTransaction(core.sql, async sql => {
+    // Who puts subnets takes turns by this.
+    await subnetRows.holdMachineWrites(sql)
+    await subnetRows.letOverlap(sql)
+    const fresh: string[] = []
+    for (const input of inputs) if ((await describe(sql, input, caller)) === 'elsewhere than before') fresh.push(input.name)
+    for (const input of inputs) refuseOverlap(input, await subnetRows.subnetsOverlapping(sql, input))
+    for (const name of fresh) await recordAllDocuments(sql, name, caller.name)
+  })
   core.bells.log.ring()
-  return getSubnet(core, name)
+}
+
+async function describe(sql: Sql, input: SubnetInput, caller: Caller): Promise<'where it was' | 'elsewhere than before'> {
+  const { name, cidr, vlan } = input
+  const before = await subnetRows.lockSubnet(sql, name)
+  const isElsewhere = before === undefined || !isSameNetwork(before.cidr, cidr) || before.vlan !== vlan
+  if (before && isElsewhere && before.used > 0)
+    throw new Refusal(
+      'wrong-state',
+      `move subnet ${name} from ${wireText(before)} to ${wireText(input)}: ${before.used} of its addresses are in use; make another subnet and move them first`,
+    )
+  await subnetRows.putSubnet(sql, input, caller.name)
+  await subnetRows.replaceRanges(sql, name, input.reserved)
+  return isElsewhere ? 'elsewhere than before' : 'where it was'
+}
+
+function refuseOverlap(input: SubnetInput, others: readonly subnetRows.SubnetRow[]): void {
+  if (others.length === 0) return
+  const words = others.map(other => `${other.name} (${wireText(other)})`).join(', ')
+  throw new Refusal('already-exists', `subnet ${input.name} (${wireText(input)}) overlaps ${words}`, {
+    subnets: others.map(other => other.name),
+  })
 }
 
 /** An address of IPv6 has many spellings. */

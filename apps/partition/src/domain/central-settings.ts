@@ -8,7 +8,7 @@ import type { PartitionSettings } from '@muster/shared/global/documents'
 import { bitsOf } from '@muster/shared/network'
 import { refusalOfDatabase } from '../db/connect.ts'
 import { findSubnet, type SubnetRow } from '../db/subnets.ts'
-import { isSameNetwork, putSubnet } from './addresses.ts'
+import { isSameNetwork, putSubnet, putSubnets } from './addresses.ts'
 import type { Core, Rules } from './core.ts'
 
 /** The rules that hold: the server's, and before them the document's. */
@@ -78,31 +78,69 @@ export class CentralSubnets {
 
   /** One look at all of them: again as long as a change may have made room for another. */
   async look(): Promise<'idle'> {
-    const wanted = Object.entries(settingsHere(this.#core)?.subnets ?? {})
+    const wanted = settingsHere(this.#core)?.subnets ?? {}
     let pass = await this.#pass(wanted)
-    for (let more = wanted.length; more > 0 && pass.changes > 0 && pass.problems.length > 0; more--) pass = await this.#pass(wanted)
-    for (const problem of pass.problems) if (!this.#problems.includes(problem)) this.#core.log.warn({}, problem)
-    this.#problems = pass.problems
+    for (let more = Object.keys(wanted).length; more > 0 && pass.refused.size > 0; more--) {
+      if (pass.changes === 0 && !(await this.#exchange(wanted, pass.refused))) break
+      pass = await this.#pass(wanted)
+    }
+    const problems = [...pass.refused.values()].map(({ message }) => message).map(problemText)
+    for (const problem of problems) if (!this.#problems.includes(problem)) this.#core.log.warn({}, problem)
+    this.#problems = problems
     return 'idle'
   }
 
-  async #pass(wanted: readonly (readonly [string, DescribedSubnet])[]): Promise<{ changes: number; problems: string[] }> {
-    const problems: string[] = []
+  async #pass(wanted: Readonly<Record<string, DescribedSubnet>>): Promise<{ changes: number; refused: Map<string, Refusal> }> {
+    const refused = new Map<string, Refusal>()
     let changes = 0
-    for (const [name, subnet] of wanted) {
+    for (const [name, subnet] of Object.entries(wanted)) {
       const row = await findSubnet(this.#core.sql, name)
       if (row && isAsDescribed(row, subnet)) continue
-      try {
-        await putSubnet(this.#core, itself, { name, ...subnet })
-        changes++
-        this.#core.log.info({ subnet: name }, 'a subnet is as the global configuration says')
-      } catch (thrown) {
-        const error = refusalOfDatabase(thrown)
-        // One that passes says nothing of the subnet: the loop tries again.
-        if (!(error instanceof Refusal) || errorTable[error.code].retryable === 'yes') throw error
-        problems.push(`the global configuration describes a subnet that cannot be so here: ${error.message}`)
+      const refusal = await refusalOf(putSubnet(this.#core, itself, { name, ...subnet }))
+      if (refusal) {
+        refused.set(name, refusal)
+        continue
       }
+      changes++
+      this.#core.log.info({ subnet: name }, 'a subnet is as the global configuration says')
     }
-    return { changes, problems }
+    return { changes, refused }
+  }
+
+  /** Subnets that are in nobody's way but each other's change places in one go. Whether they did. */
+  async #exchange(wanted: Readonly<Record<string, DescribedSubnet>>, refused: ReadonlyMap<string, Refusal>): Promise<boolean> {
+    const names = inEachOthersWay(refused)
+    if (names.length < 2) return false
+    const inputs = names.map(name => ({ name, ...(wanted[name] as DescribedSubnet) }))
+    if (await refusalOf(putSubnets(this.#core, itself, inputs))) return false
+    this.#core.log.info({ subnets: names }, 'subnets have changed places, as the global configuration says')
+    return true
+  }
+}
+
+const problemText = (message: string) => `the global configuration describes a subnet that cannot be so here: ${message}`
+
+/** What is said against it; undefined: nothing. Throws what passes and says nothing of the subnet: the loop tries again. */
+async function refusalOf(put: Promise<unknown>): Promise<Refusal | undefined> {
+  try {
+    await put
+    return undefined
+  } catch (thrown) {
+    const error = refusalOfDatabase(thrown)
+    if (!(error instanceof Refusal) || errorTable[error.code].retryable === 'yes') throw error
+    return error
+  }
+}
+
+/** Of those that were refused, the ones that overlap such others only. */
+function inEachOthersWay(refused: ReadonlyMap<string, Refusal>): string[] {
+  let names = [...refused.keys()]
+  for (;;) {
+    const left = names.filter(name => {
+      const { code, facts } = refused.get(name) as Refusal
+      return code === 'already-exists' && (facts.subnets as string[]).every(other => names.includes(other))
+    })
+    if (left.length === names.length) return left
+    names = left
   }
 }
