@@ -180,21 +180,13 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   addGauges(metrics.registry, core)
   const tokens = openTokens({ file: settings.tokensFile, log })
   own('tokens', () => tokens.close())
-  // The doors for machines need the URL, which is known only once the port is: hence the late reading.
-  const place = {
-    get baseUrl() {
-      return self.url
-    },
-  }
-  const boot = {
-    origins: new BootOrigins(core, originRules, settings.network ? leaseReader(core, settings.network) : async macs => macs.map(() => [])),
-    get baseUrl() {
-      return self.url
-    },
-  }
+  const leased = settings.network ? leaseReader(core, settings.network) : async (macs: readonly string[]) => macs.map(() => [])
   const firstBoots = new FirstBoots(core)
-  const metadata = {
+  const machines = {
+    origins: new BootOrigins(core, originRules, leased),
+    proxies: originRules.proxies,
     firstBoots,
+    // Known only once the port is: hence the late reading.
     get baseUrl() {
       return self.url
     },
@@ -213,13 +205,13 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: federation.describe() }),
     beneath: [
       { name: 'boot files', path: `${filesPath}/`, serve: filesDoor(core) },
-      { name: 'boot', path: bootPath, serve: bootDoor(core, boot) },
+      { name: 'boot', path: bootPath, serve: bootDoor(core, machines) },
     ],
     mount: [
-      { name: 'bmc events', path: '/bmc-events', app: bmcEventsDoor(core) },
-      { name: 'agent', path: '/agent', app: agentDoor(core, place) },
-      { name: 'metadata', path: '/metadata', app: metadataDoor(core, metadata) },
-      { name: 'maas', path: '/MAAS', app: maasDoor(core, metadata) },
+      { name: 'bmc events', path: '/bmc-events', app: bmcEventsDoor(core, machines) },
+      { name: 'agent', path: '/agent', app: agentDoor(core, machines) },
+      { name: 'metadata', path: '/metadata', app: metadataDoor(core, machines) },
+      { name: 'maas', path: '/MAAS', app: maasDoor(core, machines) },
     ],
   })
   self.url = settings.url ?? door.url

@@ -3,7 +3,8 @@ import { createHash } from 'node:crypto'
 import { type AuditEntry, ChainCheck } from '@muster/shared/audit'
 import { isSignature } from '@muster/shared/signature'
 import { expect, test } from 'vitest'
-import { partitionDatabase, runPartition, startCore, type TestCore, type TestPartition, until } from './harness.ts'
+import { machineToken } from '../src/domain/machine-token.ts'
+import { addMachine, partitionDatabase, runPartition, startCore, type TestCore, type TestPartition, until } from './harness.ts'
 
 const checks = {
   sha256: (text: string) => createHash('sha256').update(text).digest('hex'),
@@ -190,3 +191,44 @@ test('who was not let in is written down with address and reason, counted, and n
   expect(JSON.stringify(entries)).not.toContain(wrong)
   expect(await problemOf(entries)).toBeUndefined()
 })
+
+test('who comes to a door for machines with a token that is none is written down; a machine whose work is over is not', async () => {
+  const partition = await runPartition({ bootOrigins: { served: [], trust: 'any', proxies: ['127.0.0.1'] } })
+  const { seal } = partition.core
+  const machine = await addMachine(partition.core, { state: 'deployed', run: 'r2', owner: 'alice' })
+  const [id, run, signature] = machineToken(seal, 'agent', { id: machine.id, run: 'r2' }).split('.')
+  const wrong = `${id}.${run}.${signature?.split('').reverse().join('')}`
+  const asks: [string, string, Record<string, string>][] = [
+    ['GET', '/agent/job', { authorization: `Bearer ${wrong}` }],
+    ['POST', '/agent/signal', { authorization: `Bearer ${wrong}` }],
+    ['GET', `/metadata/${wrong}/user-data`, {}],
+    ['GET', '/MAAS/metadata/latest/user-data', { authorization: oauth(wrong) }],
+    ['POST', `/bmc-events/${wrong}`, {}],
+  ]
+  for (const [method, path, headers] of asks)
+    expect([401, 404]).toContain((await partition.ask(method, path, { headers: { ...headers, 'x-forwarded-for': '192.0.2.5' } })).status)
+
+  // An agent that still asks after its run, a system that was released, one whose machine is gone, and who sends nothing.
+  const old = (purpose: 'agent' | 'metadata', of = machine.id) => machineToken(seal, purpose, { id: of, run: 'r1' })
+  const normal: [string, string, Record<string, string>][] = [
+    ['POST', '/agent/signal', { authorization: `Bearer ${old('agent')}` }],
+    ['GET', `/metadata/${old('metadata')}/meta-data`, {}],
+    ['GET', '/MAAS/metadata/latest/user-data', { authorization: oauth(old('metadata', 'lon1-4y3h7n')) }],
+    ['GET', '/agent/job', {}],
+  ]
+  for (const [method, path, headers] of normal) expect(await partition.ask(method, path, { headers })).toMatchObject({ status: 401 })
+
+  await partition.core.audit.settled()
+  const entries = await chained(partition, 2)
+  const common = { actor: 'anonymous', role: 'public', from: '192.0.2.5', call: 'door.refused' }
+  expect(entries.toSorted((one, other) => (one.target < other.target ? -1 : 1))).toMatchObject([
+    { ...common, target: 'bmc-events, once: nobody is told anything here', outcome: 'not-found' },
+    { ...common, target: 'several calls, 4 times: the machine token is not known here', outcome: 'unauthenticated' },
+  ])
+  for (const text of [JSON.stringify(entries), ...partition.lines]) expect(text).not.toContain(wrong.slice(-20))
+})
+
+function oauth(token: string): string {
+  const [consumer, key, secret] = token.split('.')
+  return `OAuth oauth_consumer_key="${consumer}", oauth_token="${key}", oauth_signature_method="PLAINTEXT", oauth_signature="%26${secret}"`
+}

@@ -6,7 +6,7 @@ import { putSubnet, reserveAddress } from '../src/domain/addresses.ts'
 import { bootTrusts, claimAll, originOf, weaknessesOf } from '../src/domain/boot-origin.ts'
 import { leaseIn, leasesIn } from '../src/domain/dnsmasq.ts'
 import { moveMachine } from '../src/domain/move.ts'
-import { addMachine, operator, runPartition, type TestPartition } from './harness.ts'
+import { addMachine, operator, runPartition, type TestPartition, until } from './harness.ts'
 
 const here = { served: [], proxies: ['127.0.0.1'] }
 const partitions = {} as Record<(typeof bootTrusts)[number], TestPartition>
@@ -55,6 +55,13 @@ describe('where DHCP is not ours', () => {
     ])
     expect(partition.lines.filter(line => line.includes(`the boot script of ${id} is not given to 127.0.0.3`))).toHaveLength(1)
     expect(token.exec(await script(partition, mac, '127.0.0.2'))?.[1]).toBe(first)
+    await partition.core.audit.settled()
+    const { items } = await until(async () => {
+      const found = await partition.core.audit.list({ after: 0, limit: 100, actor: undefined, call: 'door.refused', target: undefined })
+      return found.items.length > 0 && found
+    })
+    const target = 'boot, 5 times: another one has been given the work of this machine'
+    expect(items).toMatchObject([{ from: '127.0.0.3', target, outcome: 'forbidden' }])
 
     // Its next task is for whoever is first then: it may have another address by now.
     await moveMachine(partition.core, { id, move: 'fail', actor: 'test', fault: { code: 'x-failed', message: 'x', hint: 'x' } })

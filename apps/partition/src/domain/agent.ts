@@ -9,7 +9,7 @@ import { isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
 import type { Core } from './core.ts'
 import { disksLeft } from './erase.ts'
-import { machineToken, readMachineToken, type TokenPurpose } from './machine-token.ts'
+import { machineToken, readMachineToken, StrangeToken, type TokenPurpose } from './machine-token.ts'
 import { dataSourceOf, metadataCredentials } from './metadata.ts'
 import { moveMachine, noteChange } from './move.ts'
 import { storedPowerSettings } from './power-settings.ts'
@@ -19,11 +19,12 @@ import { linesOf } from './storage.ts'
 /** How often the agent says that it lives. */
 export const heartbeatMs = 5_000
 
-/** The machine a token speaks for. Throws unauthenticated where the token is not ours or its run is over. */
+/** The machine a token speaks for. Throws unauthenticated where its run is over, as a {@link StrangeToken} where the token is not ours. */
 export async function machineOfToken(core: Core, purpose: TokenPurpose, token: string): Promise<db.MachineRow & { run: string }> {
   const claims = readMachineToken(core.seal, purpose, token)
-  const row = claims && (await db.findMachine(core.sql, claims.id))
-  if (!claims || !row || row.run !== claims.run) throw new Refusal('unauthenticated', 'this machine token is unknown or its run is over')
+  if (!claims) throw new StrangeToken('unauthenticated', 'the machine token is not known here')
+  const row = await db.findMachine(core.sql, claims.id)
+  if (row?.run !== claims.run) throw new Refusal('unauthenticated', 'the run of this machine token is over')
   return { ...row, run: claims.run }
 }
 

@@ -3,6 +3,7 @@
 import { isIP } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Together } from '@muster/database/together'
+import { nobody } from '@muster/shared/contract/call'
 import { isInNetwork } from '@muster/shared/network'
 import { reservedFor } from '../db/addresses.ts'
 import { type BootClaim, claimBoots, noteRefusedBoot } from '../db/boots.ts'
@@ -134,6 +135,7 @@ export class BootOrigins {
     because: string,
   ): Promise<{ kind: 'refused'; because: string }> {
     const now = Date.now()
+    this.#core.audit.refused({ call: 'boot', caller: nobody, from: address, code: 'forbidden', reason: because })
     for (const [known, { at }] of this.#refused) if (now - at >= refusals.everyMs * 2) this.#refused.delete(known)
     const before = this.#refused.get(id)
     if (before && now - before.at < refusals.everyMs) {

@@ -181,5 +181,5 @@ export async function failFirstBoot(core: Core, machine: db.MachineRow, message:
 
 /** For a move that a machine's own report makes: not when it has been deployed anew since. */
 const refuseOtherRun = (machine: db.MachineRow) => (found: db.MachineRow) => {
-  if (found.run !== machine.run) throw new Refusal('unauthenticated', 'this machine token is unknown or its run is over')
+  if (found.run !== machine.run) throw new Refusal('unauthenticated', 'the run of this machine token is over')
 }

@@ -1,9 +1,13 @@
 // Tokens of machines: per machine, per run (one commissioning, one deployment) and per purpose. They are computed, not stored; they die
 // when the machine's run changes. Whom a boot script hands one to: boot-origin.ts.
+import { Refusal } from '@muster/shared/errors'
 import type { Seal } from './seal.ts'
 
 /** `agent`: do the job and report. `metadata`: read what the deployed system is told, and phone home. */
 export type TokenPurpose = 'agent' | 'metadata'
+
+/** A token that is none of ours: somebody tries. One whose run is over is not strange: each machine comes to have one. */
+export class StrangeToken extends Refusal {}
 
 export function machineToken(seal: Seal, purpose: TokenPurpose, machine: { id: string; run: string }): string {
   const body = `${machine.id}.${machine.run}`

@@ -144,5 +144,5 @@ export async function takeSecret(core: Core, machine: db.MachineRow, name: strin
     noteChange(core, changed)
     return value
   }
-  throw new Refusal('unauthenticated', 'this machine token is unknown or its run is over')
+  throw new Refusal('unauthenticated', 'the run of this machine token is over')
 }

@@ -7,14 +7,15 @@ import { scriptResult } from '@muster/shared/scripts'
 import type { Hono } from 'hono'
 import type { z } from 'zod'
 import { enlist, jobOf, machineOfToken, receiveSignal, saveInventory } from '../domain/agent.ts'
+import type { BootOrigins } from '../domain/boot-origin.ts'
 import type { Core } from '../domain/core.ts'
 import { receiveErasure } from '../domain/erase.ts'
 import { receiveScriptResult } from '../domain/scripts.ts'
 import { jsonBody, machineDoor } from './machine-requests.ts'
 
 /** `baseUrl`: how machines reach this partition. */
-export function agentDoor(core: Core, options: { baseUrl: string }): Hono<DoorEnv> {
-  const app = machineDoor(core.log)
+export function agentDoor(core: Core, options: { baseUrl: string; origins: BootOrigins }): Hono<DoorEnv> {
+  const app = machineDoor(core, { name: 'agent', proxies: options.origins.proxies })
   app.post('/enlist', async c => {
     const outcome = await enlist(core, checked(enlistment, await jsonBody(c.req)))
     return c.json(outcome, outcome.outcome === 'created' ? 201 : 200)

@@ -2,16 +2,15 @@
 // asks from is all that speaks for it: domain/boot-origin.ts.
 import type { IncomingMessage, RequestListener } from 'node:http'
 import { Together } from '@muster/database/together'
-import { addressOf } from '@muster/server/http/incoming'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
 import { isDatabaseAway } from '../db/connect.ts'
 import { type BootRow, bootRows } from '../db/machines.ts'
-import { type BootOrigins, originOf } from '../domain/boot-origin.ts'
+import type { BootOrigins } from '../domain/boot-origin.ts'
 import { type BootPlan, bootPlan, ipxeScript } from '../domain/boot-plan.ts'
 import type { Core } from '../domain/core.ts'
 import { machineToken } from '../domain/machine-token.ts'
-import { refusalOfMachine, refuse } from './machine-requests.ts'
+import { askedFrom, refusalOfMachine, refuse } from './machine-requests.ts'
 
 export const bootPath = '/boot/ipxe'
 
@@ -27,7 +26,7 @@ export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly
     if (machine === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const plan = bootPlan({ machine, hasAgent: arch => core.catalogue.hasAgent(arch) })
     if (plan.kind !== 'agent' || plan.machine === null) return ipxeScript(plan, { baseUrl: place.baseUrl, token: null })
-    const address = originOf(addressOf(incoming), [incoming.headers['x-forwarded-for']].flat().join(','), place.origins.proxies)
+    const address = askedFrom(incoming, place.origins.proxies)
     const granted = await unlessAway(place.origins.grant({ ...plan.machine, mac, address }))
     if (granted === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const given: BootPlan = granted.kind === 'granted' ? plan : { kind: 'unavailable', because: granted.because }

@@ -6,16 +6,15 @@ import type { Context, Hono } from 'hono'
 import type { MachineRow } from '../db/machines.ts'
 import { machineOfToken, receiveSignal } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
-import { type FirstBoots, failFirstBoot, phoneHome } from '../domain/first-boot.ts'
+import { failFirstBoot, phoneHome } from '../domain/first-boot.ts'
 import { deploymentSecrets, instanceIdOf, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
-import { machineDoor, neverKept, reportIn, textOrBytes } from './machine-requests.ts'
+import { type MetadataPlace, machineDoor, neverKept, reportIn, textOrBytes } from './machine-requests.ts'
 import { tokenOfOauth } from './plaintext-oauth.ts'
 
 const versions = new Set(['2012-03-01', 'latest'])
 
-/** `baseUrl`: how machines reach this partition. */
-export function maasDoor(core: Core, options: { baseUrl: string; firstBoots: FirstBoots }): Hono<DoorEnv> {
-  const app = machineDoor(core.log).use(neverKept)
+export function maasDoor(core: Core, options: MetadataPlace): Hono<DoorEnv> {
+  const app = machineDoor(core, { name: 'maas', proxies: options.proxies }).use(neverKept)
   const tokenIn = (c: Context) => {
     // Real clients understand a 401 with this header, and mend their clock by its Date.
     c.header('www-authenticate', 'OAuth realm="MAAS"')

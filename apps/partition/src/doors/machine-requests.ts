@@ -1,19 +1,32 @@
-// What the doors for machines (boot, agent, metadata) have in common: problem documents, and bodies of a bounded size.
-import type { ServerResponse } from 'node:http'
-import type { DoorEnv } from '@muster/server/http/incoming'
+// What the doors for machines (boot, agent, metadata, events of BMCs) have in common: where they ask from, problem documents, and bodies of a bounded size.
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { addressOf, type DoorEnv } from '@muster/server/http/incoming'
 import type { Log } from '@muster/server/log'
 import { type CloudInitReport, cloudInitReport } from '@muster/shared/cloud-init'
+import { nobody } from '@muster/shared/contract/call'
 import { invalidInput, problemOf, Refusal } from '@muster/shared/errors'
 import { type Context, Hono, type MiddlewareHandler } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { refusalOfDatabase } from '../db/connect.ts'
+import { originOf } from '../domain/boot-origin.ts'
+import type { Core } from '../domain/core.ts'
+import type { FirstBoots } from '../domain/first-boot.ts'
+import { StrangeToken } from '../domain/machine-token.ts'
 
 /** An inventory with hundreds of disks and everything dmidecode says stays far below. */
 const bodyLimitBytes = 1_000_000
 
-/** An app whose errors are problem documents. */
-export function machineDoor(log: Log): Hono<DoorEnv> {
+/** Where a request began, told by a proxy where one of these is between. */
+export function askedFrom(incoming: Pick<IncomingMessage, 'socket' | 'headers'>, proxies: readonly string[]): string {
+  return originOf(addressOf(incoming), [incoming.headers['x-forwarded-for']].flat().join(','), proxies)
+}
+
+/** An app whose errors are problem documents; who comes with a strange token is counted in the audit log, under the door's name. */
+export function machineDoor(
+  core: Pick<Core, 'log' | 'audit'>,
+  { name, proxies }: { name: string; proxies: readonly string[] },
+): Hono<DoorEnv> {
   const app = new Hono<DoorEnv>()
   app.use(
     bodyLimit({
@@ -24,7 +37,15 @@ export function machineDoor(log: Log): Hono<DoorEnv> {
     }),
   )
   app.onError((error, c) => {
-    const problem = problemOf(refusalOfMachine(error, { log, path: c.req.routePath }))
+    if (error instanceof StrangeToken)
+      core.audit.refused({
+        call: name,
+        caller: nobody,
+        from: askedFrom(c.env.incoming, proxies),
+        code: error.code,
+        reason: error.message,
+      })
+    const problem = problemOf(refusalOfMachine(error, { log: core.log, path: c.req.routePath }))
     return c.json(problem, problem.status as ContentfulStatusCode, {
       'content-type': 'application/problem+json',
       // The rest of such a body is not read, so nothing can follow it on this connection.
@@ -48,6 +69,13 @@ export function refuse(outgoing: ServerResponse, refusal: Refusal, headers: Reco
   for (const name of outgoing.getHeaderNames()) outgoing.removeHeader(name)
   const problem = problemOf(refusal)
   outgoing.writeHead(problem.status, { ...headers, 'content-type': 'application/problem+json' }).end(JSON.stringify(problem))
+}
+
+/** What the doors of metadata are given. `baseUrl`: how machines reach this partition. */
+export interface MetadataPlace {
+  readonly baseUrl: string
+  readonly proxies: readonly string[]
+  readonly firstBoots: FirstBoots
 }
 
 /** For answers that only one machine may see: nothing between it and here keeps them. */

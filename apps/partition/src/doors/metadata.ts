@@ -3,14 +3,13 @@ import type { DoorEnv } from '@muster/server/http/incoming'
 import type { Hono } from 'hono'
 import { machineOfToken } from '../domain/agent.ts'
 import type { Core } from '../domain/core.ts'
-import { type FirstBoots, phoneHome } from '../domain/first-boot.ts'
+import { phoneHome } from '../domain/first-boot.ts'
 import { deploymentSecrets, hostKeysIn, instanceIdOf, takeSecret, userDataBytes, vendorData, yaml } from '../domain/metadata.ts'
 import { networkOf } from '../domain/network-config.ts'
-import { machineDoor, neverKept, reportIn, textOrBytes } from './machine-requests.ts'
+import { type MetadataPlace, machineDoor, neverKept, reportIn, textOrBytes } from './machine-requests.ts'
 
-/** `baseUrl`: how machines reach this partition. */
-export function metadataDoor(core: Core, options: { baseUrl: string; firstBoots: FirstBoots }): Hono<DoorEnv> {
-  const app = machineDoor(core.log).use(neverKept)
+export function metadataDoor(core: Core, options: MetadataPlace): Hono<DoorEnv> {
+  const app = machineDoor(core, { name: 'metadata', proxies: options.proxies }).use(neverKept)
   const machineOf = (token: string) => machineOfToken(core, 'metadata', token)
 
   app.get('/:token/meta-data', async c => {

@@ -1,11 +1,10 @@
 // One asking of the backend, whichever door it came through: how long it may take, when its asker has gone, and what an error becomes.
-import type { Caller } from '@muster/shared/contract/call'
+import { type Caller, nobody } from '@muster/shared/contract/call'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal, wrongFields } from '@muster/shared/errors'
 import { type Audit, changes, noteRefusal } from '../audit.ts'
 import type { Backend, CallContext } from '../backend.ts'
 import type { Log } from '../log.ts'
-import { nobody } from './auth.ts'
 import { checkRole, type Plan } from './plan.ts'
 
 /** How long a call may take that does not ask to wait. */

@@ -25,9 +25,6 @@ const mostProven = 1000
 
 const bearer = /^Bearer ([\x21-\x7e]{1,1024})$/i
 
-/** A caller for calls that need no token. */
-export const nobody: Caller = { name: 'anonymous', role: 'public' }
-
 /**
  * Authenticates by bearer token. An address over the limit is refused without regard to what it sends, except for tokens that were right from
  * there before: behind one address there may be many people, and one stale script must not lock the others out.

@@ -17,7 +17,7 @@ export function header(c: DoorContext, name: string): string | undefined {
 }
 
 /** Where the request came from: the address at the other end of the connection. */
-export function addressOf(incoming: HttpBindings['incoming']): string {
+export function addressOf(incoming: Pick<HttpBindings['incoming'], 'socket'>): string {
   return incoming.socket.remoteAddress ?? 'unknown'
 }
 

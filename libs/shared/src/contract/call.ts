@@ -16,6 +16,9 @@ export function mayAct(has: Role, needs: Role): boolean {
 export const caller = z.strictObject({ name: z.string(), role: z.enum(roles), pools: z.array(label).readonly().optional() })
 export type Caller = z.infer<typeof caller>
 
+/** A caller of whom nothing is known. */
+export const nobody: Caller = { name: 'anonymous', role: 'public' }
+
 /** One line per partition asked: what it did, and how long it took. */
 export const coverage = z.object({
   asked: z.number().int(),
