@@ -1,12 +1,12 @@
-// Who is given a machine's boot script with its token: at the real door, asked from several addresses of this host.
-import { request } from 'node:http'
+// Who is given a machine's boot script with its token, and who may speak with it: at the real door, asked from several addresses of this host.
+import { type RequestOptions, request } from 'node:http'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
 import { putSubnet, reserveAddress } from '../src/domain/addresses.ts'
-import { bootTrusts, claimAll, originOf, weaknessesOf } from '../src/domain/boot-origin.ts'
+import { BootOrigins, bootTrusts, claimAll, originOf, weaknessesOf } from '../src/domain/boot-origin.ts'
 import { leaseIn, leasesIn } from '../src/domain/dnsmasq.ts'
 import { moveMachine } from '../src/domain/move.ts'
-import { addMachine, operator, runPartition, type TestPartition, until } from './harness.ts'
+import { addMachine, newMac, operator, runPartition, type TestPartition, until } from './harness.ts'
 
 const here = { served: [], proxies: ['127.0.0.1'] }
 const partitions = {} as Record<(typeof bootTrusts)[number], TestPartition>
@@ -18,23 +18,40 @@ afterAll(async () => {
   for (const end of ends.reverse()) await end()
 })
 
-/** The script of a MAC address, asked for from one of this host's addresses. */
-const script = (partition: TestPartition, mac: string, from: string, headers: Record<string, string> = {}) =>
-  new Promise<string>((resolve, reject) => {
-    const asking = request(`${partition.url}/boot/ipxe/${mac}`, { localAddress: from, headers, agent: false }, answer => {
+/** A request from one of this host's addresses. */
+const askFrom = (
+  partition: TestPartition,
+  from: string,
+  path: string,
+  { body = '', ...options }: RequestOptions & { body?: string } = {},
+) =>
+  new Promise<{ status: number | undefined; text: string }>((resolve, reject) => {
+    const asking = request(`${partition.url}${path}`, { localAddress: from, agent: false, ...options }, answer => {
       let text = ''
-      answer.on('data', more => (text += more)).on('end', () => resolve(text))
+      answer.on('data', more => (text += more)).on('end', () => resolve({ status: answer.statusCode, text }))
     })
-    asking.on('error', reject).end()
+    asking.on('error', reject).end(body)
+  })
+/** The script of a MAC address. */
+const script = async (partition: TestPartition, mac: string, from: string, headers: Record<string, string> = {}) =>
+  (await askFrom(partition, from, `/boot/ipxe/${mac}`, { headers })).text
+/** What a machine's agent is answered: to the question for its job, or to a heartbeat. */
+const agent = (partition: TestPartition, bearer: string | undefined, from: string, headers: Record<string, string> = {}) =>
+  askFrom(partition, from, '/agent/job', { headers: { ...headers, authorization: `Bearer ${bearer}` } })
+const beat = (partition: TestPartition, bearer: string | undefined, from: string) =>
+  askFrom(partition, from, '/agent/signal', {
+    method: 'POST',
+    body: JSON.stringify({ status: 'working', step: 'cpu', message: '' }),
+    headers: { authorization: `Bearer ${bearer}`, 'content-type': 'application/json' },
   })
 const atWork = async (partition: TestPartition) => {
   const machine = await addMachine(partition.core, { state: 'commissioning', run: 'r1', attention_at: null })
   return { id: machine.id, mac: machine.interfaces[0]?.mac as string }
 }
 const token = /muster\.token=(\S+)/
-const refusals = (partition: TestPartition, machine: string) =>
+const refusals = (partition: TestPartition, machine: string, kind = 'machine.boot-refused') =>
   partition.sql<{ actor: string; data: Record<string, unknown> }[]>`
-    select actor, data from events where machine_id = ${machine} and kind = 'machine.boot-refused' order by id`
+    select actor, data from events where machine_id = ${machine} and kind = ${kind} order by id`
 
 describe('where DHCP is not ours', () => {
   test('the first address that asks has the script of a task, as often as it asks; others are refused, and it is told', async () => {
@@ -133,6 +150,84 @@ describe('where DHCP is not ours', () => {
     expect(readSettings(served).settings.bootOrigins).toMatchObject({ served: ['10.98.0.5/24'], trust: 'none' })
     expect(readSettings({ ...served, MUSTER_BOOT_TRUST: 'any' }).settings.bootOrigins).toMatchObject({ trust: 'any' })
     expect(() => readSettings({ ...base, MUSTER_BOOT_TRUST: 'all' })).toThrow('MUSTER_BOOT_TRUST')
+  })
+})
+
+describe('the token of a task', () => {
+  test('is of no use from an address that is reserved for somebody else, or for nobody', async () => {
+    const partition = partitions.reserved
+    const subnet = { cidr: '127.0.9.0/24', vlan: null, gateway: null, nameservers: [], description: '', reserved: [] }
+    await putSubnet(partition.core, operator, { name: 'work', ...subnet })
+    const { id, mac } = await atWork(partition)
+    await reserveAddress(partition.core, operator, { subnet: 'work', address: '127.0.9.5', machine: id, aliases: [], note: '' })
+    const bearer = token.exec(await script(partition, mac, '127.0.9.5'))?.[1]
+    expect(await agent(partition, bearer, '127.0.9.5')).toMatchObject({ status: 200 })
+    expect(await beat(partition, bearer, '127.0.9.5')).toMatchObject({ status: 204 })
+    for (let time = 1; time <= 3; time++) {
+      const stolen = await agent(partition, bearer, '127.0.9.6')
+      expect(stolen.status).toBe(403)
+      expect(stolen.text).toContain('this is not the address of the machine that the token was given to')
+      expect(stolen.text).not.toContain('127.0.9.5')
+      expect(await beat(partition, bearer, '127.0.9.6')).toMatchObject({ status: 403 })
+    }
+    const why = 'its boot script was given to 127.0.9.5'
+    expect([...(await refusals(partition, id, 'machine.agent-refused'))]).toEqual([
+      { actor: 'agent', data: { address: '127.0.9.6', why, times: 1 } },
+    ])
+    expect(partition.lines.filter(line => line.includes(`the agent of ${id} is not heard from 127.0.9.6: ${why}`))).toHaveLength(1)
+    // The machine works on, and the proxy is believed here as it is for scripts.
+    expect(await beat(partition, bearer, '127.0.9.5')).toMatchObject({ status: 204 })
+    expect(await agent(partition, bearer, '127.0.0.1', { 'x-forwarded-for': '127.0.9.5' })).toMatchObject({ status: 200 })
+    expect(await agent(partition, bearer, '127.0.9.6', { 'x-forwarded-for': '127.0.9.5' })).toMatchObject({ status: 403 })
+    await partition.core.audit.settled()
+    const entries = () => partition.core.audit.list({ after: 0, limit: 100, actor: undefined, call: 'door.refused', target: undefined })
+    await until(async () =>
+      (await entries()).items.some(
+        ({ from, target }) => from === '127.0.9.6' && target.startsWith('agent, 7 times: this is not the address'),
+      ),
+    )
+  })
+
+  test('is good from anywhere where nobody knows whose an address is', async () => {
+    const partition = partitions.any
+    const { mac } = await atWork(partition)
+    const bearer = token.exec(await script(partition, mac, '127.0.0.2'))?.[1]
+    // Its agent asked another DHCP server by another name, and has another address than its firmware had.
+    for (const from of ['127.0.0.2', '127.0.0.3']) expect(await beat(partition, bearer, from)).toMatchObject({ status: 204 })
+  })
+
+  test('goes on when the machine has another lease, or speaks from another of its ports; not from an address that is leased to another', async () => {
+    const { core } = partitions.any
+    const ports = [newMac(), newMac()]
+    const interfaces = ports.map((mac, at) => ({ mac, name: `eth${at}`, speedMbps: 1000, subnet: null, ip: null }))
+    const row = await addMachine(core, { state: 'commissioning', run: 'r1', attention_at: null }, { interfaces })
+    const machine = { ...row, run: 'r1' }
+    const leases = new Map([[ports[0], ['10.0.0.5']]])
+    const readings: string[] = []
+    const origins = new BootOrigins(core, { served: ['10.0.0.1/24'], trust: 'any', proxies: [] }, async macs => {
+      readings.push(...macs)
+      return macs.map(mac => leases.get(mac) ?? [])
+    })
+    const speaks = (address: string) =>
+      origins.checkAgent(machine, address).then(
+        () => 'heard',
+        ({ code }) => code,
+      )
+    expect(await origins.grant({ id: row.id, run: 'r1', mac: ports[0] as string, address: '10.0.0.5' })).toEqual({ kind: 'granted' })
+    for (const address of ['10.0.0.6', '192.0.2.9']) expect(await speaks(address), address).toBe('forbidden')
+    expect(await speaks('10.0.0.5')).toBe('heard')
+    // Its lease ran out while it worked, and it has another one.
+    leases.set(ports[0], ['10.0.0.6'])
+    expect(await speaks('10.0.0.5')).toBe('heard')
+    expect(await speaks('10.0.0.6')).toBe('heard')
+    leases.set(ports[1], ['10.0.0.7'])
+    expect(await speaks('10.0.0.7')).toBe('heard')
+    expect(await speaks('10.0.0.8')).toBe('forbidden')
+    // Who was heard a moment ago is not looked up again.
+    expect(await speaks('10.0.0.7')).toBe('heard')
+    const before = readings.length
+    for (let time = 1; time <= 100; time++) expect(await speaks('10.0.0.7')).toBe('heard')
+    expect(readings).toHaveLength(before)
   })
 })
 

@@ -341,9 +341,13 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     const thief = await site.ask('52:54:00:cc:00:01')
     expect(await script()).toContain('this is not the address of the machine')
     const lease = await site.ask(mac)
-    expect(await script()).toContain('muster.token=')
+    const token = /muster\.token=(\S+)/.exec(await script())?.[1]
+    const job = async () => (await site.http('http://10.98.0.1:5250/agent/job', '-H', `Authorization: Bearer ${token}`)).toString()
+    expect(await job()).toContain(id)
     await site.ask('52:54:00:cc:00:01')
     expect(await script()).not.toContain('muster.token=')
+    // Who has stolen the token has no use for it.
+    await expect(job()).rejects.toThrow('403')
     // By an address that was given to nobody, and one of another network.
     for (const address of ['10.98.0.9/24', '10.98.7.9/24']) {
       await site.takeAddress(address)
@@ -354,6 +358,7 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     // It restarts: the same address, and the same work.
     expect((await site.ask(mac)).ip).toBe(lease.ip)
     expect(await script()).toContain('muster.token=')
+    expect(await job()).toContain(id)
   })
 
   test('beside a DHCP server that gives the addresses says what to boot, and nothing else', async () => {
@@ -691,7 +696,7 @@ async function openSite() {
       await ip('-n', there, 'route', 'replace', '10.98.0.1', 'dev', 'eth0')
       await ip('-n', here, 'route', 'replace', '10.98.7.0/24', 'dev', 'lan0')
     },
-    http: (address: string) => asMachine('curl', '-fsS', address),
+    http: (address: string, ...more: string[]) => asMachine('curl', '-fsS', ...more, address),
     resolve: async (name: string) => (await asMachine('busybox', 'nslookup', '-type=a', name, '10.98.0.1')).toString(),
     dnsmasqPid: async () => {
       const { stdout } = await ip('netns', 'pids', here)

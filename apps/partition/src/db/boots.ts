@@ -30,9 +30,22 @@ export function claimBoots(sql: Sql, claims: readonly BootClaim[]): Promise<{ id
       left join boots b on b.machine_id = m.id and b.run = m.run and b.since = m.state_since`
 }
 
-export async function noteRefusedBoot(sql: Sql, machine: string, data: { mac: string; address: string; why: string; times: number }) {
-  await sql`insert into events (kind, machine_id, actor, data) values ('machine.boot-refused', ${machine}, 'boot', ${sql.json(data)})`
+/** The address that has the script of a machine's run; undefined: none has. */
+export async function holderOfBoot(sql: Sql, { id, run }: { id: string; run: string }): Promise<string | undefined> {
+  const [row] = await sql<{ address: string }[]>`select address from boots where machine_id = ${id} and run = ${run}`
+  return row?.address
 }
+
+/** Notes that who asked for a machine's script, or as its agent, was refused. */
+export async function noteRefusedOrigin(
+  sql: Sql,
+  { kind, machine, data }: { kind: RefusedOrigin; machine: string; data: { mac?: string; address: string; why: string; times: number } },
+): Promise<void> {
+  const actor = kind === 'machine.boot-refused' ? 'boot' : 'agent'
+  await sql`insert into events (kind, machine_id, actor, data) values (${kind}, ${machine}, ${actor}, ${sql.json(data)})`
+}
+
+export type RefusedOrigin = 'machine.boot-refused' | 'machine.agent-refused'
 
 /** Notes what DHCP gave, for so many seconds from now. */
 export async function saveLeases(sql: Sql, leases: readonly { mac: string; address: string }[], seconds: number): Promise<void> {

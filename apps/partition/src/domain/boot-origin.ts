@@ -1,13 +1,15 @@
-// Who is given a machine's boot script with its token. Firmware has no secret to show; what it has is its address: where our DHCP gives addresses, it must
-// be the one that was given to the machine, and in any case a task of a machine is for one address.
+// Who is given a machine's boot script with its token, and who may use that token as its agent. Firmware has no secret to show; what it has is its
+// address: where our DHCP gives addresses, it must be the one that was given to the machine, and in any case a task of a machine is for one address.
 import { isIP } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Together } from '@muster/database/together'
 import { nobody } from '@muster/shared/contract/call'
 import { isInNetwork } from '@muster/shared/network'
 import { reservedFor } from '../db/addresses.ts'
-import { type BootClaim, claimBoots, noteRefusedBoot } from '../db/boots.ts'
+import { type BootClaim, claimBoots, holderOfBoot, noteRefusedOrigin, type RefusedOrigin } from '../db/boots.ts'
+import type { MachineRow } from '../db/machines.ts'
 import type { Core } from './core.ts'
+import { StrangeToken } from './machine-token.ts'
 
 /** What is done with who asks from a network where our DHCP gives no addresses: the first who asks is believed; or who has its address reserved; or nobody. */
 export const bootTrusts = ['any', 'reserved', 'none'] as const
@@ -43,6 +45,8 @@ const plainAddress = (text: string) => text.replace(/^::ffff:(?=\d+\.)/i, '')
 
 /** A lease is in dnsmasq's file before its machine hears of it, but the file is written anew in place, and another replica's comes over the database. */
 const leaseTries = { times: 4, everyMs: 100 }
+/** An agent is asked about again after so long, and so many are remembered: it speaks every few seconds, and the answer is the same. */
+const heard = { forMs: 60_000, most: 10_000 }
 /** Refusals of one machine are one event in so long, and those of all so many. */
 const refusals = { everyMs: 60_000, most: 60 }
 
@@ -79,6 +83,8 @@ export class BootOrigins {
   readonly #leases: Together<string, readonly string[]>
   readonly #claims: Together<BootClaim, Claimed>
   readonly #refused = new Map<string, { at: number; times: number }>()
+  /** By machine: the address its agent speaks from in a task. */
+  readonly #heard = new Map<string, { task: string; address: string; at: number }>()
 
   /** `leased`: for each of these MAC addresses, those that DHCP has given to it. */
   constructor(core: Core, rules: OriginRules, leased: LeaseReader) {
@@ -100,10 +106,10 @@ export class BootOrigins {
     address: string
   }): Promise<{ kind: 'granted' } | { kind: 'refused'; because: string }> {
     const { id, run, mac, address } = asked
-    const rule = this.#rules.served.some(cidr => isInNetwork(cidr, address)) ? 'leased' : this.#rules.trust
+    const rule = this.#isServed(address) ? 'leased' : this.#rules.trust
     if (rule === 'none')
       return this.#refuse(asked, 'it is in no network where this partition gives the addresses', 'this network is not trusted')
-    const given = rule === 'any' ? null : rule === 'leased' ? await this.#leasedTo(mac, address) : await this.#reservedTo(mac)
+    const given = rule === 'any' ? null : rule === 'leased' ? await this.#leasedTo([mac], address) : await this.#reservedTo([mac])
     if (given && !given.includes(address))
       return this.#refuse(
         asked,
@@ -116,17 +122,55 @@ export class BootOrigins {
     return this.#refuse(asked, `${claim.by} has been given it already`, 'another one has been given the work of this machine')
   }
 
-  async #leasedTo(mac: string, address: string): Promise<readonly string[]> {
+  /**
+   * Whether who comes with the agent's token of this machine may speak for it: from the address that has its script, or from one that is its own by now.
+   * Where nobody knows whose an address is (trust `any`), the token alone counts. Throws forbidden.
+   */
+  async checkAgent(machine: MachineRow & { run: string }, address: string): Promise<void> {
+    const { id, run } = machine
+    const now = Date.now()
+    const task = `${run} ${machine.state_since.getTime()}`
+    const known = this.#heard.get(id)
+    if (known?.task === task && known.address === address && now - known.at < heard.forMs) return
+    const why = await this.#whyNoAgent(machine, address)
+    if (why === undefined) {
+      this.#heard.delete(id)
+      if (this.#heard.size >= heard.most) this.#heard.delete(this.#heard.keys().next().value as string)
+      this.#heard.set(id, { task, address, at: now })
+      return
+    }
+    await this.#tell({ kind: 'machine.agent-refused', id, address, why, text: `the agent of ${id} is not heard from ${address}: ${why}` })
+    throw new StrangeToken('forbidden', 'this is not the address of the machine that the token was given to')
+  }
+
+  async #whyNoAgent({ id, run, interfaces }: MachineRow & { run: string }, address: string): Promise<string | undefined> {
+    const holder = await holderOfBoot(this.#core.sql, { id, run })
+    if (holder === address) return undefined
+    const macs = interfaces.map(({ mac }) => mac)
+    const rule = this.#isServed(address) ? 'leased' : this.#rules.trust
+    if (rule === 'leased' || rule === 'reserved') {
+      const own = rule === 'leased' ? await this.#leasedTo(macs, address) : await this.#reservedTo(macs)
+      if (own.includes(address)) return undefined
+    } else if (rule === 'any' && (holder === undefined || !this.#isServed(holder))) return undefined
+    return holder === undefined ? 'its boot script was given to nobody' : `its boot script was given to ${holder}`
+  }
+
+  #isServed(address: string): boolean {
+    return this.#rules.served.some(cidr => isInNetwork(cidr, address))
+  }
+
+  /** What is leased to any of these; looked for again where the address is not among it. */
+  async #leasedTo(macs: readonly string[], address: string): Promise<readonly string[]> {
     let found: readonly string[] = []
     for (let attempt = 1; attempt <= leaseTries.times && !found.includes(address); attempt++) {
       if (attempt > 1) await sleep(leaseTries.everyMs)
-      found = await this.#leases.add(mac)
+      found = (await Promise.all(macs.map(mac => this.#leases.add(mac)))).flat()
     }
     return found
   }
 
-  async #reservedTo(mac: string): Promise<string[]> {
-    return (await reservedFor(this.#core.sql, mac)).map(({ address }) => address)
+  async #reservedTo(macs: readonly string[]): Promise<string[]> {
+    return (await Promise.all(macs.map(mac => reservedFor(this.#core.sql, mac)))).flat().map(({ address }) => address)
   }
 
   async #refuse(
@@ -134,22 +178,29 @@ export class BootOrigins {
     why: string,
     because: string,
   ): Promise<{ kind: 'refused'; because: string }> {
-    const now = Date.now()
     this.#core.audit.refused({ call: 'boot', caller: nobody, from: address, code: 'forbidden', reason: because })
+    const text = `the boot script of ${id} is not given to ${address}: ${why}`
+    await this.#tell({ kind: 'machine.boot-refused', id, mac, address, why, text })
+    return { kind: 'refused', because }
+  }
+
+  /** A refusal as an event of the machine, and in the log. */
+  async #tell({ kind, id, text, ...facts }: { kind: RefusedOrigin; id: string; mac?: string; address: string; why: string; text: string }) {
+    const now = Date.now()
+    const key = `${kind} ${id}`
     for (const [known, { at }] of this.#refused) if (now - at >= refusals.everyMs * 2) this.#refused.delete(known)
-    const before = this.#refused.get(id)
+    const before = this.#refused.get(key)
     if (before && now - before.at < refusals.everyMs) {
       before.times++
-      return { kind: 'refused', because }
+      return
     }
     const recent = [...this.#refused.values()].filter(({ at }) => now - at < refusals.everyMs).length
-    if (recent >= refusals.most) return { kind: 'refused', because }
+    if (recent >= refusals.most) return
     // Those since the last event, this one included.
     const times = (before?.times ?? 0) + 1
-    this.#refused.set(id, { at: now, times: 0 })
-    this.#core.log.warn({ machine: id, mac, address, why, times }, `the boot script of ${id} is not given to ${address}: ${why}`)
-    await noteRefusedBoot(this.#core.sql, id, { mac, address, why, times })
+    this.#refused.set(key, { at: now, times: 0 })
+    this.#core.log.warn({ machine: id, ...facts, times }, text)
+    await noteRefusedOrigin(this.#core.sql, { kind, machine: id, data: { ...facts, times } })
     this.#core.bells.log.ring()
-    return { kind: 'refused', because }
   }
 }

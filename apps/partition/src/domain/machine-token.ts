@@ -6,7 +6,7 @@ import type { Seal } from './seal.ts'
 /** `agent`: do the job and report. `metadata`: read what the deployed system is told, and phone home. */
 export type TokenPurpose = 'agent' | 'metadata'
 
-/** A token that is none of ours: somebody tries. One whose run is over is not strange: each machine comes to have one. */
+/** A token that is none of ours, or comes from where it was not given to: somebody tries. One whose run is over is not strange: each machine comes to have one. */
 export class StrangeToken extends Refusal {}
 
 export function machineToken(seal: Seal, purpose: TokenPurpose, machine: { id: string; run: string }): string {
