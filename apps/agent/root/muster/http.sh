@@ -20,8 +20,10 @@ prepare_http() {
     umask 022
 }
 
-# Why the last `ask` failed, on one line.
-trouble() { { cat "$TROUBLE"; jq -r '.detail // empty' "$ANSWER" 2>/dev/null; } | tr '\n' ' '; }
+# Why the last `ask` or `fetch` failed, on one line: curl says each of its tries, and the last one counts.
+trouble() {
+    { awk '/^curl: / { last = "" } { last = last $0 "\n" } END { printf "%s", last }' "$TROUBLE"; jq -r '.detail // empty' "$ANSWER" 2>/dev/null; } | tr '\n' ' '
+}
 
 # signal STATUS STEP MESSAGE PERCENT. A heartbeat that is lost is no failure: the next one tells more.
 signal() {

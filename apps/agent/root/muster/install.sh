@@ -112,15 +112,15 @@ write_while_fetching() {
     sha256sum </run/to-digest >/run/digest &
     hasher=$!
     rm -f /run/broken
-    { fetch_image "$image" 85 || cp /run/trouble /run/broken; } | tee /run/to-digest | unpack /run/head 2>/run/unpack | put_image
+    { fetch_image "$image" 85 || trouble >/run/broken; } | tee /run/to-digest | unpack /run/head 2>/run/unpack | put_image
     wait $hasher
     digest=$(cut -d' ' -f1 /run/digest)
     if [ "$digest" != "$wanted" ]; then
         spoil_place
-        [ ! -e /run/broken ] || fail download "the image was not fetched: $(tr '\n' ' ' </run/broken)"
+        [ ! -e /run/broken ] || fail download "the image was not fetched: $(cat /run/broken)"
         check_digest "$size" "$digest"
     fi
-    written || fail write "write to $place: $(cat /run/unpack /run/put /run/trouble 2>/dev/null | tr '\n' ' ')"
+    written || fail write "write to $place: $(cat /run/unpack /run/put | tr '\n' ' ')"
 }
 
 # check_digest BYTES DIGEST
