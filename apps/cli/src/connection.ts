@@ -3,10 +3,10 @@
 import { readFile } from 'node:fs/promises'
 import { type Client, createClient } from '@muster/shared/client'
 import { contract } from '@muster/shared/contract/contract'
+import { plainFetch } from '@muster/shared/trust/plain-fetch'
 import type { Command } from 'commander'
 import { type Cli, globalsOf, remark } from './cli.ts'
 import { CliError } from './exit-codes.ts'
-import { httpFetch } from './http-fetch.ts'
 import { permissionWarning, readConfig, readLocalLogin } from './profiles.ts'
 
 export interface Login {
@@ -139,7 +139,7 @@ export function clientFor(
   { url, token, ca }: { url: string; token?: string; ca?: string | undefined },
   onStream?: StreamNotice,
 ): Client {
-  const plain = httpFetch(ca)
+  const plain = plainFetch(ca)
   const client = createClient({ url, ...(token !== undefined && { token }), fetch: onStream ? noticingFetch(plain, onStream) : plain })
   return endingWith(cli.signal, client)
 }

@@ -1,5 +1,16 @@
 // The settings of a front.
-import { keptFor, loadConfig, nkeySeed, publicKeys, sealingKey, secret, tlsVariables, variable, wholeNumber } from '@muster/server/config'
+import {
+  authorityPem,
+  keptFor,
+  loadConfig,
+  nkeySeed,
+  publicKeys,
+  sealingKey,
+  secret,
+  tlsVariables,
+  variable,
+  wholeNumber,
+} from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
 import { natsPublicKey } from '@muster/shared/global/documents'
 import { partitionNamePattern } from '@muster/shared/ids'
@@ -13,6 +24,8 @@ export interface FrontSettings {
   /** The text of a NATS credentials file. */
   readonly natsCredentials: Secret | undefined
   readonly natsNkey: Secret | undefined
+  /** The authority by whose certificates the broker is believed, PEM. */
+  readonly natsCa: string | undefined
   /** The accepted partitions; undefined: all that make themselves heard. */
   readonly partitions: readonly string[] | undefined
   /** The Ed25519 key, 32 bytes in hex, that signs the global configuration; undefined: this front has none. */
@@ -66,6 +79,7 @@ const variables = {
   natsToken: secret('NATS_TOKEN', z.string().min(1).optional()),
   natsCredentials: secret('NATS_CREDENTIALS', z.string().min(1).optional()),
   natsNkey: secret('NATS_NKEY', nkeySeed),
+  natsCa: variable('NATS_CA', authorityPem),
   partitions: variable('MUSTER_PARTITIONS', partitionList.optional()),
   configKey: secret(
     'MUSTER_CONFIG_KEY',

@@ -33,6 +33,8 @@ export interface FrontOptions {
   readonly global?:
     | (Pick<HomeOptions, 'databaseUrl' | 'signer' | 'trustedKeys' | 'sealer'> & {
         readonly natsUrl?: string | undefined
+        /** By whose certificates partitions that enrol believe the bus, PEM. */
+        readonly natsCa?: string | undefined
         /** How long entries of the audit log are kept, milliseconds; undefined: for ever. */
         readonly keepAuditMs?: number | undefined
       })
@@ -105,7 +107,7 @@ function configure(
   global: NonNullable<FrontOptions['global']>,
   { presence, calls }: { presence: Presence; calls: PartitionCalls },
 ): Configured {
-  const { signer, trustedKeys, databaseUrl, keepAuditMs, natsUrl = '' } = global
+  const { signer, trustedKeys, databaseUrl, keepAuditMs, natsUrl = '', natsCa } = global
   const home = openHome({ name, bus, presence, calls, log, ...global })
   const sessions = sessionsOf(home, global, log)
   const isWritten = databaseUrl !== undefined
@@ -122,7 +124,7 @@ function configure(
     home,
     here: {
       ...configCalls(home),
-      ...enrolmentCalls({ home, natsUrl, configKeys: [signer.publicKey, ...trustedKeys], log }),
+      ...enrolmentCalls({ home, natsUrl, natsCa, configKeys: [signer.publicKey, ...trustedKeys], log }),
       ...sessionCalls(home, sessions),
     },
     tokens: [home.tokens, sessions.tokens],

@@ -37,6 +37,7 @@ export async function start(environment: Readonly<Record<string, string | undefi
         token: settings.natsToken?.reveal(),
         credentials: settings.natsCredentials?.reveal(),
         nkey: settings.natsNkey?.reveal(),
+        ca: settings.natsCa,
         inbox: inboxOf({ kind: 'front' }),
         name: `front ${name}`,
         log,
@@ -78,6 +79,7 @@ function globalOf(settings: FrontSettings): FrontOptions['global'] {
     trustedKeys: settings.configKeys,
     keepAuditMs: settings.keepAudit,
     natsUrl: settings.natsPublicUrl ?? settings.natsUrl,
+    natsCa: settings.natsCa,
     sealer: settings.sharedKey && createSharedSealer(keyBytes(settings.sharedKey.reveal())),
   }
 }

@@ -2,6 +2,7 @@
 import { hostname } from 'node:os'
 import path from 'node:path'
 import {
+  authorityPem,
   ConfigError,
   keptFor,
   keyBytes,
@@ -24,6 +25,7 @@ import { enlistedRules, erasePolicies } from '@muster/shared/machine'
 import { domain } from '@muster/shared/network'
 import { scriptName } from '@muster/shared/scripts'
 import type { Secret } from '@muster/shared/secret'
+import { plainFingerprint } from '@muster/shared/trust/authority'
 import { z } from 'zod'
 import { bootTrusts, type OriginRules } from './domain/boot-origin.ts'
 import { defaultRules, type Rules } from './domain/core.ts'
@@ -88,11 +90,23 @@ const variables = {
   natsToken: secret('NATS_TOKEN', z.string().optional()),
   natsCredentials: secret('NATS_CREDENTIALS', z.string().optional()),
   natsNkey: secret('NATS_NKEY', nkeySeed),
+  natsCa: variable('NATS_CA', authorityPem),
   key: secret('MUSTER_KEY', sealingKey('32 bytes in hex or base64 that seal secrets at rest: openssl rand -hex 32')),
   sharedKey: secret('MUSTER_SHARED_KEY', sealingKey('32 bytes in hex or base64').optional()),
   configKeys: variable('MUSTER_CONFIG_PUBLIC_KEY', publicKeys),
   joinUrl: variable('MUSTER_JOIN_URL', z.url({ protocol: /^https?$/ }).optional()),
   joinToken: secret('MUSTER_JOIN_TOKEN', z.string().min(1).optional()),
+  joinCa: variable('MUSTER_JOIN_CA', authorityPem),
+  joinFingerprint: variable(
+    'MUSTER_JOIN_FINGERPRINT',
+    z
+      .string()
+      .refine(
+        text => plainFingerprint(text) !== undefined,
+        'must be the SHA-256 fingerprint of an authority: 64 hex digits, with or without colons',
+      )
+      .optional(),
+  ),
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
   files: variable('MUSTER_FILES', folder('files')),
   host: variable('HOST', z.string().default('127.0.0.1')),
@@ -136,6 +150,15 @@ const variables = {
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
+/** The front to be accepted by. */
+export interface JoinSettings {
+  readonly url: string
+  readonly token: Secret
+  /** How it is believed: by certificates of this authority (PEM), or of the one with this SHA-256 fingerprint; else by those that this computer knows. */
+  readonly ca?: string | undefined
+  readonly fingerprint?: string | undefined
+}
+
 export interface PartitionSettings {
   partition: string
   replica: string
@@ -143,13 +166,15 @@ export interface PartitionSettings {
   connections: number
   /** `credentials`: the text of a NATS credentials file; `nkey`: the seed of one. */
   nats: { url: string; token: string | undefined; credentials?: string | undefined; nkey?: string | undefined } | undefined
+  /** The authority by whose certificates the bus is believed, PEM; undefined: the one that a front handed over, or those that this computer knows. */
+  natsCa?: string | undefined
   key: Buffer
   /** The key that fronts and partitions share, 32 bytes: opens the secrets of the global configuration. */
   sharedKey?: Buffer | undefined
   /** Public keys of the fronts, hex: whose global configuration is taken. */
   configKeys?: readonly string[]
   /** The front to be accepted by; undefined: what to know stands in the settings. */
-  join?: { url: string; token: Secret } | undefined
+  join?: JoinSettings | undefined
   tokensFile: string
   files: string
   host: string
@@ -188,6 +213,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
             credentials: given.natsCredentials?.reveal(),
             nkey: given.natsNkey?.reveal(),
           },
+    natsCa: given.natsCa,
     key: keyBytes(given.key.reveal()),
     sharedKey: given.sharedKey && keyBytes(given.sharedKey.reveal()),
     configKeys: given.configKeys,
@@ -226,21 +252,31 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
 function joinOf({
   joinUrl: url,
   joinToken: token,
+  joinCa: ca,
+  joinFingerprint: fingerprint,
   natsUrl,
 }: {
   joinUrl: string | undefined
   joinToken: Secret | undefined
+  joinCa: string | undefined
+  joinFingerprint: string | undefined
   natsUrl: string | undefined
 }): PartitionSettings['join'] {
+  const believed = [ca && 'MUSTER_JOIN_CA', fingerprint && 'MUSTER_JOIN_FINGERPRINT'].filter(Boolean)
   if (url === undefined) {
-    if (token !== undefined) throw new ConfigError(['MUSTER_JOIN_TOKEN is set, but not MUSTER_JOIN_URL: which front is to be asked?'])
+    const [left] = [token && 'MUSTER_JOIN_TOKEN', ...believed].filter(Boolean)
+    if (left !== undefined) throw new ConfigError([`${left} is set, but not MUSTER_JOIN_URL: which front is to be asked?`])
     return undefined
   }
   if (natsUrl !== undefined)
     throw new ConfigError(['MUSTER_JOIN_URL and NATS_URL are both set: a partition that is accepted by a front is told where the bus is'])
   if (token === undefined)
     throw new ConfigError(['MUSTER_JOIN_TOKEN is not set: MUSTER_JOIN_URL is asked with one (muster partition token create)'])
-  return { url: url.replace(/\/$/, ''), token }
+  if (believed.length > 1)
+    throw new ConfigError(['MUSTER_JOIN_CA and MUSTER_JOIN_FINGERPRINT are both set, and say the same: set one of them'])
+  if (believed.length > 0 && !/^https:/i.test(url))
+    throw new ConfigError([`${believed[0]} is set, but MUSTER_JOIN_URL is not https: a front shows no certificate by HTTP`])
+  return { url: url.replace(/\/$/, ''), token, ca, fingerprint }
 }
 
 /** Throws ConfigError where only a part of what it takes is there, or what does not go together. */

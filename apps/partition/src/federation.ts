@@ -5,16 +5,18 @@ import type { Log } from '@muster/server/log'
 import type { Own } from '@muster/server/process'
 import type { Bus } from '@muster/shared/bus/bus'
 import { inboxOf } from '@muster/shared/bus/permissions'
-import { createClient } from '@muster/shared/client'
+import { type Client, createClient } from '@muster/shared/client'
+import { AuthorityError, authorityOf } from '@muster/shared/trust/authority'
+import { plainFetch } from '@muster/shared/trust/plain-fetch'
 import type { LocalBackend } from './backend/local.ts'
-import type { PartitionSettings } from './config.ts'
+import type { JoinSettings, PartitionSettings } from './config.ts'
 import type { Core } from './domain/core.ts'
 import { Enrolment, type Membership } from './domain/enrolment.ts'
 import { type BusDoor, openBusDoor } from './doors/bus.ts'
 import { type ConfigurationDoor, openConfigurationDoor } from './doors/configuration.ts'
 
 export interface FederationOptions {
-  readonly settings: Pick<PartitionSettings, 'partition' | 'replica' | 'nats' | 'join'>
+  readonly settings: Pick<PartitionSettings, 'partition' | 'replica' | 'nats' | 'natsCa' | 'join'>
   /** Instead of a connection of its own, for tests in one process. */
   readonly bus?: Bus | undefined
   readonly log: Log
@@ -69,6 +71,7 @@ export class Federation {
     const { problem } = this.#enrolment
     return [
       ...(problem === undefined ? [] : [`not part of the federation: ${problem}`]),
+      ...(this.#bus === undefined || this.#bus.isConnected() ? [] : [`not on the bus: ${this.#bus.describe()}`]),
       ...(own?.status === 'retired' ? ['this partition was retired: fronts do not ask it any more'] : []),
       ...catalogue.missing.map(os => `${os} was selected for this partition, and its files are not here`),
     ]
@@ -92,10 +95,11 @@ export class Federation {
     this.#configurationDoor = openConfigurationDoor({ core: this.#core, bus })
   }
 
-  #join({ url, token }: NonNullable<PartitionSettings['join']>, speaker: Speaker): void {
+  #join(settings: JoinSettings, speaker: Speaker): void {
+    const { url, token } = settings
     const { log, own } = this.#options
     const leaving = new AbortController()
-    const application = { client: createClient({ url }), front: url, token, version: speaker.version, url: speaker.url }
+    const application = { connect: () => frontOf(settings), front: url, token, version: speaker.version, url: speaker.url }
     const joined = this.#enrolment.accepted(application, leaving.signal).then(async accepted => {
       if (!accepted || leaving.signal.aborted) return
       this.#core.configuration.trust(accepted.configKeys)
@@ -111,10 +115,11 @@ export class Federation {
     })
   }
 
-  #connect(nats: NonNullable<PartitionSettings['nats']> & { onRefusal?: 'retry' }): Promise<Bus> {
+  #connect(nats: NonNullable<PartitionSettings['nats']> & { ca?: string | undefined; onRefusal?: 'retry' }): Promise<Bus> {
     const { settings, log } = this.#options
     return connectNats({
       ...nats,
+      ca: settings.natsCa ?? nats.ca,
       inbox: inboxOf({ kind: 'partition', name: settings.partition }),
       name: `partition ${settings.partition} replica ${settings.replica}`,
       log,
@@ -122,7 +127,18 @@ export class Federation {
   }
 }
 
-function busOf({ natsUrl: url, nkey }: Membership) {
+/** The front to ask, believed as the settings say. A fingerprint is that of a certificate which the front itself shows. */
+async function frontOf({ url, ca, fingerprint }: JoinSettings): Promise<Client> {
+  if (fingerprint === undefined) return createClient({ url, fetch: plainFetch(ca) })
+  try {
+    return createClient({ url, fetch: plainFetch(await authorityOf(url, fingerprint)) })
+  } catch (error) {
+    if (!(error instanceof AuthorityError) || error.hint === undefined) throw error
+    throw new Error(`${error.message}; correct MUSTER_JOIN_FINGERPRINT: ${error.hint}`, { cause: error })
+  }
+}
+
+function busOf({ natsUrl: url, natsCa: ca, nkey }: Membership) {
   // The broker may learn of an accepted partition later than it does, and a retired one goes on by itself.
-  return { url, nkey, token: undefined, onRefusal: 'retry' as const }
+  return { url, ca, nkey, token: undefined, onRefusal: 'retry' as const }
 }

@@ -115,9 +115,9 @@ export async function startNatsServer(options: {
   }
 }
 
-/** Where a nats-server listens: it writes `nats-server_<pid>.ports` once it does, {"nats": ["nats://127.0.0.1:41234"], …}. Undefined before that. */
+/** Where a nats-server listens: it writes `nats-server_<pid>.ports` once it does, {"nats": ["nats://127.0.0.1:41234"], …}; with TLS, `tls://…`. Undefined before that. */
 export function natsUrlIn(portsFile: string): string | undefined {
-  return /"nats":\s*\[\s*"(nats:\/\/[^"]*:\d+)"/.exec(existsSync(portsFile) ? readFileSync(portsFile, 'utf8') : '')?.[1]
+  return /"nats":\s*\[\s*"((?:nats|tls):\/\/[^"]*:\d+)"/.exec(existsSync(portsFile) ? readFileSync(portsFile, 'utf8') : '')?.[1]
 }
 
 async function untilListening(portsFile: string, ended: () => string | undefined): Promise<number> {

@@ -1,5 +1,6 @@
 // A server's settings: environment variables, each with a schema, and `<NAME>_FILE` for those that are kept in a file (secrets of Docker,
 // Kubernetes and systemd). Everything that is wrong is said at once.
+import { X509Certificate } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { hostname, networkInterfaces } from 'node:os'
@@ -107,6 +108,23 @@ function ownNames({ tlsNames, host, url }: TlsGiven): string[] {
   )
 }
 
+/** Certificates of an authority, for {@link variable}: PEM, or the name of a file that holds it. */
+export const authorityPem = z
+  .string()
+  .transform((given, context) => {
+    try {
+      const pem = given.includes('-----BEGIN ') ? given : readFileSync(given, 'utf8')
+      const found = pem.match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? []
+      for (const each of found) new X509Certificate(each)
+      if (found.length > 0) return found.map(each => `${each}\n`).join('')
+      context.addIssue({ code: 'custom', message: 'holds no certificate (PEM)' })
+    } catch (error) {
+      context.addIssue({ code: 'custom', message: (error as Error).message })
+    }
+    return z.NEVER
+  })
+  .optional()
+
 /** The seed of an nkey of kind user, with which a server shows the broker who it is. */
 export const nkeySeed = z
   .string()
@@ -165,13 +183,13 @@ export function loadConfig<Variables extends Record<string, Variable<unknown>>>(
       problems.push(
         text === undefined
           ? `${name} is not set: ${reasons}`
-          : `${name}${kind === 'plain' ? `="${withoutPassword(text)}"` : ''}: ${reasons}`,
+          : `${name}${kind === 'plain' ? `="${inOneLine(withoutPassword(text))}"` : ''}: ${reasons}`,
       )
     } else {
       settings[key] = kind === 'secret' && parsed.data !== undefined ? new Secret(String(parsed.data)) : parsed.data
       // As it was written: what a schema makes of it (milliseconds, lists) reads worse.
       const written = text ?? (typeof parsed.data === 'object' ? '' : String(parsed.data ?? ''))
-      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : withoutPassword(written)
+      const shown = kind === 'secret' && parsed.data !== undefined ? '***' : inOneLine(withoutPassword(written))
       lines.push(`${name}=${shown}${text === undefined ? ' (default)' : ''}`)
     }
   }
@@ -179,6 +197,12 @@ export function loadConfig<Variables extends Record<string, Variable<unknown>>>(
   const known = new Set(Object.values(variables).flatMap(({ name }) => [name, `${name}_FILE`]))
   const unknown = Object.keys(environment).filter(name => name.startsWith('MUSTER_') && !known.has(name))
   return { settings: settings as Settings<Variables>, lines, unknown }
+}
+
+/** A certificate is not for reading. */
+function inOneLine(text: string): string {
+  const [first = '', ...more] = text.trim().split('\n')
+  return more.length > 0 ? `${first}…` : first
 }
 
 /** A setting that may be printed may hold a URL, and a URL a user's name and password. */

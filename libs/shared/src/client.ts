@@ -4,6 +4,7 @@ import type { Call } from './contract/call.ts'
 import { type CallName, type CallOutput, type CallRequest, type Contract, contract, type StreamName } from './contract/contract.ts'
 import { durationMs } from './duration.ts'
 import { type ErrorCode, errorTable, problemDocument, Refusal, refusalOf } from './errors.ts'
+import { distrustOf } from './trust/distrust.ts'
 
 /** The server did not answer, or what answered was not Muster (a proxy's error page). */
 export class UnreachableError extends Error {
@@ -122,18 +123,12 @@ function delayOf(attempt: number, error: unknown): number | undefined {
   const backOff = Math.min(firstDelayMs * 2 ** (attempt - 1), longestDelayMs)
   const jittered = backOff * (0.5 + Math.random())
   // A certificate that is not trusted will not be a moment later.
-  if (error instanceof UnreachableError) return isDistrust(error) ? undefined : jittered
+  if (error instanceof UnreachableError) return distrustOf(error.cause) === undefined ? jittered : undefined
   if (!(error instanceof Refusal)) return undefined
   // What another asking may cure. A no-match or a stale version is an answer, for the caller to think about.
   const { status, retryable } = errorTable[error.code]
   if (retryable !== 'yes' || status === 409) return undefined
   return Math.max(jittered, retryAfter.get(error) ?? 0)
-}
-
-/** Whether a failure is that of a certificate: OpenSSL's codes, which fetch has one level deeper. */
-function isDistrust({ cause }: Error): boolean {
-  const { code, cause: deeper } = (cause ?? {}) as NodeJS.ErrnoException
-  return /CERT|UNABLE_TO_VERIFY/.test(String(code ?? (deeper as NodeJS.ErrnoException)?.code ?? ''))
 }
 
 /** The pause a server asked for with a refusal, in milliseconds. */

@@ -86,8 +86,13 @@ async function trusted(cli: Cli, { ca, fingerprint }: LoginOptions, before: Prof
   if (ca !== undefined && fingerprint !== undefined) throw new CliError('usage', '--ca and --fingerprint say the same: give one of them')
   if (ca !== undefined) return readCa(ca, '--ca')
   if (fingerprint === undefined) return (await caOf(cli)) ?? before?.ca
-  const { authorityOf } = await import('../authority.ts')
-  return authorityOf(url, fingerprint)
+  const { AuthorityError, authorityOf } = await import('@muster/shared/trust/authority')
+  try {
+    return await authorityOf(url, fingerprint)
+  } catch (error) {
+    if (!(error instanceof AuthorityError)) throw error
+    throw new CliError(error.kind, error.message, { cause: error, ...(error.hint !== undefined && { hint: error.hint }) })
+  }
 }
 
 /** How to log in; `provider` undefined: the only one there is. */

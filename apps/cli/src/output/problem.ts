@@ -4,6 +4,7 @@ import { UnreachableError } from '@muster/shared/client'
 import type { NoMatchExplanation } from '@muster/shared/contract/allocations'
 import type { Coverage } from '@muster/shared/contract/call'
 import { type ErrorCode, problemOf, Refusal } from '@muster/shared/errors'
+import { type Distrust, distrustOf } from '@muster/shared/trust/distrust'
 import { type Cli, type Format, remark } from '../cli.ts'
 import { Attempted, CliError, Exit, type ExitName, exitOfError } from '../exit-codes.ts'
 import { coverageText, ndjsonText } from './show.ts'
@@ -39,21 +40,12 @@ const hints: { readonly [code in ErrorCode]?: string } = {
 
 const unreachableHint = 'is the server running, and is this the right URL? `muster whoami -v` shows where the URL comes from'
 
-const untrusted =
-  'its certificate is not from an authority that is known here: log in again with --ca FILE (the ca.crt of a server that makes its own), or with --fingerprint; or set MUSTER_CA=FILE'
-const outOfTime = 'its certificate is not good at this time: is the clock of this computer right, and was it renewed at the server?'
-
-/** What to do about a certificate, by the code of the failure. */
-const certificateHints: Readonly<Record<string, string>> = {
-  SELF_SIGNED_CERT_IN_CHAIN: untrusted,
-  DEPTH_ZERO_SELF_SIGNED_CERT: untrusted,
-  UNABLE_TO_GET_ISSUER_CERT: untrusted,
-  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: untrusted,
-  UNABLE_TO_VERIFY_LEAF_SIGNATURE: untrusted,
-  CERT_SIGNATURE_FAILURE: untrusted,
-  CERT_HAS_EXPIRED: outOfTime,
-  CERT_NOT_YET_VALID: outOfTime,
-  ERR_TLS_CERT_ALTNAME_INVALID:
+/** What to do about a certificate. */
+const certificateHints: { readonly [why in Distrust]?: string } = {
+  untrusted:
+    'its certificate is not from an authority that is known here: log in again with --ca FILE (the ca.crt of a server that makes its own), or with --fingerprint; or set MUSTER_CA=FILE',
+  'out-of-time': 'its certificate is not good at this time: is the clock of this computer right, and was it renewed at the server?',
+  'wrong-name':
     'its certificate is for other names: use one of these in the URL, or have the server make one for this name too (MUSTER_TLS_NAMES)',
 }
 
@@ -107,7 +99,7 @@ export function tellFailure(cli: Cli, failure: unknown, options: { format: Forma
 
 function hintOf(error: unknown): string | undefined {
   if (error instanceof CliError) return error.hint
-  if (error instanceof UnreachableError) return certificateHints[(error.cause as NodeJS.ErrnoException)?.code ?? ''] ?? unreachableHint
+  if (error instanceof UnreachableError) return certificateHints[distrustOf(error.cause) ?? 'bad'] ?? unreachableHint
   if (!(error instanceof Refusal)) return undefined
   return typeof error.facts.hint === 'string' ? error.facts.hint : hints[error.code]
 }

@@ -22,6 +22,8 @@ export interface EnrolmentOptions {
   readonly home: Home
   /** Where partitions find the bus. */
   readonly natsUrl: string
+  /** By whose certificates they believe it, PEM; undefined: by those that their computers know. */
+  readonly natsCa: string | undefined
   /** By which keys the global configuration is signed, hex. */
   readonly configKeys: readonly string[]
   readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
@@ -57,13 +59,14 @@ export function enrolmentCalls(options: EnrolmentOptions): Here {
 const documentsOf = async (home: Home): Promise<Documents> => (await home.newest())?.documents ?? noDocuments
 
 async function ask(options: EnrolmentOptions, input: CallInput<'enrolment.ask'>, from: string): Promise<CallAnswer<'enrolment.ask'>> {
-  const { home, log, natsUrl, configKeys } = options
+  const { home, log, natsUrl, natsCa = null, configKeys } = options
+  const told = { natsUrl, natsCa, configKeys: [...configKeys] }
   const { name, natsKey, token } = input
   const { partition, join } = await documentsOf(home)
   const known = partition[name]
   if (known?.natsKey === natsKey) {
     if (known.status === 'retired') throw new Refusal('forbidden', `partition ${name} was retired; an admin may accept it again`)
-    return { status: 'accepted', detail: `accepted at ${known.acceptedAt}`, natsUrl, configKeys: [...configKeys] }
+    return { status: 'accepted', detail: `accepted at ${known.acceptedAt}`, ...told }
   }
   const id = joinOf(join, token)
   if (id === undefined)
@@ -75,7 +78,7 @@ async function ask(options: EnrolmentOptions, input: CallInput<'enrolment.ask'>,
     const change = acceptance({ name, natsKey, operatingSystems: input.operatingSystems, title: '' }, id)
     await write(home, itself, name, change, `partition ${name} accepted, the first of the federation`)
     log.info({ partition: name, natsKey }, 'the first partition of the federation is accepted')
-    return { status: 'accepted', detail: 'accepted as the first of the federation', natsUrl, configKeys: [...configKeys] }
+    return { status: 'accepted', detail: 'accepted as the first of the federation', ...told }
   }
   const { version, url, operatingSystems } = input
   const row = { name, join_id: id, nats_key: natsKey, version, url, operating_systems: operatingSystems, origin: from }
@@ -83,7 +86,13 @@ async function ask(options: EnrolmentOptions, input: CallInput<'enrolment.ask'>,
   await home.run(sql => db.putJoin(sql, row))
   if (before?.nats_key !== natsKey) log.info({ partition: name, natsKey, from }, 'a partition asks to take part; it waits for an admin')
   const remark = remarkOn(name, natsKey, partition)
-  return { status: 'pending', detail: remark || 'it waits for an admin: muster partition accept', natsUrl: null, configKeys: [] }
+  return {
+    status: 'pending',
+    detail: remark || 'it waits for an admin: muster partition accept',
+    natsUrl: null,
+    natsCa: null,
+    configKeys: [],
+  }
 }
 
 /** The id of the join token that is good now. Every one is compared, so that the time tells nothing. */

@@ -4,6 +4,8 @@ import type { Sql } from './connect.ts'
 export interface MembershipRow {
   nats_seed: Buffer
   nats_url: string | null
+  /** By whose certificates the bus is believed, PEM; null: by those that the computer knows. */
+  nats_ca: string | null
   config_keys: string[]
   accepted_at: Date | null
 }
@@ -14,10 +16,10 @@ export async function keepSeed(sql: Sql, nats_seed: Buffer): Promise<void> {
 }
 
 export async function findMembership(sql: Sql): Promise<MembershipRow | undefined> {
-  const [row] = await sql<MembershipRow[]>`select nats_seed, nats_url, config_keys, accepted_at from membership`
+  const [row] = await sql<MembershipRow[]>`select nats_seed, nats_url, nats_ca, config_keys, accepted_at from membership`
   return row
 }
 
-export async function keepAcceptance(sql: Sql, told: { nats_url: string; config_keys: string[] }): Promise<void> {
-  await sql`update membership set nats_url = ${told.nats_url}, config_keys = ${told.config_keys}, accepted_at = coalesce(accepted_at, now())`
+export async function keepAcceptance(sql: Sql, told: { nats_url: string; nats_ca: string | null; config_keys: string[] }): Promise<void> {
+  await sql`update membership set nats_url = ${told.nats_url}, nats_ca = ${told.nats_ca}, config_keys = ${told.config_keys}, accepted_at = coalesce(accepted_at, now())`
 }

@@ -3,13 +3,15 @@
 import { type Client, UnreachableError } from '@muster/shared/client'
 import { Refusal } from '@muster/shared/errors'
 import type { Secret } from '@muster/shared/secret'
+import { type Distrust, distrustOf } from '@muster/shared/trust/distrust'
 import { createUser, fromSeed } from '@nats-io/nkeys'
 import { findMembership, keepAcceptance, keepSeed } from '../db/membership.ts'
 import { Bell } from './bell.ts'
 import type { Core } from './core.ts'
 
 export interface Application {
-  readonly client: Pick<Client, 'enrolment'>
+  /** A client of the front, by which it is believed. */
+  readonly connect: () => Promise<Pick<Client, 'enrolment'>>
   /** Where the front is, for messages. */
   readonly front: string
   readonly token: Secret
@@ -20,6 +22,8 @@ export interface Application {
 /** What an accepted partition knows. */
 export interface Membership {
   readonly natsUrl: string
+  /** By whose certificates the bus is believed, PEM; undefined: by those that this computer knows. */
+  readonly natsCa: string | undefined
   readonly nkey: string
   readonly configKeys: readonly string[]
 }
@@ -44,7 +48,7 @@ export class Enrolment {
   async remembered(): Promise<Membership | undefined> {
     const row = await findMembership(this.#core.sql)
     if (!row || row.nats_url === null) return undefined
-    return { natsUrl: row.nats_url, nkey: this.#seed(row.nats_seed), configKeys: row.config_keys }
+    return { natsUrl: row.nats_url, natsCa: row.nats_ca ?? undefined, nkey: this.#seed(row.nats_seed), configKeys: row.config_keys }
   }
 
   /** Asks until it is accepted; undefined when the signal came first. Every change of what stands in the way is logged, once. */
@@ -62,19 +66,22 @@ export class Enrolment {
     return undefined
   }
 
-  async #ask({ client, token, version, url }: Application): Promise<Membership | undefined> {
+  async #ask({ connect, token, version, url }: Application): Promise<Membership | undefined> {
     const { core, nkey } = { core: this.#core, nkey: await this.#nkey() }
     const natsKey = fromSeed(new TextEncoder().encode(nkey)).getPublicKey()
     const operatingSystems = [...new Set(core.catalogue.images.map(({ os }) => os))]
+    const client = await connect()
     const answer = await client.enrolment.ask({ token: token.reveal(), name: core.partition, version, url, natsKey, operatingSystems })
     if (answer.status === 'pending' || answer.natsUrl === null) {
       this.#stand(`asked to take part with the key ${natsKey}: ${answer.detail}`)
       return undefined
     }
-    await keepAcceptance(core.sql, { nats_url: answer.natsUrl, config_keys: answer.configKeys })
+    // A front of an earlier release says nothing of it.
+    const natsCa = answer.natsCa ?? undefined
+    await keepAcceptance(core.sql, { nats_url: answer.natsUrl, nats_ca: natsCa ?? null, config_keys: answer.configKeys })
     this.#problem = undefined
     core.log.info({ natsKey, natsUrl: answer.natsUrl }, `this partition takes part: ${answer.detail}`)
-    return { natsUrl: answer.natsUrl, nkey, configKeys: answer.configKeys }
+    return { natsUrl: answer.natsUrl, natsCa, nkey, configKeys: answer.configKeys }
   }
 
   async #nkey(): Promise<string> {
@@ -95,8 +102,20 @@ export class Enrolment {
   }
 }
 
+/** What to do about the front's certificate. */
+const advice: { readonly [why in Distrust]?: string } = {
+  untrusted:
+    'its certificate is not from an authority that is believed here: set MUSTER_JOIN_CA to a file with the certificate of its authority (ca.crt in its MUSTER_TLS_DIR), or MUSTER_JOIN_FINGERPRINT to the fingerprint of that, which the log of the front tells',
+  'out-of-time': 'its certificate is not good at this time: is the clock of this computer right, and was it renewed at the front?',
+  'wrong-name': 'its certificate is for other names: use one of these in MUSTER_JOIN_URL, or add this one to MUSTER_TLS_NAMES of the front',
+}
+
 function reasonOf(error: unknown, front: string): string {
   if (error instanceof Refusal) return `the front at ${front} refused: ${error.message}`
-  if (error instanceof UnreachableError) return `the front at ${front} cannot be reached: ${error.message}`
+  if (error instanceof UnreachableError) {
+    const why = distrustOf(error.cause)
+    const told = why === undefined ? undefined : advice[why]
+    return `the front at ${front} cannot be reached: ${error.message}${told === undefined ? '' : `; ${told}`}`
+  }
   return (error as Error).message
 }

@@ -3,6 +3,7 @@
 // more frames and a change of its routing for each of the 50 partitions asked.
 
 import { setTimeout as sleep } from 'node:timers/promises'
+import { checkServerIdentity } from 'node:tls'
 import {
   type Bus,
   BusError,
@@ -14,6 +15,7 @@ import {
   type RequestOptions,
 } from '@muster/shared/bus/bus'
 import { isPublishable, isSubscribable } from '@muster/shared/bus/subject-index'
+import { type Distrust, distrustOf } from '@muster/shared/trust/distrust'
 import {
   AuthorizationError,
   type ConnectionOptions,
@@ -44,6 +46,8 @@ export interface NatsOptions {
   credentials?: string | undefined
   /** The seed of an nkey (`SU…`). */
   nkey?: string | undefined
+  /** The authority whose certificates the broker is believed by, and no others, PEM; undefined: those that this computer knows. */
+  ca?: string | undefined
   /** What answers arrive under, ending with a dot: what the broker's permissions let us read. Default `_INBOX.`. */
   inbox?: string | undefined
   /** Who we are, as the broker's monitoring shows it: `partition lon1 replica a`. */
@@ -91,6 +95,8 @@ class NatsBus implements Bus, Carrier {
   readonly #closing = new AbortController()
   #connection: NatsConnection | undefined
   #isUp = false
+  /** Why there was no first connection yet. */
+  #problem: string | undefined
   #count = 0
   #waiting: (() => void)[] = []
   #closed: Promise<void> | undefined
@@ -118,7 +124,6 @@ class NatsBus implements Bus, Carrier {
 
   /** Until the first connection stands; after that the client reconnects by itself. It could also wait here, but not be stopped. */
   async #dial(onFailure: (error: unknown) => 'again' | 'stop'): Promise<void> {
-    let isTold = false
     while (!this.#closing.signal.aborted) {
       try {
         const connection = await connect(this.#connectionOptions())
@@ -127,15 +132,17 @@ class NatsBus implements Bus, Carrier {
         return await this.#restored(connection)
       } catch (error) {
         if (onFailure(error) === 'stop') return
-        if (!isTold) this.#log.warn({ err: error, url: this.#shownUrl() }, 'the bus is not reachable; trying on')
-        isTold = true
+        const problem = reasonOf(error, this.#options.ca)
+        if (problem !== this.#problem)
+          this.#log.warn({ err: error, url: this.#shownUrl() }, `the bus is not reachable; trying on: ${problem}`)
+        this.#problem = problem
         await sleep(redialMs(), undefined, { signal: this.#closing.signal }).catch(() => {}) // closed: the loop ends
       }
     }
   }
 
   #connectionOptions(): ConnectionOptions {
-    const { url, token, credentials, nkey, name } = this.#options
+    const { url, token, credentials, nkey, ca, name } = this.#options
     const servers = url.split(',').map(each => each.trim())
     const [, userInfo] = /^\w+:\/\/([^/@]*)@/.exec(servers[0] ?? '') ?? []
     const [user, pass] = userInfo?.split(':').map(decodeURIComponent) ?? []
@@ -147,7 +154,7 @@ class NatsBus implements Bus, Carrier {
       ...(nkey ? { authenticator: nkeyAuthenticator(new TextEncoder().encode(nkey)) } : {}),
       ...(user !== undefined && pass !== undefined ? { user, pass } : {}),
       ...((token ?? (pass === undefined && user)) ? { token: token ?? (user as string) } : {}),
-      ...(isTls ? { tls: {} } : {}),
+      ...(isTls || ca !== undefined ? { tls: tlsOptions(servers, ca) } : {}),
       maxReconnectAttempts: -1,
       reconnectDelayHandler: redialMs,
       ignoreAuthErrorAbort: true,
@@ -209,6 +216,7 @@ class NatsBus implements Bus, Carrier {
     await connection.flush()
     if (this.#isUp || this.#closing.signal.aborted) return
     this.#isUp = true
+    this.#problem = undefined
     this.#log.info({ bus: this.describe() }, 'the bus is up')
     this.#tell('up')
   }
@@ -281,7 +289,7 @@ class NatsBus implements Bus, Carrier {
 
   describe(): string {
     const info = this.#connection?.info
-    if (!info) return `nats at ${this.#shownUrl()}`
+    if (!info) return `nats at ${this.#shownUrl()}${this.#problem === undefined ? '' : `: ${this.#problem}`}`
     if (info.server_name === embeddedBroker.name) return embeddedBroker.description
     return `nats ${info.version} at ${this.#connection?.getServer()}`
   }
@@ -409,4 +417,41 @@ class NatsBus implements Bus, Carrier {
   #shownUrl(): string {
     return this.#options.url.replaceAll(/\/\/[^/@,]*@/g, '//')
   }
+}
+
+/** The client hands all of this to node:tls, and knows the type of a part of it only. */
+function tlsOptions(servers: readonly string[], ca: string | undefined): NonNullable<ConnectionOptions['tls']> {
+  const options = { ...(ca !== undefined && { ca }), checkServerIdentity: identityOf(servers) }
+  return options
+}
+
+/**
+ * A broker is who it says where its certificate is for one of the hosts that we were given. The client would ask for the name `localhost` where a host is an
+ * address, because it begins TLS on a socket that is open already; and a member of a cluster that it hears of later has no name at all.
+ */
+function identityOf(servers: readonly string[]): typeof checkServerIdentity {
+  const hosts = servers.map(server => new URL(server.includes('://') ? server : `nats://${server}`).hostname.replace(/^\[|\]$/g, ''))
+  return (_, certificate) => {
+    const failures = hosts.map(host => checkServerIdentity(host, certificate))
+    return failures.includes(undefined) ? undefined : failures[0]
+  }
+}
+
+/** What to do about a certificate of the broker, by why it is not believed. */
+const advice: { readonly [why in Distrust]?: (ca: string | undefined) => string } = {
+  untrusted: ca =>
+    ca === undefined
+      ? 'its certificate is not from an authority that is known here: set NATS_CA to a file with the certificate of its authority'
+      : 'its certificate is not from the authority in NATS_CA (or the one that the front handed over): set NATS_CA to a file with the certificate of its authority',
+  'out-of-time': () => 'its certificate is not good at this time: is the clock of this computer right, and was it renewed?',
+  'wrong-name': () =>
+    'its certificate is for other names: give the broker one of these in NATS_URL (in MUSTER_NATS_PUBLIC_URL of the front, for partitions that it accepts), or a certificate for this name',
+}
+
+/** The failure of a connection in words, and what to do about it. */
+function reasonOf(error: unknown, ca: string | undefined): string {
+  const { message } = error as Error
+  const why = distrustOf(error)
+  const told = why === undefined ? undefined : advice[why]?.(ca)
+  return told === undefined ? message : `${message}; ${told}`
 }

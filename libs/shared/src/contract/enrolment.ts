@@ -48,6 +48,8 @@ export const enrolment = {
       detail: z.string(),
       /** Once accepted: where the bus is, and by which keys the global configuration is signed (hex). */
       natsUrl: z.string().nullable(),
+      /** By whose certificates the bus is believed, PEM; null: by those of authorities that the computer knows. */
+      natsCa: z.string().nullable(),
       configKeys: z.array(z.string()),
     }),
     spread: { kind: 'global' },
