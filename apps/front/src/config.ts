@@ -1,6 +1,7 @@
 // The settings of a front.
 import {
   authorityPem,
+  ConfigError,
   keptFor,
   loadConfig,
   nkeySeed,
@@ -12,6 +13,7 @@ import {
   wholeNumber,
 } from '@muster/server/config'
 import { type LogLevel, logLevels } from '@muster/server/log'
+import { tokensFileHelp } from '@muster/server/tokens'
 import { natsPublicKey } from '@muster/shared/global/documents'
 import { partitionNamePattern } from '@muster/shared/ids'
 import type { Secret } from '@muster/shared/secret'
@@ -45,7 +47,10 @@ export interface FrontSettings {
   readonly brokerFronts: readonly string[]
   /** How long entries of the fronts' audit log are kept, milliseconds; undefined: for ever. */
   readonly keepAudit: number | undefined
-  readonly tokensFile: string
+  /** Undefined: the global configuration alone says who may come in. */
+  readonly tokensFile: string | undefined
+  /** Where the first token of a new federation is written; undefined: it is shown on the terminal. */
+  readonly firstTokenFile: string | undefined
   readonly port: number
   readonly tls: 'files' | 'own'
   readonly tlsFolder: string | undefined
@@ -96,7 +101,8 @@ const variables = {
   brokerPidFile: variable('MUSTER_NATS_PID_FILE', z.string().optional()),
   brokerFronts: variable('MUSTER_NATS_FRONTS', natsPublicKeys),
   keepAudit: variable('MUSTER_KEEP_AUDIT', keptFor(undefined, '30d')),
-  tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1)),
+  tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1).optional()),
+  firstTokenFile: variable('MUSTER_FIRST_TOKEN_FILE', z.string().min(1).optional()),
   ...tlsVariables,
   port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),
   host: variable('HOST', z.string().min(1).default('127.0.0.1')),
@@ -109,5 +115,11 @@ export function frontConfig(environment: Readonly<Record<string, string | undefi
   lines: readonly string[]
   unknown: readonly string[]
 } {
-  return loadConfig(variables, environment)
+  const config = loadConfig(variables, environment)
+  const { tokensFile, configKey, globalDatabaseUrl } = config.settings
+  if (tokensFile === undefined && (configKey === undefined || globalDatabaseUrl === undefined))
+    throw new ConfigError([
+      `MUSTER_TOKENS_FILE is not set: ${tokensFileHelp}. It may be left out where MUSTER_CONFIG_KEY and MUSTER_GLOBAL_DATABASE_URL are set: users and tokens are kept there`,
+    ])
+  return config
 }

@@ -14,6 +14,7 @@ import { fromSeed } from '@nats-io/nkeys'
 import { type FrontSettings, frontConfig } from './config.ts'
 import { createFront, type FrontOptions } from './front.ts'
 import { BrokerFile } from './global/broker-file.ts'
+import { type FirstTokenPlace, makeFirstAdmin } from './global/first-admin.ts'
 
 /** The bus is given little time before the doors open: a front without it says what is wrong, and a new one serves within two seconds. */
 const busWaitMs = 500
@@ -30,8 +31,8 @@ export async function start(environment: Readonly<Record<string, string | undefi
   await runMain({
     log,
     start: async own => {
-      const tokens = openTokens({ file: settings.tokensFile, log })
-      own('tokens', tokens.close)
+      const tokens = settings.tokensFile === undefined ? undefined : openTokens({ file: settings.tokensFile, log })
+      if (tokens) own('tokens', tokens.close)
       const bus = await connectNats({
         url: settings.natsUrl,
         token: settings.natsToken?.reveal(),
@@ -58,7 +59,7 @@ export async function start(environment: Readonly<Record<string, string | undefi
       const door = await startDoor({
         backend,
         audit,
-        tokens: tokensOfAll([tokens, front.tokens]),
+        tokens: tokensOfAll([...(tokens ? [tokens] : []), front.tokens]),
         log,
         version,
         port: settings.port,
@@ -67,8 +68,22 @@ export async function start(environment: Readonly<Record<string, string | undefi
         health: () => ({ bus: bus.describe(), partitions: presence.known().length }),
       })
       own('door', door.close)
+      if (front.home && !tokens) {
+        const stopping = new AbortController()
+        const made = makeFirstAdmin({ home: front.home, place: placeOf(settings), log, signal: stopping.signal })
+        own('first admin', async () => {
+          stopping.abort()
+          await made
+        })
+      }
     },
   })
+}
+
+/** Standard output is a terminal, or it is kept by somebody: then a token has no business there. */
+function placeOf({ firstTokenFile: file }: FrontSettings): FirstTokenPlace {
+  if (file !== undefined) return { kind: 'file', file }
+  return process.stdout.isTTY ? { kind: 'terminal', write: text => void process.stdout.write(text) } : { kind: 'none' }
 }
 
 function globalOf(settings: FrontSettings): FrontOptions['global'] {

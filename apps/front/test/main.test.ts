@@ -154,8 +154,11 @@ describe('frontConfig', () => {
 
   test('names everything that is wrong at once', () => {
     expect(frontConfig({ ...least, MUSTER_PARTITIONS: 'p1, p2,,p1' }).settings.partitions).toEqual(['p1', 'p2'])
-    expect(() => frontConfig({ PORT: 'x', MUSTER_PARTITIONS: 'P 1' })).toThrow(
-      /NATS_URL[\s\S]*MUSTER_PARTITIONS[\s\S]*MUSTER_TOKENS_FILE[\s\S]*PORT/,
-    )
+    expect(() => frontConfig({ PORT: 'x', MUSTER_PARTITIONS: 'P 1' })).toThrow(/NATS_URL[\s\S]*MUSTER_PARTITIONS[\s\S]*PORT/)
+    // Who may come in is said by a file or by the global configuration, the whole of it.
+    const { MUSTER_TOKENS_FILE: _, ...without } = least
+    expect(() => frontConfig({ ...without, MUSTER_CONFIG_KEY: 'ab'.repeat(32) })).toThrow(/MUSTER_TOKENS_FILE is not set/)
+    const home = { MUSTER_CONFIG_KEY: 'ab'.repeat(32), MUSTER_GLOBAL_DATABASE_URL: 'postgres://home' }
+    expect(frontConfig({ ...without, ...home }).settings.tokensFile).toBeUndefined()
   })
 })

@@ -18,6 +18,7 @@ import {
 } from '@muster/server/config'
 import type { TlsOptions } from '@muster/server/http/tls'
 import { logLevels } from '@muster/server/log'
+import { tokensFileHelp } from '@muster/server/tokens'
 import { durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { partitionNamePattern } from '@muster/shared/ids'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
@@ -107,7 +108,7 @@ const variables = {
       )
       .optional(),
   ),
-  tokensFile: variable('MUSTER_TOKENS_FILE', z.string('the file with the hashes of API tokens')),
+  tokensFile: variable('MUSTER_TOKENS_FILE', z.string(tokensFileHelp)),
   files: variable('MUSTER_FILES', folder('files')),
   host: variable('HOST', z.string().default('127.0.0.1')),
   ...tlsVariables,

@@ -34,6 +34,10 @@ export const tokensFile = z.strictObject({
 })
 export type TokensFile = z.output<typeof tokensFile>
 
+/** What to do where there is no tokens file. */
+export const tokensFileHelp =
+  'a file that says who may come in: {"tokens":[{"name":"admin","role":"admin","sha256":"…"}]}; a token is what `openssl rand -hex 32` prints, its sha256 what `printf %s TOKEN | sha256sum` does'
+
 /** A new token of 256 bits, and what the tokens file keeps of it. */
 export function newToken(): { token: string; sha256: string } {
   const token = randomBytes(32).toString('base64url')
@@ -98,7 +102,8 @@ function readTokens(file: string): Tokens {
   try {
     content = JSON.parse(readFileSync(file, 'utf8'))
   } catch (cause) {
-    throw new Error(`read tokens from ${file}: ${(cause as Error).message}`, { cause })
+    const help = (cause as NodeJS.ErrnoException).code === 'ENOENT' ? `; MUSTER_TOKENS_FILE names ${tokensFileHelp}` : ''
+    throw new Error(`read tokens from ${file}: ${(cause as Error).message}${help}`, { cause })
   }
   const parsed = tokensFile.safeParse(content)
   if (!parsed.success) throw new Error(`read tokens from ${file}: ${z.prettifyError(parsed.error)}`)
