@@ -3,6 +3,7 @@ import {
   authorityPem,
   ConfigError,
   keptFor,
+  limitVariables,
   loadConfig,
   nkeySeed,
   publicKeys,
@@ -57,6 +58,9 @@ export interface FrontSettings {
   readonly tlsPort: number
   readonly tlsNames: readonly string[]
   readonly host: string
+  readonly requestsPerSecond: number
+  readonly requestsAtOnce: number
+  readonly connectionsMost: number
   readonly logLevel: LogLevel
 }
 
@@ -104,6 +108,7 @@ const variables = {
   tokensFile: variable('MUSTER_TOKENS_FILE', z.string().min(1).optional()),
   firstTokenFile: variable('MUSTER_FIRST_TOKEN_FILE', z.string().min(1).optional()),
   ...tlsVariables,
+  ...limitVariables,
   port: variable('PORT', wholeNumber({ min: 0, max: 65_535 }).default(5240)),
   host: variable('HOST', z.string().min(1).default('127.0.0.1')),
   logLevel: variable('LOG_LEVEL', z.enum(logLevels).default('info')),

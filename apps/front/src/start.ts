@@ -1,7 +1,7 @@
 // Starts the parts of a front in order. Loaded after the compile cache is on.
 import { readFileSync } from 'node:fs'
 import { connectNats } from '@muster/server/bus/nats-bus'
-import { ConfigError, keyBytes, tlsOf } from '@muster/server/config'
+import { ConfigError, keyBytes, limitsOf, tlsOf } from '@muster/server/config'
 import { tokensOfAll } from '@muster/server/global/people'
 import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner } from '@muster/server/global/signature'
@@ -64,6 +64,7 @@ export async function start(environment: Readonly<Record<string, string | undefi
         version,
         port: settings.port,
         tls: tlsOf(settings),
+        ...limitsOf(settings),
         host: settings.host,
         health: () => ({ bus: bus.describe(), partitions: presence.known().length }),
       })

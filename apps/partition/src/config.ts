@@ -6,9 +6,12 @@ import {
   ConfigError,
   keptFor,
   keyBytes,
+  limitsOf,
+  limitVariables,
   loadConfig,
   nkeySeed,
   publicKeys,
+  type ServerLimits,
   sealingKey,
   secret,
   tlsOf,
@@ -148,6 +151,7 @@ const variables = {
   keepAudit: variable('MUSTER_KEEP_AUDIT', keptFor(usualKeep.auditMs, '30d')),
   bootTrust: variable('MUSTER_BOOT_TRUST', z.enum(bootTrusts).optional()),
   bootProxies: variable('MUSTER_BOOT_PROXIES', words(z.union([z.ipv4(), z.ipv6()], 'is not an IP address'), ['127.0.0.1', '::1'])),
+  ...limitVariables,
   place: variable('MUSTER_PLACE', z.enum(['production', 'lab']).default(defaultRules.place)),
 } as const
 
@@ -182,6 +186,8 @@ export interface PartitionSettings {
   port: number
   /** HTTPS beside HTTP. */
   tls?: TlsOptions | undefined
+  /** What clients may ask of this server; the usual where left out. */
+  limits?: ServerLimits
   /** How machines and people reach this partition; undefined: where it listens. */
   url: string | undefined
   /** Whether BMCs that can are asked to post changes to `url`. Default `subscribe`. */
@@ -224,6 +230,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     host: given.host,
     port: given.port,
     tls: tlsOf(given),
+    limits: limitsOf(given),
     url: given.url?.replace(/\/$/, ''),
     bmcEvents: given.bmcEvents,
     keep: { eventsMs: given.keepEvents, ordersMs: given.keepOrders, allocationsMs: given.keepAllocations, auditMs: given.keepAudit },

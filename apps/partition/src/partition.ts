@@ -201,6 +201,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     host: settings.host,
     port: settings.port,
     tls: settings.tls,
+    ...settings.limits,
     check: options.check ?? 'nothing',
     health: () => ({ partition: settings.partition, replica: settings.replica, bus: federation.describe() }),
     beneath: [

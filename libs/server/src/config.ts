@@ -7,6 +7,7 @@ import { hostname, networkInterfaces } from 'node:os'
 import { type Duration, durationMs, durationPattern, durationText } from '@muster/shared/duration'
 import { Secret } from '@muster/shared/secret'
 import { z } from 'zod'
+import { type ConnectionLimits, type RateLimit, usualLimits, usualRate } from './http/limits.ts'
 
 interface Variable<Value> {
   readonly name: string
@@ -55,6 +56,30 @@ export const publicKeys = z
   .default('')
   .transform(text => text.split(',').filter(Boolean))
   .refine(keys => keys.every(key => /^[0-9a-f]{64}$/.test(key)), 'must be Ed25519 public keys, 64 hex digits each, with commas')
+
+/** What clients may ask of a server: see docs/limits.md. */
+export const limitVariables = {
+  requestsPerSecond: variable(
+    'MUSTER_REQUESTS_PER_SECOND',
+    wholeNumber({ min: 0, max: 1_000_000 }).optional().default(usualRate.perSecond),
+  ),
+  requestsAtOnce: variable('MUSTER_REQUESTS_AT_ONCE', wholeNumber({ min: 1, max: 1_000_000 }).optional().default(usualRate.atOnce)),
+  connectionsMost: variable(
+    'MUSTER_CONNECTIONS_MOST',
+    wholeNumber({ min: 16, max: 1_000_000 }).optional().default(usualLimits.connections),
+  ),
+}
+
+/** What the door takes of them. */
+export function limitsOf(given: { requestsPerSecond: number; requestsAtOnce: number; connectionsMost: number }): ServerLimits {
+  const { requestsPerSecond: perSecond, requestsAtOnce: atOnce, connectionsMost: connections } = given
+  return { rateLimit: perSecond === 0 ? 'none' : { perSecond, atOnce }, limits: { connections } }
+}
+
+export interface ServerLimits {
+  readonly rateLimit: RateLimit | 'none'
+  readonly limits: Pick<ConnectionLimits, 'connections'>
+}
 
 /** HTTPS beside HTTP: a folder with tls.crt and tls.key, the port, and whether the server makes the certificate itself, for which names. */
 export const tlsVariables = {

@@ -80,7 +80,7 @@ function methodOf(call: Call, options: ClientOptions) {
 
 type Input = Record<string, unknown>
 
-/** Sends a call, again where that is harmless and may help: a GET, and a POST that carries a key. */
+/** Sends a call, again where that is harmless and may help: a GET, a POST that carries a key, and what was refused because too many came. */
 async function send(call: Call, input: Input, calling: CallOptions, options: ClientOptions): Promise<unknown> {
   const { url, body } = requestOf(call, input, options.url)
   const headers = headersOf(options)
@@ -102,7 +102,9 @@ async function send(call: Call, input: Input, calling: CallOptions, options: Cli
       // The caller's own change of mind comes back as what they aborted with.
       calling.signal?.throwIfAborted()
       const delayMs = delayOf(attempt, error)
-      if (!isRepeatable || attempt >= mostAttempts || delayMs === undefined || Date.now() + delayMs >= deadline) throw error
+      const wasTurnedAway = error instanceof Refusal && error.code === 'too-many-requests'
+      if (!(isRepeatable || wasTurnedAway) || attempt >= mostAttempts || delayMs === undefined || Date.now() + delayMs >= deadline)
+        throw error
       await pause(delayMs, calling.signal)
     }
   }
@@ -128,7 +130,7 @@ function delayOf(attempt: number, error: unknown): number | undefined {
   // What another asking may cure. A no-match or a stale version is an answer, for the caller to think about.
   const { status, retryable } = errorTable[error.code]
   if (retryable !== 'yes' || status === 409) return undefined
-  return Math.max(jittered, retryAfter.get(error) ?? 0)
+  return jittered + (retryAfter.get(error) ?? 0)
 }
 
 /** The pause a server asked for with a refusal, in milliseconds. */

@@ -3,6 +3,7 @@
 import { findMachines } from '@muster/partition/db/machines'
 import { defaultRules } from '@muster/partition/domain/core'
 import { type RunningPartition, startPartition } from '@muster/partition/partition'
+import { usualLimits } from '@muster/server/http/limits'
 import { createLog } from '@muster/server/log'
 import type { Own } from '@muster/server/process'
 import { allocatedRows, openFixture, reset } from './fixture.ts'
@@ -43,6 +44,8 @@ const host = {
         host: '127.0.0.1',
         port: 0,
         url: undefined,
+        // One caller is all the load there is.
+        limits: { rateLimit: 'none', limits: usualLimits },
         rules: defaultRules,
       } as const
       const running = await startPartition({ settings, log, own, onSuperseded: () => process.exit(1) })

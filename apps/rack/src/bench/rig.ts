@@ -212,6 +212,8 @@ async function federate(place: Place, partitions: number): Promise<Federated> {
     logs: place.dir,
     env: {
       MUSTER_NAME: 'bench',
+      // One caller is all the load there is.
+      MUSTER_REQUESTS_PER_SECOND: '0',
       MUSTER_PARTITIONS: names.join(','),
       MUSTER_TOKENS_FILE: place.tokensFile,
       HOST: '127.0.0.1',

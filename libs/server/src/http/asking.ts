@@ -6,6 +6,7 @@ import { type Audit, changes, noteRefusal } from '../audit.ts'
 import type { Backend, CallContext } from '../backend.ts'
 import type { Log } from '../log.ts'
 import { checkRole, type Plan } from './plan.ts'
+import type { Rates } from './rates.ts'
 
 /** How long a call may take that does not ask to wait. */
 export const usualLimitMs = 10_000
@@ -26,7 +27,7 @@ export function limitMsOf(plan: Plan, input: unknown): number {
  * except where nothing was sent to be known by: that is no attempt.
  */
 export function admitted(
-  { audit }: Pick<Asked, 'audit'>,
+  { audit, rates }: Pick<Asked, 'audit' | 'rates'>,
   plan: Plan,
   { authorization, from, authenticate }: { authorization: string | undefined; from: string; authenticate: () => Caller },
 ): Caller {
@@ -34,11 +35,19 @@ export function admitted(
   try {
     if (plan.call.role !== 'public') caller = authenticate()
     checkRole(plan, caller.role)
+    // Whoever is not known is its address.
+    const waitMs = rates?.take(caller.role === 'public' ? `from ${from}` : caller.name, Date.now()) ?? 0
+    if (waitMs > 0) throw tooOften(waitMs)
     return caller
   } catch (error) {
     if (authorization !== undefined) noteRefusal(audit, { call: plan.name, caller, from }, error)
     throw error
   }
+}
+
+function tooOften(waitMs: number): Refusal {
+  const text = `this caller asks more often than this server lets one caller ask; try again in ${Math.ceil(waitMs)} ms`
+  return new Refusal('too-many-requests', text, { retryAfterMs: Math.ceil(waitMs) })
 }
 
 /** What the doors need to answer: shared by all of them. */
@@ -47,6 +56,8 @@ export interface Asked {
   readonly log: Log
   /** Who asked for which change; undefined: this server carries none out by itself. */
   readonly audit?: Audit | undefined
+  /** How often a caller may ask; undefined: as often as it likes. */
+  readonly rates?: Rates | undefined
   /** `answers`: every answer is checked against the contract, and a wrong one is an internal error. For tests and development: it costs CPU. */
   readonly check: 'answers' | 'nothing'
 }

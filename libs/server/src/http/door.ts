@@ -1,5 +1,5 @@
 // The front door of a server: REST, tRPC, docs, health and metrics on one port, and whatever else the server mounts beside them.
-import { createServer, type RequestListener, type Server } from 'node:http'
+import { createServer, type RequestListener, type Server, type ServerResponse } from 'node:http'
 import type { Server as SecureServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -15,10 +15,12 @@ import { createAuthenticator } from './auth.ts'
 import { docsPage, docsPolicy } from './docs-page.ts'
 import { createEventStreams } from './events-stream.ts'
 import { type DoorContext, type DoorEnv, header } from './incoming.ts'
+import { type ConnectionLimits, type RateLimit, usualLimits, usualRate } from './limits.ts'
 import { createMetrics, type Metrics, metricsContentType } from './metrics.ts'
 import { openApiDocument } from './openapi.ts'
 import { apiPath, compilePlans, type Plan } from './plan.ts'
 import { apiHeaders, problemResponse } from './problems.ts'
+import { Rates } from './rates.ts'
 import { addRestRoutes, type RestOptions } from './rest.ts'
 import { type TlsOptions, tlsServer } from './tls.ts'
 import { addTrpcRoutes } from './trpc.ts'
@@ -35,6 +37,8 @@ export interface DoorOptions {
   readonly check?: 'answers' | 'nothing'
   readonly metrics?: Metrics
   readonly failureLimit?: FailureLimit
+  /** How often one caller may ask the API; the doors that are mounted beside it have no such limit: thousands of machines ask at once. */
+  readonly rateLimit?: RateLimit | 'none' | undefined
   /** Further doors, each with the name /metrics counts it under. They set their own headers and answer their own errors. */
   readonly mount?: readonly { readonly name: string; readonly path: string; readonly app: Hono<DoorEnv> }[]
   /**
@@ -55,7 +59,8 @@ export interface Door {
 export function createDoor(options: DoorOptions): Door {
   const { backend, tokens, log, version, check = 'nothing', metrics = createMetrics() } = options
   const plans = compilePlans()
-  const asked: Asked = { backend, log, audit: options.audit, check }
+  const { rateLimit = usualRate } = options
+  const asked: Asked = { backend, log, audit: options.audit, check, rates: rateLimit === 'none' ? undefined : new Rates(rateLimit) }
   const listPlan = plans.find(plan => plan.name === 'events.list') as Plan
   const streams = createEventStreams({ ...asked, listPlan, ...(options.keepAliveMs !== undefined && { keepAliveMs: options.keepAliveMs }) })
   const authenticator = createAuthenticator({
@@ -137,6 +142,9 @@ export interface RunningDoor {
   readonly close: () => Promise<void>
 }
 
+/** Node looks so often for heads and requests that are late. */
+const lateCheckMs = 5_000
+
 export interface ListenOptions {
   /** 0: any free port. */
   readonly port: number
@@ -145,11 +153,13 @@ export interface ListenOptions {
   readonly drainMs?: number
   /** HTTPS on a port of its own, beside HTTP. */
   readonly tls?: TlsOptions | undefined
+  readonly limits?: Partial<ConnectionLimits>
 }
 
 /** Opens a door on a port. Rejects when the port cannot be had. */
 export async function startDoor(options: DoorOptions & ListenOptions): Promise<RunningDoor> {
   const { log, port, host = '127.0.0.1', drainMs = 10_000, metrics = createMetrics() } = options
+  const limits = { ...usualLimits, ...options.limits }
   const door = createDoor({ ...options, metrics })
   const listener = getRequestListener(door.app.fetch, {
     // Reached only for requests that never became one: a Host header or a path that is no URL.
@@ -157,14 +167,15 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
       problemResponse(new Refusal('malformed', `the request cannot be read: ${(error as Error).message}`), requestIdOf(undefined)),
   })
   const serverOptions = {
-    headersTimeout: 10_000,
-    // A whole request, body included, must be in by then: 1.5 MB over a poor line.
-    requestTimeout: 60_000,
+    headersTimeout: limits.headMs,
+    requestTimeout: limits.requestMs,
+    connectionsCheckingInterval: Math.min(lateCheckMs, limits.headMs),
     // Longer than the 60 s after which common load balancers drop an idle connection, so that it is they who close it.
     keepAliveTimeout: 65_000,
     noDelay: true,
   }
   const serve: RequestListener = (incoming, outgoing) => {
+    endUnread(outgoing, limits.unreadMs, log)
     const beneath = options.beneath?.find(({ path }) => incoming.url?.startsWith(path))
     if (!beneath) return void listener(incoming, outgoing)
     const started = performance.now()
@@ -174,6 +185,7 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
   const server = createServer(serverOptions, serve)
   const { tls } = options
   const secure = tls && (await tlsServer(tls, serverOptions, serve, log))
+  for (const each of secure ? [server, secure] : [server]) limitConnections(each, limits.connections, log)
   const actual = await listen(server, port, host)
   const shownHost = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host
   const url = `http://${shownHost}:${actual}`
@@ -200,6 +212,29 @@ export async function startDoor(options: DoorOptions & ListenOptions): Promise<R
 
 /** Connections that wait to be taken: all machines of a partition at once. Of more, the kernel drops the greeting, and they come again only after a second. */
 const backlog = 4_096
+
+/** Ends the connection where the other end takes nothing of the answer for so long. One that waits for its answer is let be. */
+function endUnread(outgoing: ServerResponse, unreadMs: number, log: Log): void {
+  // With a listener of the answer's own Node leaves the connection to it.
+  outgoing.setTimeout(unreadMs, () => {
+    const { socket } = outgoing
+    if (!socket || socket.writableLength === 0) return
+    log.debug({ address: socket.remoteAddress, unreadBytes: socket.writableLength }, 'an answer is not taken; its connection is ended')
+    outgoing.destroy()
+  })
+}
+
+const toldApartMs = 60_000
+
+function limitConnections(server: Server | SecureServer, most: number, log: Log): void {
+  server.maxConnections = most
+  let toldAt = Number.NEGATIVE_INFINITY
+  server.on('drop', () => {
+    if (performance.now() - toldAt < toldApartMs) return
+    toldAt = performance.now()
+    log.warn({ connections: most }, 'more connections came than are taken; they are closed')
+  })
+}
 
 function listen(server: Server | SecureServer, port: number, host: string): Promise<number> {
   return new Promise((resolve, reject) => {
