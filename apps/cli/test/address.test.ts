@@ -54,6 +54,27 @@ test('a subnet is created with what is said, and changed only in what is said', 
   ])
 })
 
+test('dynamic ranges are said, shown, taken away, and left alone where they are not said', async () => {
+  const dynamic = [{ from: '10.0.0.100', to: '10.0.0.199', note: '' }]
+  server.answers['subnets.get'] = () => ({ ...subnet, dynamic })
+  server.answers['subnets.put'] = ({ partition: _, ...input }) => ({ ...subnet, dynamic, ...input })
+  server.answers['subnets.list'] = () => ({ items: [{ ...subnet, dynamic }], nextCursor: null, coverage: wholeCoverage })
+  const said = await home.muster('subnet set servers --dynamic 10.0.0.100-10.0.0.149=a --dynamic 10.0.0.150-10.0.0.199'.split(' '))
+  expect(said.stdout).toMatch(/^Dynamic +10\.0\.0\.100-10\.0\.0\.149=a\nDynamic +10\.0\.0\.150-10\.0\.0\.199$/m)
+  await home.muster('subnet set servers --dynamic none'.split(' '))
+  await home.muster('subnet set servers --vlan 41'.split(' '))
+  const puts = server.asked.filter(({ name }) => name === 'subnets.put').map(({ input }) => (input as { dynamic?: unknown }).dynamic)
+  expect(puts).toEqual([
+    [
+      { from: '10.0.0.100', to: '10.0.0.149', note: 'a' },
+      { from: '10.0.0.150', to: '10.0.0.199', note: '' },
+    ],
+    [],
+    undefined,
+  ])
+  expect((await home.muster(['subnet', 'list', '-o', 'wide'])).stdout).toContain('10.0.0.100-10.0.0.199 ')
+})
+
 test('subnets are listed, shown and deleted', async () => {
   server.answers['subnets.list'] = () => ({ items: [subnet], nextCursor: null, coverage: wholeCoverage })
   server.answers['subnets.get'] = () => subnet

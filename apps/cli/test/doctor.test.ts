@@ -47,6 +47,10 @@ describe('ranges', () => {
     ...serverOf('a', '', ''),
     ranges: [{ from: '10.97.0.100', to: '10.97.0.199', prefix: 24, gateway }],
   })
+  const dynamic: DhcpServer = {
+    ...serverOf('a', '', ''),
+    ranges: [{ from: '10.97.0.100', to: '10.97.0.149', prefix: 24, gateway: null, subnet: 'lab' }],
+  }
   test.for([
     ['in nobody’s way', from('100', '199'), [], 'good', "in nobody's way"],
     ['in no subnet', [serverOf('a', '10.1.0.5', '10.1.0.9')], [], 'odd', 'in no subnet'],
@@ -65,11 +69,29 @@ describe('ranges', () => {
       'bad',
       'replica b gives addresses that replica a',
     ],
+    ['of the subnet, in nobody’s way', [dynamic], [], 'good', "in nobody's way"],
+    ['of the subnet, over a static address', [dynamic], [address], 'bad', 'lon1-4y3h7n has 10.97.0.105 without DHCP'],
+    [
+      'of the subnet, and of a replica that does not know it',
+      [dynamic, serverOf('b', '10.97.0.149', '10.97.0.160')],
+      [],
+      'bad',
+      'replica b gives addresses that replica a',
+    ],
   ] as const)('%s', ([, servers, held, verdict, words]) => {
     const findings = rangeFindings(servers, [subnet], held)
     expect(findings).toContainEqual(expect.objectContaining({ verdict, found: expect.stringContaining(words) }))
     if (verdict !== 'good') expect(findings.find(finding => finding.verdict === verdict)?.hint).toBeTruthy()
   })
+})
+
+test('a dynamic range that no replica gives is told of', () => {
+  const idle = { ...subnet, dynamic: [{ from: '10.97.0.20', to: '10.97.0.29', note: '' }] }
+  expect(rangeFindings([serverOf('a', '10.97.0.100', '10.97.0.199')], [idle], [])).toMatchObject([
+    { topic: 'range 10.97.0.20-10.97.0.29', verdict: 'bad', hint: expect.stringContaining('MUSTER_DHCP_INTERFACES') },
+    { verdict: 'good' },
+  ])
+  expect(rangeFindings([serverOf('a', '10.97.0.20', '10.97.0.24')], [idle], [])).toMatchObject([{ verdict: 'good' }])
 })
 
 describe('DHCP', () => {

@@ -56,12 +56,20 @@ test('the status of a partition says what is wrong with it and what is weak; one
     },
     problems: ['no loader is there'],
     weaknesses: ['whoever asks first is believed'],
+    dhcp: [
+      { from: '10.0.0.100', to: '10.0.0.149', subnet: 'servers', overruledBy: null },
+      { from: '10.1.0.100', to: '10.1.0.199', subnet: null, overruledBy: null },
+      { from: '10.0.0.20', to: '10.0.0.29', subnet: null, overruledBy: 'servers' },
+    ],
   }
   server.answers['partitions.get'] = () => status
   const { stdout } = await home.muster(['partition', 'status', 'lon1'])
   expect(stdout).toMatch(/^Problem:? +no loader is there$/m)
   expect(stdout).toMatch(/^Weakness:? +whoever asks first is believed$/m)
-  const { weaknesses: _, ...older } = status
+  expect(stdout).toMatch(/^DHCP:? +10\.0\.0\.100-10\.0\.0\.149, by subnet servers$/m)
+  expect(stdout).toMatch(/^DHCP:? +10\.1\.0\.100-10\.1\.0\.199, by MUSTER_DHCP_RANGES$/m)
+  expect(stdout).toMatch(/^DHCP:? +10\.0\.0\.20-10\.0\.0\.29 of MUSTER_DHCP_RANGES does not count: subnet servers has dynamic ranges$/m)
+  const { weaknesses: _, dhcp: __, ...older } = status
   server.answers['partitions.get'] = () => older
   expect(await home.muster(['partition', 'status', 'lon1'])).toMatchObject({ code: 0, stdout: expect.not.stringContaining('Weakness') })
 })

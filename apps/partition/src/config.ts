@@ -33,15 +33,7 @@ import { plainFingerprint } from '@muster/shared/trust/authority'
 import { z } from 'zod'
 import { bootTrusts, type OriginRules } from './domain/boot-origin.ts'
 import { defaultRules, type Rules } from './domain/core.ts'
-import {
-  type DhcpShare,
-  dhcpRanges,
-  dhcpShare,
-  type NetworkServices,
-  networksOf,
-  proxiedNetworks,
-  shareOfRanges,
-} from './domain/dnsmasq.ts'
+import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkSettings, proxiedNetworks, shareOfRanges } from './domain/dnsmasq.ts'
 import { type Keep, usualKeep } from './domain/retention.ts'
 
 const duration = (fallbackMs: number) =>
@@ -193,11 +185,11 @@ export interface PartitionSettings {
   /** Whether BMCs that can are asked to post changes to `url`. Default `subscribe`. */
   bmcEvents?: 'subscribe' | 'off'
   /** DHCP, TFTP and DNS by dnsmasq; undefined: somebody else's. */
-  network?: NetworkServices | undefined
+  network?: NetworkSettings | undefined
   /** How long what has ended is kept; the usual times where left out. */
   keep?: Keep | undefined
   /** Who is given boot scripts with tokens; undefined: whoever asks first. */
-  bootOrigins?: OriginRules | undefined
+  bootOrigins?: Omit<OriginRules, 'served'> | undefined
   rules: Rules
 }
 
@@ -205,7 +197,6 @@ export interface PartitionSettings {
 export function readSettings(environment: NodeJS.ProcessEnv) {
   const { settings: given, lines, unknown } = loadConfig(variables, environment)
   const network = networkServices(given)
-  const served = networksOf(given.dhcpRanges)
   const settings: PartitionSettings = {
     partition: given.partition,
     replica: given.replica ?? `${hostname()}-${given.port}`,
@@ -236,7 +227,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
     keep: { eventsMs: given.keepEvents, ordersMs: given.keepOrders, allocationsMs: given.keepAllocations, auditMs: given.keepAudit },
     network,
     // Where addresses are given here, another one is a stranger's, unless somebody says otherwise.
-    bootOrigins: { served, trust: given.bootTrust ?? (served.length > 0 ? 'none' : 'any'), proxies: given.bootProxies },
+    bootOrigins: { trust: given.bootTrust ?? (network && network.rule !== 'proxy' ? 'none' : 'any'), proxies: given.bootProxies },
     rules: {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,
@@ -290,17 +281,17 @@ function joinOf({
 /** Throws ConfigError where only a part of what it takes is there, or what does not go together. */
 function networkServices(given: {
   dhcpInterfaces: string[]
-  dhcpRanges: NetworkServices['ranges'][number][]
+  dhcpRanges: NetworkSettings['ranges'][number][]
   dhcpShare: DhcpShare
   dhcpProxy: string[]
   dnsZone: string | undefined
   dnsUpstreams: string[]
   networkFolder: string
   url: string | undefined
-}): NetworkServices | undefined {
+}): NetworkSettings | undefined {
   const {
     dhcpInterfaces: interfaces,
-    dhcpRanges: whole,
+    dhcpRanges: ranges,
     dhcpShare: share,
     dhcpProxy: beside,
     dnsZone: zone,
@@ -308,26 +299,22 @@ function networkServices(given: {
     networkFolder: folder,
     url,
   } = given
-  const ranges = shareOfRanges(whole, share)
   const isWanted = interfaces.length > 0
   const isProxy = beside.length > 0
   const problems = [
-    ...(isWanted && ranges.length === 0 && whole.length > 0
+    ...(isWanted && ranges.length > 0 && shareOfRanges(ranges, share).length === 0
       ? [`MUSTER_DHCP_SHARE leaves nothing to give: no range has ${share.of} addresses or more`]
-      : []),
-    ...(isWanted && whole.length === 0 && !isProxy
-      ? ['MUSTER_DHCP_RANGES is not set: MUSTER_DHCP_INTERFACES has DHCP served, with which addresses?']
       : []),
     ...(isWanted && url === undefined
       ? ['MUSTER_URL is not set: MUSTER_DHCP_INTERFACES has DHCP served, and machines are told this URL']
       : []),
-    ...(!isWanted && whole.length > 0 ? ['MUSTER_DHCP_RANGES is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
+    ...(!isWanted && ranges.length > 0 ? ['MUSTER_DHCP_RANGES is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
     ...(!isWanted && isProxy ? ['MUSTER_DHCP_PROXY is set, but not MUSTER_DHCP_INTERFACES: on which networks?'] : []),
     ...(!isWanted && zone !== undefined
       ? ['MUSTER_DNS_ZONE is set, but not MUSTER_DHCP_INTERFACES: names are those of machines that DHCP serves']
       : []),
     ...(zone === undefined && upstreams.length > 0 ? ['MUSTER_DNS_UPSTREAMS is set, but not MUSTER_DNS_ZONE: DNS is off'] : []),
-    ...(isProxy && whole.length > 0
+    ...(isProxy && ranges.length > 0
       ? ['MUSTER_DHCP_PROXY and MUSTER_DHCP_RANGES are both set: another server gives the addresses, or this one does']
       : []),
     ...(isProxy && share.of > 1
@@ -346,5 +333,5 @@ function networkServices(given: {
   ]
   if (problems.length > 0) throw new ConfigError(problems)
   const rule = isProxy ? 'proxy' : share.of === 1 ? 'alone' : 'shared'
-  return isWanted ? { interfaces, ranges, beside, rule, zone, upstreams, folder } : undefined
+  return isWanted ? { interfaces, ranges, share, beside, rule, zone, upstreams, folder } : undefined
 }

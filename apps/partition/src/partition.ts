@@ -1,7 +1,6 @@
 // A partition, put together: database, memory, workers, doors. Started by main.ts as a process, and by tests in theirs.
 
 import { readFileSync } from 'node:fs'
-import { networkInterfaces } from 'node:os'
 import { AuditLog, connectAudit } from '@muster/database/audit-log'
 import type { ReadinessCheck } from '@muster/server/backend'
 import { tokensOfAll } from '@muster/server/global/people'
@@ -24,7 +23,7 @@ import { migrate } from './db/migrate.ts'
 import { forgetOldServices, saveNetworkServices } from './db/network-services.ts'
 import { claimIdentity, forgetOldReplicas, registerReplica, removeReplica, touchReplica } from './db/replicas.ts'
 import { Bell, runLoop } from './domain/bell.ts'
-import { BootOrigins, weaknessesOf } from './domain/boot-origin.ts'
+import { BootOrigins, type OriginRules, weaknessesOf } from './domain/boot-origin.ts'
 import { Catalogue, refreshCatalogue } from './domain/catalogue.ts'
 import { CentralImages } from './domain/central-images.ts'
 import { CentralSubnets, rulesWith } from './domain/central-settings.ts'
@@ -139,7 +138,25 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   const images = new CentralImages(core)
   const webhooks = new WebhookSender(core, { sharedKey: settings.sharedKey })
   const replica = { name: settings.replica, epoch: 0 }
-  const originRules = settings.bootOrigins ?? { served: [], trust: 'any', proxies: [] }
+  const dnsmasq =
+    settings.network &&
+    new Dnsmasq(core, settings.network, {
+      replica: settings.replica,
+      // Known only once the port is: hence the late reading.
+      place: {
+        get baseUrl() {
+          return self.url
+        },
+      },
+    })
+  // Who asks for a boot script must not be taken for a stranger because we have just started.
+  await dnsmasq?.takeRanges()
+  const originRules: OriginRules = {
+    ...(settings.bootOrigins ?? { trust: 'any', proxies: [] }),
+    get served() {
+      return dnsmasq?.networks ?? []
+    },
+  }
   const self = {
     replica,
     version,
@@ -155,7 +172,10 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     ],
     settingsProblems: () => [...subnets.problems, ...images.problems],
     fetching: () => images.fetching,
-    weaknesses: weaknessesOf(originRules),
+    get weaknesses() {
+      return weaknessesOf(originRules)
+    },
+    dhcp: () => dnsmasq?.given ?? [],
     webhooks,
   }
   const metrics = createMetrics()
@@ -168,7 +188,6 @@ export async function startPartition(options: PartitionOptions): Promise<Running
     handlers: handlers(core, self),
     readiness: () => readiness(seenAt),
   })
-  let dnsmasq: Dnsmasq | undefined
   const follower = new LogFollower(core, lastSeq => {
     backend.logHasGrown()
     federation.logHasGrown(lastSeq)
@@ -258,18 +277,10 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       look: () => images.look(stopping.signal),
     }),
   )
-  const { network } = settings
-  await saveNetworkServices(sql, {
-    replica: settings.replica,
-    addresses: network ? addressesOn(network.interfaces) : [],
-    ranges: (network?.ranges ?? []).map(({ gateway, ...range }) => ({ ...range, gateway: gateway ?? null })),
-    beside: [...(network?.beside ?? [])],
-    zone: network?.zone ?? null,
-  })
-  if (settings.network) {
-    dnsmasq = new Dnsmasq(core, settings.network, self.url)
+  if (dnsmasq) {
+    await dnsmasq.announce()
     loops.push(dnsmasq.run(stopping.signal))
-  }
+  } else await saveNetworkServices(sql, { replica: settings.replica, addresses: [], ranges: [], beside: [], zone: null })
   every('replica', touchEveryMs, async () => {
     if ((await touchReplica(sql, replica)) === 'superseded' && !stopping.signal.aborted) options.onSuperseded()
     seenAt = Date.now()
@@ -291,12 +302,6 @@ export async function startPartition(options: PartitionOptions): Promise<Running
   federation.takePart({ backend, replica, version, url: self.url })
   own('door', () => door.close())
   return { url: self.url, secureUrl: door.secureUrl, core }
-}
-
-/** This host's own addresses on interfaces. */
-function addressesOn(interfaces: readonly string[]): string[] {
-  const known = networkInterfaces()
-  return interfaces.flatMap(name => (known[name] ?? []).map(({ address }) => address))
 }
 
 /** What is kept for a time only, and how much of it went. */

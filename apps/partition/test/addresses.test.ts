@@ -45,7 +45,7 @@ describe('a subnet', () => {
     const put = { name: 'servers', cidr: '172.16.4.0/22', vlan: 40, gateway: '172.16.4.1', nameservers: ['9.9.9.9'], description: 'hall 2' }
     const reserved = [{ from: '172.16.4.2', to: '172.16.4.9', note: 'switches' }]
     const made = await olga.subnets.put({ ...put, reserved })
-    expect(made).toEqual({ ...put, reserved, partition: 'lon1', used: 0 })
+    expect(made).toEqual({ ...put, reserved, dynamic: [], partition: 'lon1', used: 0 })
     const later = [
       { from: '172.16.4.2', to: '172.16.4.5', note: 'switches' },
       { from: '172.16.7.250', to: '172.16.7.254', note: '' },
@@ -77,6 +77,16 @@ describe('a subnet', () => {
       'reserved.0',
       'overlaps 10.0.0.5 to 10.0.0.9',
     ],
+    [{ dynamic: [{ from: '10.0.0.9', to: '10.0.1.5' }] }, 'dynamic.0', 'is not in'],
+    [{ dynamic: [{ from: '10.0.0.0', to: '10.0.0.5' }] }, 'dynamic.0', 'the address of the network itself'],
+    [{ dynamic: [{ from: '10.0.0.9', to: '10.0.0.255' }] }, 'dynamic.0', 'the broadcast address'],
+    [{ gateway: '10.0.0.7', dynamic: [{ from: '10.0.0.5', to: '10.0.0.9' }] }, 'dynamic.0', 'has the gateway, 10.0.0.7'],
+    [{ cidr: '2001:db8::/64', dynamic: [{ from: '2001:db8::5', to: '2001:db8::9' }] }, 'dynamic.0', 'IPv4 only'],
+    [
+      { reserved: [{ from: '10.0.0.5', to: '10.0.0.9', note: 'switches' }], dynamic: [{ from: '10.0.0.9', to: '10.0.0.20', note: '' }] },
+      'dynamic.0',
+      '10.0.0.9 to 10.0.0.20 overlaps 10.0.0.5 to 10.0.0.9 (switches), which is reserved',
+    ],
   ] as const)('that is wrong by itself is refused by field: %j', async ([wrong, field, why]) => {
     const call = partition.as('olga').subnets.put({ name: 'wrong', cidr: '10.0.0.0/24', ...(wrong as object) })
     const { code, facts } = await refusalOf(call)
@@ -103,6 +113,86 @@ describe('a subnet', () => {
     expect((await refusalOf(olga.subnets.delete({ name }))).code).toBe('wrong-state')
     await olga.addresses.release({ subnet: name, address: at(1) })
     await olga.subnets.delete({ name })
+  })
+})
+
+describe('a dynamic range', () => {
+  const range = (at: (host: number) => string, from: number, to: number) => ({ from: at(from), to: at(to), note: '' })
+
+  test('is nobody’s: no address of it is chosen, reserved, or had by a document; and it takes nothing that somebody has', async () => {
+    const olga = partition.as('olga')
+    const { name, at } = await newSubnet({ gateway: '1' })
+    const cidr = at('0/24')
+    const machine = await addMachine(partition.core, { hostname: `dynamic-${name}` })
+    const mac = machine.interfaces[0]?.mac as string
+    const dynamic = [range(at, 2, 99), range(at, 102, 110)]
+    const put = { name, cidr, gateway: at(1) }
+    expect(await olga.subnets.put({ ...put, dynamic })).toMatchObject({ dynamic, used: 0 })
+    // What is not said stays.
+    expect(await olga.subnets.put({ ...put, description: 'hall 4' })).toMatchObject({ dynamic, description: 'hall 4' })
+    const chosen = await Promise.all(['a', 'b', 'c'].map(host => olga.addresses.reserve({ subnet: name, name: `${host}-${name}` })))
+    expect(chosen.map(({ address }) => address).sort()).toEqual([100, 101, 111].map(at))
+
+    const asked = [
+      () => olga.addresses.reserve({ subnet: name, address: at(50), machine: machine.id }),
+      () => olga.dhcpHosts.set({ mac, address: at(50) }),
+      () => olga.machines.setNetwork({ id: machine.id, document: { ethernets: { wan: { mac, addresses: [`${at(50)}/24`] } } } }),
+    ]
+    for (const call of asked) {
+      const { code, message, facts } = await refusalOf(call())
+      expect(code).toBe('already-taken')
+      expect(message).toContain(`${at(50)} of subnet ${name} (${cidr}) for machine ${machine.id} "dynamic-${name}" (asked by olga): `)
+      expect(message).toContain(`${at(2)} to ${at(99)} is given by DHCP to anybody`)
+      expect(facts).toMatchObject({ holder: dynamic[0], asker: { machine: machine.id, mac, by: 'olga' } })
+    }
+    const taken = await refusalOf(olga.subnets.put({ ...put, dynamic: [range(at, 90, 105)] }))
+    const holder = chosen.find(({ address }) => address === at(100))
+    expect(taken).toMatchObject({
+      code: 'already-taken',
+      facts: { holder: { name: holder?.name, address: at(100) }, asker: { by: 'olga' } },
+    })
+    expect(taken.message).toBe(
+      `the dynamic range ${at(90)} to ${at(105)} of subnet ${name} (asked by olga): ${holder?.name} (reserved by olga) has ${at(100)}`,
+    )
+    expect((await olga.subnets.get({ name })).dynamic).toEqual(dynamic)
+    // Where the network moves away from them they are told of by field.
+    for (const { address } of chosen) await olga.addresses.release({ subnet: name, address })
+    const moved = await refusalOf(olga.subnets.put({ name, cidr: '10.251.0.0/24' }))
+    expect(moved.facts.errors).toContainEqual({ field: 'dynamic.0', message: expect.stringContaining('is not in 10.251.0.0/24') })
+    expect(await olga.subnets.put({ name, cidr: '10.251.0.0/24', dynamic: [] })).toMatchObject({ dynamic: [] })
+  })
+
+  test('is in one subnet of those that have the same network: DHCP could not tell their machines apart', async () => {
+    const olga = partition.as('olga')
+    const dynamic = [{ from: '172.21.0.10', to: '172.21.0.19', note: '' }]
+    await olga.subnets.put({ name: 'v201', cidr: '172.21.0.0/24', vlan: 201, dynamic })
+    const twin = { name: 'v202', cidr: '172.21.0.0/16', vlan: 202 }
+    await olga.subnets.put(twin)
+    const refused = await refusalOf(olga.subnets.put({ ...twin, dynamic: [{ from: '172.21.9.10', to: '172.21.9.19' }] }))
+    expect(refused).toMatchObject({ code: 'already-exists', facts: { subnets: ['v201'] } })
+    expect(refused.message).toBe(
+      'dynamic ranges of subnet v202 (172.21.0.0/16, VLAN 202): v201 (172.21.0.0/24, VLAN 201) has some too, and DHCP tells networks apart by their addresses alone',
+    )
+  })
+
+  test('is somebody’s or DHCP’s, never both, however many say so at the same time', async () => {
+    const olga = partition.as('olga')
+    for (let round = 0; round < 8; round++) {
+      const { name, at } = await newSubnet()
+      const machine = await addMachine(partition.core)
+      const document = { ethernets: { wan: { mac: machine.interfaces[0]?.mac as string, addresses: [`${at(12)}/24`] } } }
+      const outcomes = await Promise.allSettled([
+        olga.subnets.put({ name, cidr: at('0/24'), dynamic: [range(at, 10, 19)] }),
+        olga.addresses.reserve({ subnet: name, address: at(11), name: `race-${name}` }),
+        olga.machines.setNetwork({ id: machine.id, document }),
+      ])
+      const codes = outcomes.flatMap(outcome => (outcome.status === 'rejected' ? [outcome.reason.code] : []))
+      expect(new Set(codes)).toEqual(new Set(['already-taken']))
+      const { dynamic } = await olga.subnets.get({ name })
+      expect([dynamic?.length, (await olga.addresses.list({ subnet: name })).items.length > 0]).toEqual(
+        outcomes[0]?.status === 'fulfilled' ? [1, false] : [0, true],
+      )
+    }
   })
 })
 

@@ -193,7 +193,7 @@ test('who was not let in is written down with address and reason, counted, and n
 })
 
 test('who comes to a door for machines with a token that is none is written down; a machine whose work is over is not', async () => {
-  const partition = await runPartition({ bootOrigins: { served: [], trust: 'any', proxies: ['127.0.0.1'] } })
+  const partition = await runPartition({ bootOrigins: { trust: 'any', proxies: ['127.0.0.1'] } })
   const { seal } = partition.core
   const machine = await addMachine(partition.core, { state: 'deployed', run: 'r2', owner: 'alice' })
   const [id, run, signature] = machineToken(seal, 'agent', { id: machine.id, run: 'r2' }).split('.')

@@ -8,7 +8,7 @@ import { leaseIn, leasesIn } from '../src/domain/dnsmasq.ts'
 import { moveMachine } from '../src/domain/move.ts'
 import { addMachine, newMac, operator, runPartition, type TestPartition, until } from './harness.ts'
 
-const here = { served: [], proxies: ['127.0.0.1'] }
+const here = { proxies: ['127.0.0.1'] }
 const partitions = {} as Record<(typeof bootTrusts)[number], TestPartition>
 const ends: (() => Promise<void>)[] = []
 beforeAll(async () => {
@@ -143,11 +143,11 @@ describe('where DHCP is not ours', () => {
 
   test('is believed by default; where addresses are given here it is not', () => {
     const base = { MUSTER_PARTITION: 'lon1', DATABASE_URL: 'postgres://x', MUSTER_KEY: '07'.repeat(32), MUSTER_TOKENS_FILE: 'tokens.json' }
-    expect(readSettings(base).settings.bootOrigins).toEqual({ served: [], trust: 'any', proxies: ['127.0.0.1', '::1'] })
+    expect(readSettings(base).settings.bootOrigins).toEqual({ trust: 'any', proxies: ['127.0.0.1', '::1'] })
     const beside = { ...base, MUSTER_URL: 'http://10.98.0.1', MUSTER_DHCP_INTERFACES: 'eno1', MUSTER_DHCP_PROXY: '10.98.0.0/24' }
-    expect(readSettings(beside).settings.bootOrigins).toMatchObject({ served: [], trust: 'any' })
+    expect(readSettings(beside).settings.bootOrigins).toMatchObject({ trust: 'any' })
     const { MUSTER_DHCP_PROXY: _, ...served } = { ...beside, MUSTER_DHCP_RANGES: '10.98.0.5-10.98.0.9/24', MUSTER_DHCP_SHARE: '2/2' }
-    expect(readSettings(served).settings.bootOrigins).toMatchObject({ served: ['10.98.0.5/24'], trust: 'none' })
+    expect(readSettings(served).settings.bootOrigins).toMatchObject({ trust: 'none' })
     expect(readSettings({ ...served, MUSTER_BOOT_TRUST: 'any' }).settings.bootOrigins).toMatchObject({ trust: 'any' })
     expect(() => readSettings({ ...base, MUSTER_BOOT_TRUST: 'all' })).toThrow('MUSTER_BOOT_TRUST')
   })

@@ -26,6 +26,7 @@ async function openDoor(): Promise<{
     settingsProblems: () => [],
     weaknesses: [],
     fetching: () => [],
+    dhcp: () => [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   const backend = new LocalBackend({ partition: core.partition, handlers: handlers(core, self), readiness: () => [] })

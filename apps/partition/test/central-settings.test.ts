@@ -44,6 +44,7 @@ test('a subnet that only is written in another way is as described; any other di
     gateway: '2001:db8:0::1',
     nameservers: ['2001:db8:0:0::53', '10.0.0.2'],
     reserved: wanted.reserved.toReversed(),
+    dynamic: [],
   }
   expect(isAsDescribed(same, wanted)).toBe(true)
   const others = [
@@ -53,6 +54,7 @@ test('a subnet that only is written in another way is as described; any other di
     { nameservers: ['10.0.0.2', '2001:db8::53'] },
     { nameservers: ['2001:db8::53'] },
     { reserved: [] },
+    { dynamic: [{ from: '10.0.0.5', to: '10.0.0.9', note: '' }] },
     { description: 'hall 2' },
   ]
   for (const other of others) expect(isAsDescribed({ ...same, ...other }, wanted)).toBe(false)
@@ -81,6 +83,40 @@ test('an unknown field of a subnet is refused where it is written, and left out 
   // An older front writes nothing then: it would lose the field.
   expect(left).toEqual({ skipped: [], beyond: ['fields of partition lon1'] })
   expect(documents.partition.lon1?.subnets?.servers).toEqual(describedSubnet.parse({ cidr: '10.0.0.0/24' }))
+})
+
+test('subnets of one network that DHCP is to serve are refused where they are written', () => {
+  const dynamic = [{ from: '10.0.0.10', to: '10.0.0.19' }]
+  const written = (two: object) => ({
+    ...partition,
+    subnets: { one: { cidr: '10.0.0.0/24', vlan: 1, dynamic }, two: { cidr: '10.0.0.0/16', vlan: 2, ...two } },
+  })
+  const outcome = (two: object) => changed(noDocuments, { put: [{ kind: 'partition', name: 'lon1', document: written(two) }], delete: [] })
+  expect(outcome({})).not.toHaveProperty('problems')
+  expect(outcome({ dynamic: [{ from: '10.0.9.10', to: '10.0.9.19' }] })).toMatchObject({
+    problems: [{ field: 'partition lon1', message: expect.stringContaining('both have dynamic ranges') }],
+  })
+})
+
+test('dynamic ranges come and go with the description, and move with their subnets', async () => {
+  const core = await startCore()
+  const central = new CentralSubnets(core)
+  const ranges = async () => [...(await core.sql`select subnet, host(first) as first from dynamic_ranges order by subnet`)]
+  const served = (network: string) => ({ cidr: `${network}.0/24`, dynamic: [{ from: `${network}.10`, to: `${network}.19` }] })
+  await describe(core, { a: served('10.0.1'), b: served('10.0.2') })
+  await central.look()
+  await describe(core, { a: served('10.0.2'), b: served('10.0.1') })
+  await central.look()
+  expect([central.problems, await ranges()]).toEqual([
+    [],
+    [
+      { subnet: 'a', first: '10.0.2.10' },
+      { subnet: 'b', first: '10.0.1.10' },
+    ],
+  ])
+  await describe(core, { a: { cidr: '10.0.2.0/24' }, b: served('10.0.1') })
+  await central.look()
+  expect([central.problems, await ranges()]).toEqual([[], [{ subnet: 'b', first: '10.0.1.10' }]])
 })
 
 /** Puts these subnets into force, as if a front had given them. */

@@ -8,12 +8,14 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import { newToken } from '@muster/server/tokens'
+import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { isInNetwork } from '@muster/shared/network'
 import fc from 'fast-check'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
 import { deleteMachine } from '../src/db/machines.ts'
-import { deleteDhcpHost, putSubnet, reserveAddress, setDhcpHost } from '../src/domain/addresses.ts'
+import { deleteDhcpHost, putSubnet, putSubnets, reserveAddress, setDhcpHost } from '../src/domain/addresses.ts'
 import {
   dhcpRanges,
   dhcpShare,
@@ -22,6 +24,7 @@ import {
   dnsmasqNames,
   dnsmasqOptions,
   loaders,
+  rangesInForce,
   shareOfRanges,
 } from '../src/domain/dnsmasq.ts'
 import { addMachine, operator, partitionDatabase, startCore, type TestCore } from './harness.ts'
@@ -74,7 +77,14 @@ describe('what dnsmasq is told', () => {
 
   test('has the router and the DNS servers of the subnet of each range; what that does not say, the settings do', () => {
     const ranges = dhcpRanges.parse('10.98.0.100-10.98.0.199/24@10.98.0.254,172.16.0.10-172.16.3.250/22,10.5.0.9-10.5.0.20/24@10.5.0.1')
-    const subnet = { cidr: '10.98.0.0/24', vlan: null, gateway: '10.98.0.1', nameservers: ['10.98.0.53', '2001:db8::53', '9.9.9.9'] }
+    const subnet = {
+      name: 'lab',
+      dynamic: [],
+      cidr: '10.98.0.0/24',
+      vlan: null,
+      gateway: '10.98.0.1',
+      nameservers: ['10.98.0.53', '2001:db8::53', '9.9.9.9'],
+    }
     const options = (...subnets: (typeof subnet | { vlan: number | null; gateway: string | null })[]) =>
       dnsmasqOptions(
         ranges,
@@ -94,6 +104,28 @@ describe('what dnsmasq is told', () => {
     // The same network on several VLANs: the untagged one, or none.
     expect(options({ vlan: 7, gateway: '10.98.0.7' }, { vlan: null, gateway: '10.98.0.8' })[1]).toBe('tag:net0,option:router,10.98.0.8')
     expect(options({ vlan: 7, gateway: '10.98.0.7' }, { vlan: 8, gateway: '10.98.0.8' })[1]).toBe('tag:net0,option:router,10.98.0.254')
+  })
+
+  test('is which addresses to give: those of subnets, and those of the settings in whose network no subnet says otherwise', () => {
+    const settings = dhcpRanges.parse('10.98.0.100-10.98.0.199/24@10.98.0.254,172.16.0.10-172.16.3.250/22')
+    const lab = { name: 'lab', cidr: '10.98.0.0/24', vlan: null, gateway: '10.98.0.1', nameservers: ['10.98.0.53'], dynamic: [] }
+    const far = { ...lab, name: 'far', cidr: '10.5.0.0/25', gateway: null, dynamic: [{ from: '10.5.0.9', to: '10.5.0.20' }] }
+    const silent = rangesInForce(settings, [lab])
+    expect(silent).toEqual({ ranges: settings, overruled: [] })
+    const both = rangesInForce(settings, [far, { ...lab, dynamic: [{ from: '10.98.0.50', to: '10.98.0.59' }] }])
+    expect(both.ranges.map(({ from, prefix, subnet }) => [from, prefix, subnet])).toEqual([
+      ['10.5.0.9', 25, 'far'],
+      ['10.98.0.50', 24, 'lab'],
+      ['172.16.0.10', 22, undefined],
+    ])
+    expect(both.overruled).toEqual([{ range: settings[0], by: 'lab' }])
+    // A subnet on a tagged VLAN, whose machines come by a relay: its own facts, whoever has the network too.
+    const tagged = { ...far, vlan: 7, gateway: '10.5.0.1' }
+    expect(dnsmasqOptions(rangesInForce([], [tagged]).ranges, [{ ...far, name: 'twin', gateway: '10.5.0.2' }, tagged]).split('\n')[1]).toBe(
+      'tag:net0,option:router,10.5.0.1',
+    )
+    // Of another length: what begins in the network of the other does not go together.
+    expect(rangesInForce(dhcpRanges.parse('10.5.0.200-10.5.0.210/24'), [far]).overruled).toHaveLength(1)
   })
 
   test('has a line per machine, with all its addresses', () => {
@@ -153,15 +185,19 @@ describe('what dnsmasq is told', () => {
   test('half a setting is refused, naming the other half', () => {
     const base = { MUSTER_PARTITION: 'lon1', DATABASE_URL: 'postgres://x', MUSTER_KEY: '07'.repeat(32), MUSTER_TOKENS_FILE: 'tokens.json' }
     expect(readSettings(base).settings.network).toBeUndefined()
-    expect(() => readSettings({ ...base, MUSTER_DHCP_INTERFACES: 'eno1' })).toThrow(
-      /MUSTER_DHCP_RANGES is not set.*\n.*MUSTER_URL is not set/,
-    )
+    expect(() => readSettings({ ...base, MUSTER_DHCP_INTERFACES: 'eno1' })).toThrow('MUSTER_URL is not set')
+    // Subnets say which addresses are given.
+    expect(readSettings({ ...base, MUSTER_DHCP_INTERFACES: 'eno1', MUSTER_URL: 'http://10.98.0.1' }).settings).toMatchObject({
+      network: { ranges: [], rule: 'alone' },
+      bootOrigins: { trust: 'none' },
+    })
     expect(() => readSettings({ ...base, MUSTER_DHCP_RANGES: range })).toThrow('but not MUSTER_DHCP_INTERFACES')
     expect(() => readSettings({ ...base, MUSTER_DNS_UPSTREAMS: '9.9.9.9' })).toThrow('but not MUSTER_DNS_ZONE')
     const whole = { ...base, MUSTER_URL: 'http://10.98.0.1:5250', MUSTER_DHCP_INTERFACES: 'eno1,eno2', MUSTER_DHCP_RANGES: range }
     expect(readSettings(whole).settings.network).toMatchObject({ interfaces: ['eno1', 'eno2'], zone: undefined, rule: 'alone' })
     expect(readSettings({ ...whole, MUSTER_DHCP_SHARE: '2/2' }).settings.network).toMatchObject({
-      ranges: [{ from: '10.98.0.150', to: '10.98.0.199' }],
+      ranges: [{ from: '10.98.0.100', to: '10.98.0.199' }],
+      share: { part: 2, of: 2 },
       rule: 'shared',
     })
     const { MUSTER_DHCP_RANGES: _, ...beside } = { ...whole, MUSTER_DHCP_PROXY: '10.98.0.0/24' }
@@ -331,6 +367,69 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     expect(later.dns).toBe('10.98.0.1')
   })
 
+  test('gives the addresses that its subnets say: within 3 s of a change, behind a relay too, in place of the settings, and leases stay', async () => {
+    const site = await openSite()
+    const { core } = site
+    const far = await site.relayed()
+    const [one, two, distant] = ['52:54:00:00:dd:01', '52:54:00:00:dd:02', '52:54:00:00:dd:03']
+    await site.serve()
+    expect((await site.ask(one)).ip).toMatch(/^10\.98\.0\.1\d\d$/)
+
+    // Of a range of one address: who has it keeps it.
+    const began = Date.now()
+    await putSubnet(core, operator, served('lab', '10.98.0', 24, [[50, 50]]))
+    await site.started(2)
+    await site.toldOption('router,10.98.0.1')
+    expect(Date.now() - began).toBeLessThan(3_000)
+    expect(await site.ask(one)).toMatchObject({ ip: '10.98.0.50', router: '10.98.0.1' })
+    const script = async () => (await site.http(`http://10.98.0.1:5250/boot/ipxe/${one}`)).toString()
+    expect(await script()).toContain('#!ipxe')
+    expect(await site.status()).toMatchObject({
+      problems: [],
+      dhcp: [
+        { from: '10.98.0.50', to: '10.98.0.50', subnet: 'lab', overruledBy: null },
+        { from: '10.98.0.100', to: '10.98.0.199', subnet: null, overruledBy: 'lab' },
+      ],
+    })
+
+    await putSubnet(core, operator, served('far', '172.16.0', 22, [[100, 199]]))
+    await site.started(3)
+    await site.toldOption('router,172.16.0.1')
+    expect(await far.ask(distant, [])).toMatchObject({ ip: expect.stringMatching(/^172\.16\.0\.1\d\d$/), router: '172.16.0.1' })
+    await expect(site.ask(two, ['-t', '2'])).rejects.toThrow('no lease, failing')
+    expect((await site.ask(one)).ip).toBe('10.98.0.50')
+  })
+
+  test('is started again once for many ranges at once, and not for what it reads while it runs; where no subnet says any, the settings count', async () => {
+    const site = await openSite()
+    const { core } = site
+    const many = Array.from({ length: 40 }, (_, index) => served(`burst${index}`, `10.60.${index}`, 24, [[10, 19]]))
+    const lab = served('lab', '10.98.0', 24, [[50, 59]])
+    await site.serve('well', { MUSTER_DHCP_RANGES: '' })
+    expect(await site.status()).toMatchObject({ problems: [expect.stringContaining('DHCP gives no addresses')], dhcp: [] })
+    await putSubnets(core, operator, [...many, lab])
+    await site.toldOption('router,10.60.39.1')
+    await site.settled()
+    expect((await site.status()).problems).toEqual([])
+    expect(site.starts()).toBe(2)
+    await putSubnet(core, operator, { ...lab, gateway: '10.98.0.2' })
+    await site.toldOption('router,10.98.0.2')
+    await site.settled()
+    expect(site.starts()).toBe(2)
+    expect(site.log()).not.toContain('dnsmasq ended')
+    expect(await site.ask('52:54:00:00:de:01')).toMatchObject({ ip: expect.stringMatching(/^10\.98\.0\.5\d$/), router: '10.98.0.2' })
+
+    // From an empty folder it gives these at once.
+    await site.kill()
+    rmSync(site.folder, { recursive: true })
+    await site.serve()
+    expect((await site.ask('52:54:00:00:de:02')).ip).toMatch(/^10\.98\.0\.5\d$/)
+    const starts = site.starts()
+    await putSubnet(core, operator, { ...lab, dynamic: [] })
+    await site.started(starts + 1)
+    expect((await site.ask('52:54:00:00:de:02')).ip).toMatch(/^10\.98\.0\.1\d\d$/)
+  })
+
   test('gives the script of a machine at work to the address that DHCP gave to it, and to no other', async () => {
     const site = await openSite()
     const { id, interfaces } = await addMachine(site.core, { state: 'commissioning', run: 'r1', attention_at: null })
@@ -415,11 +514,11 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     await site.serve('well', { MUSTER_DHCP_SHARE: '1/2' })
     await second.serve('well', { MUSTER_DHCP_SHARE: '2/2' })
     await site.told('node1', `${mac},10.98.0.30,`)
-    const services = await core.sql<{ from: string; to: string }[]>`
-      select r ->> 'from' as from, r ->> 'to' as to from network_services, jsonb_array_elements(ranges) r order by 1`
-    expect([...services]).toEqual([
-      { from: '10.98.0.100', to: '10.98.0.149' },
-      { from: '10.98.0.150', to: '10.98.0.199' },
+    const given = () => core.sql<{ from: string; to: string; subnet: string | null }[]>`
+      select r ->> 'from' as from, r ->> 'to' as to, r ->> 'subnet' as subnet from network_services, jsonb_array_elements(ranges) r order by 1`
+    expect([...(await given())]).toEqual([
+      { from: '10.98.0.100', to: '10.98.0.149', subnet: null },
+      { from: '10.98.0.150', to: '10.98.0.199', subnet: null },
     ])
     expect((await site.ask(mac)).ip).toBe('10.98.0.30')
     const strangers = ['52:54:00:aa:00:01', '52:54:00:aa:00:02', '52:54:00:aa:00:03']
@@ -438,9 +537,20 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     await site.ask(strangers[0] as string)
     expect((await site.http(other)).toString()).toContain('this is not the address of the machine')
 
+    // Of the dynamic ranges of a subnet each gives its part too.
+    const starts = site.starts()
+    await putSubnet(core, operator, served('lab', '10.98.0', 24, [[60, 79]]))
+    await site.started(starts + 2)
+    expect([...(await given())]).toEqual([
+      { from: '10.98.0.60', to: '10.98.0.69', subnet: 'lab' },
+      { from: '10.98.0.70', to: '10.98.0.79', subnet: 'lab' },
+    ])
+    const { ip, serverid: giver } = await site.ask('52:54:00:aa:00:05')
+    expect(ip).toMatch(giver === '10.98.0.1' ? /^10\.98\.0\.6\d$/ : /^10\.98\.0\.7\d$/)
+
     await site.kill()
     expect(await site.ask(mac)).toMatchObject({ ip: '10.98.0.30', serverid: '10.98.0.2', hostname: 'node1' })
-    expect(Number((await site.ask('52:54:00:aa:00:04')).ip?.split('.')[3])).toBeGreaterThanOrEqual(150)
+    expect((await site.ask('52:54:00:aa:00:04')).ip).toMatch(/^10\.98\.0\.7\d$/)
   })
 
   test('comes back: after its dnsmasq was killed, after the partition was killed, and from an empty folder', async () => {
@@ -476,6 +586,12 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     other.kill('SIGKILL')
     await site.started(1)
   })
+})
+
+/** A subnet with its gateway at 1, whose dynamic ranges are these. */
+const served = (name: string, network: string, length: number, dynamic: [from: number, to: number][]) => ({
+  ...{ name, cidr: `${network}.0/${length}`, vlan: null, gateway: `${network}.1`, nameservers: [], description: '', reserved: [] },
+  dynamic: dynamic.map(([from, to]) => ({ from: `${network}.${from}`, to: `${network}.${to}`, note: '' })),
 })
 
 type PxeAnswer = { server: string; address: string; file: string; vendorClass: string | null; item: number | null }
@@ -520,7 +636,8 @@ async function openSite() {
   const agent = path.join(base, 'files/agent/amd64')
   mkdirSync(agent, { recursive: true })
   for (const name of ['vmlinuz', 'initrd']) writeFileSync(path.join(agent, name), name)
-  writeFileSync(tokens, '{"tokens":[]}')
+  const { token, sha256 } = newToken()
+  writeFileSync(tokens, JSON.stringify({ tokens: [{ name: 'rita', role: 'read-only', sha256 }] }))
   let partition: ChildProcess | undefined
   let log = ''
 
@@ -558,7 +675,7 @@ async function openSite() {
   }
   const count = (pattern: RegExp) => (log.match(pattern) ?? []).length
   const starts = () => count(/"dnsmasq":"started/g)
-  const started = (times: number) => expect.poll(starts, { timeout: 20_000 }).toBeGreaterThanOrEqual(times)
+  const started = (times: number) => expect.poll(starts, { timeout: 40_000 }).toBeGreaterThanOrEqual(times)
   const told = (name: string) => (existsSync(path.join(folder, name)) ? readFileSync(path.join(folder, name), 'utf8') : '')
   const hosts = () => told('hosts')
   const options = () => told('options')
@@ -626,6 +743,7 @@ async function openSite() {
     folder,
     serve,
     started,
+    starts,
     ask,
     hosts,
     readings,
@@ -633,6 +751,12 @@ async function openSite() {
     kill: async () => {
       partition?.kill('SIGKILL')
       if (partition) await once(partition, 'exit')
+    },
+    /** What the partition says of itself. */
+    status: async () => {
+      const [program, ...words] = within(here)
+      const asking = ['curl', '-fsS', '-H', `Authorization: Bearer ${token}`, 'http://127.0.0.1:5250/api/v1/partitions/lon1']
+      return JSON.parse((await run(program, [...words, ...asking], { timeout: 20_000 })).stdout) as PartitionStatus
     },
     /** The host of another replica, 10.98.0.2, on the same cable. */
     secondReplica: async () => {

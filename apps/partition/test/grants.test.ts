@@ -29,6 +29,7 @@ beforeAll(async () => {
     settingsProblems: () => [],
     weaknesses: [],
     fetching: () => [],
+    dhcp: () => [],
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   backend = new LocalBackend({ partition: 'lon1', handlers: handlers(core, self), readiness: () => [] })

@@ -221,7 +221,7 @@ export async function runPartition(
     sharedKey?: Buffer
     replica?: string
     partition?: string
-    bootOrigins?: OriginRules
+    bootOrigins?: Omit<OriginRules, 'served'>
   } = {},
   ending: Ending = withTest,
 ): Promise<TestPartition> {

@@ -58,6 +58,7 @@ function partitionText(cli: Cli, partition: PartitionStatus): string {
     ...(partition.rules ?? []).map(
       ({ rule, value, from }) => ['Rule', `${rule}: ${value}, ${from === 'document' ? 'by its document' : 'by its server'}`] as const,
     ),
+    ...(partition.dhcp ?? []).map(range => ['DHCP', dhcpText(range)] as const),
     ['Last event', partition.lastSeq],
     ...(partition.fetching ?? []).map(
       ({ name, os, arch, bytes }) => ['Fetching', `${name} (${os}, ${arch}): ${(bytes / 2 ** 20).toFixed(0)} MiB so far`] as const,
@@ -65,6 +66,11 @@ function partitionText(cli: Cli, partition: PartitionStatus): string {
     ...partition.problems.map(problem => ['Problem', problem] as const),
     ...(partition.weaknesses ?? []).map(weakness => ['Weakness', weakness] as const),
   ])
+}
+
+function dhcpText({ from, to, subnet, overruledBy }: NonNullable<PartitionStatus['dhcp']>[number]): string {
+  if (overruledBy !== null) return `${from}-${to} of MUSTER_DHCP_RANGES does not count: subnet ${overruledBy} has dynamic ranges`
+  return `${from}-${to}, by ${subnet === null ? 'MUSTER_DHCP_RANGES' : `subnet ${subnet}`}`
 }
 
 function addList(parent: Command, cli: Cli): void {

@@ -1,4 +1,4 @@
-// `muster subnet …`: the networks of a partition, and which of their addresses are not given out.
+// `muster subnet …`: the networks of a partition, which of their addresses are not given out, and which DHCP gives to anybody.
 import type { Coverage } from '@muster/shared/contract/call'
 import { subnets as calls, type Subnet } from '@muster/shared/contract/subnets'
 import { Refusal } from '@muster/shared/errors'
@@ -15,7 +15,7 @@ import { joinCoverage, pagesOf } from './pages.ts'
 
 /** `muster subnet` with its subcommands. */
 export const fillSubnet: Fill = (command, cli) => {
-  examples(command, ['subnet list', 'subnet set servers --cidr 10.0.0.0/24 --gateway 10.0.0.1 --reserved 10.0.0.100-10.0.0.199=dhcp'])
+  examples(command, ['subnet list', 'subnet set servers --cidr 10.0.0.0/24 --gateway 10.0.0.1 --dynamic 10.0.0.100-10.0.0.199'])
   addList(command, cli)
   addGet(command, cli)
   addSet(command, cli)
@@ -32,6 +32,7 @@ const shape: Shape<Subnet> = {
     { title: 'VLAN', text: ({ vlan }) => (vlan === null ? '-' : String(vlan)), align: 'right' },
     { title: 'GATEWAY', text: ({ gateway }) => gateway ?? '-', leaves: 3 },
     { title: 'USED', text: ({ used }) => String(used), align: 'right' },
+    { title: 'DYNAMIC', text: ({ dynamic = [] }) => dynamic.map(rangeText).join(', '), wide: true },
     { title: 'RESERVED', text: ({ reserved }) => reserved.map(rangeText).join(', '), wide: true },
     { title: 'DESCRIPTION', text: ({ description }) => description, least: 10, leaves: 5 },
   ],
@@ -47,6 +48,7 @@ const subnetText = (cli: Cli, subnet: Subnet) =>
     ['VLAN', subnet.vlan ?? 'untagged'],
     ['Gateway', subnet.gateway],
     ...subnet.nameservers.map(server => ['DNS server', server] as const),
+    ...(subnet.dynamic ?? []).map(range => ['Dynamic', rangeText(range)] as const),
     ...subnet.reserved.map(range => ['Reserved', rangeText(range)] as const),
     ['Used', subnet.used],
     ['Description', subnet.description],
@@ -96,6 +98,7 @@ interface SetFlags {
   readonly vlan?: number | 'none'
   readonly gateway?: string
   readonly nameserver?: string[]
+  readonly dynamic?: (Subnet['reserved'][number] | 'none')[]
   readonly reserved?: (Subnet['reserved'][number] | 'none')[]
   readonly description?: string
 }
@@ -111,10 +114,12 @@ function addSet(parent: Command, cli: Cli): void {
     .option('--vlan <id>', `VLAN id, or "${none}"`, text => (text === none ? none : parseCount(text, 1)))
     .option('--gateway <address>', `or "${none}"`)
     .option('--nameserver <address>', `DNS server; may be repeated, or "${none}"`, collect)
+    .option('--dynamic <from-to[=note]>', `addresses that DHCP gives to anybody; may be repeated, or "${none}"`, collectOf(parseRange))
     .option('--reserved <from-to[=note]>', `addresses that are not given out; may be repeated, or "${none}"`, collectOf(parseRange))
     .option('--description <text>', 'what it is for')
   examples(command, [
     'subnet set servers --cidr 10.0.0.0/24 --vlan 40 --gateway 10.0.0.1 --nameserver 10.0.0.2 --reserved 10.0.0.2-10.0.0.9=switches',
+    'subnet set servers --dynamic 10.0.0.100-10.0.0.199',
     'subnet set servers --reserved none --description "hall 2"',
   ])
   command.action(async (name: string, flags: SetFlags) => {
@@ -133,14 +138,16 @@ function addSet(parent: Command, cli: Cli): void {
   })
 }
 
-const changeable = ({ partition: _, used: __, ...rest }: Subnet) => rest
+/** Dynamic ranges stay where they are not said: a server that does not know the field is not told of it. */
+const changeable = ({ partition: _, used: __, dynamic: ___, ...rest }: Subnet) => rest
 
-function changes({ cidr, vlan, gateway, nameserver, reserved, description }: SetFlags) {
+function changes({ cidr, vlan, gateway, nameserver, dynamic, reserved, description }: SetFlags) {
   return {
     ...(cidr !== undefined && { cidr }),
     ...(vlan !== undefined && { vlan: vlan === none ? null : vlan }),
     ...(gateway !== undefined && { gateway: gateway === none ? null : gateway }),
     ...(nameserver !== undefined && { nameservers: nameserver.filter(text => text !== none) }),
+    ...(dynamic !== undefined && { dynamic: dynamic.filter(range => range !== 'none') }),
     ...(reserved !== undefined && { reserved: reserved.filter(range => range !== 'none') }),
     ...(description !== undefined && { description }),
   }

@@ -127,73 +127,96 @@ export function rangeFindings(servers: readonly DhcpServer[], subnets: readonly 
   const ranges = servers.flatMap(({ replica, ranges: given }) =>
     given.map(range => ({ ...range, replica, topic: `range ${range.from}-${range.to}` })),
   )
-  return ranges.flatMap((range, index): Finding[] => {
-    const { topic } = range
-    const bad = (found: string, hint: string): Finding => ({ topic, verdict: 'bad', found, hint })
-    const twice = ranges
-      .slice(0, index)
-      .filter(other => other.replica !== range.replica && overlap(other, range))
-      .map(other =>
-        bad(
-          `replica ${range.replica} gives addresses that replica ${other.replica} gives too (${other.from}-${other.to}), and neither knows what the other gave`,
-          'let each replica give a part of the addresses: MUSTER_DHCP_SHARE=1/2 for one and 2/2 for the other',
-        ),
-      )
-    const subnet = subnets.find(({ cidr }) => isInNetwork(cidr, range.from))
-    if (!subnet)
-      return [
-        ...twice,
-        {
-          topic,
-          verdict: 'odd',
-          found: 'it is in no subnet, so its addresses are not looked after',
-          hint: `describe the network: muster subnet set NAME --cidr …/${range.prefix}`,
-        },
-      ]
-    const { name, cidr, gateway, reserved } = subnet
-    const problems = [
-      ...twice,
-      ...(isInNetwork(cidr, range.to) ? [] : [bad(`it goes beyond subnet ${name} (${cidr})`, 'shorten it in MUSTER_DHCP_RANGES')]),
-      ...(cidr.endsWith(`/${range.prefix}`)
-        ? []
-        : [
-            bad(
-              `its prefix is ${range.prefix}, and subnet ${name} is ${cidr}`,
-              'say the same in both: machines are told the one of MUSTER_DHCP_RANGES',
-            ),
-          ]),
-      ...(gateway !== null && isWithin(range, gateway)
-        ? [bad(`it has the gateway of subnet ${name}, ${gateway}`, 'shorten it in MUSTER_DHCP_RANGES')]
-        : []),
-      ...(gateway !== null && range.gateway !== null && gateway !== range.gateway
-        ? [
-            bad(
-              `machines are told the gateway of subnet ${name}, ${gateway}, and not the router of the range, ${range.gateway}`,
-              'leave the router out of MUSTER_DHCP_RANGES, or correct the subnet: muster subnet set',
-            ),
-          ]
-        : []),
-      ...reserved
-        .filter(other => overlap(other, range))
+  return [
+    ...unservedFindings(ranges, subnets),
+    ...ranges.flatMap((range, index): Finding[] => {
+      const { topic } = range
+      const bad = (found: string, hint: string): Finding => ({ topic, verdict: 'bad', found, hint })
+      const twice = ranges
+        .slice(0, index)
+        .filter(other => other.replica !== range.replica && overlap(other, range))
         .map(other =>
           bad(
-            `subnet ${name} does not give out ${other.from}-${other.to}${other.note && ` (${other.note})`}, and DHCP gives some of it to anybody`,
-            'shorten one of them: MUSTER_DHCP_RANGES, or --reserved of muster subnet set',
+            `replica ${range.replica} gives addresses that replica ${other.replica} gives too (${other.from}-${other.to}), and neither knows what the other gave`,
+            range.subnet === other.subnet
+              ? 'let each replica give a part of the addresses: MUSTER_DHCP_SHARE=1/2 for one and 2/2 for the other'
+              : 'take the range out of MUSTER_DHCP_RANGES, or update the replica that has it there: it does not know dynamic ranges of subnets',
           ),
-        ),
-      ...held
-        .filter(
-          address => address.subnet === name && isWithin(range, address.address) && (address.mac === null || address.source === 'document'),
         )
-        .map(address =>
-          bad(
-            `${address.machine ?? address.name} has ${address.address} without DHCP, which gives it to anybody`,
-            'give it an address outside of the range, or shorten the range in MUSTER_DHCP_RANGES',
+      const subnet = subnets.find(({ name, cidr }) => (range.subnet ? name === range.subnet : isInNetwork(cidr, range.from)))
+      const where = range.subnet ? `--dynamic of muster subnet set ${range.subnet}` : 'MUSTER_DHCP_RANGES'
+      if (!subnet)
+        return [
+          ...twice,
+          {
+            topic,
+            verdict: 'odd',
+            found: 'it is in no subnet, so its addresses are not looked after',
+            hint: `describe the network: muster subnet set NAME --cidr …/${range.prefix}`,
+          },
+        ]
+      const { name, cidr, gateway, reserved } = subnet
+      const problems = [
+        ...twice,
+        ...(isInNetwork(cidr, range.to) ? [] : [bad(`it goes beyond subnet ${name} (${cidr})`, `shorten it in ${where}`)]),
+        ...(cidr.endsWith(`/${range.prefix}`)
+          ? []
+          : [
+              bad(
+                `its prefix is ${range.prefix}, and subnet ${name} is ${cidr}`,
+                'say the same in both: machines are told the one of MUSTER_DHCP_RANGES',
+              ),
+            ]),
+        ...(gateway !== null && isWithin(range, gateway)
+          ? [bad(`it has the gateway of subnet ${name}, ${gateway}`, `shorten it in ${where}`)]
+          : []),
+        ...(gateway !== null && range.gateway !== null && gateway !== range.gateway
+          ? [
+              bad(
+                `machines are told the gateway of subnet ${name}, ${gateway}, and not the router of the range, ${range.gateway}`,
+                'leave the router out of MUSTER_DHCP_RANGES, or correct the subnet: muster subnet set',
+              ),
+            ]
+          : []),
+        ...reserved
+          .filter(other => overlap(other, range))
+          .map(other =>
+            bad(
+              `subnet ${name} does not give out ${other.from}-${other.to}${other.note && ` (${other.note})`}, and DHCP gives some of it to anybody`,
+              `shorten one of them: ${where}, or --reserved of muster subnet set`,
+            ),
           ),
-        ),
-    ]
-    return problems.length > 0 ? problems : [{ topic, verdict: 'good', found: `it is in subnet ${name} (${cidr}), and in nobody's way` }]
-  })
+        ...held
+          .filter(
+            address =>
+              address.subnet === name && isWithin(range, address.address) && (address.mac === null || address.source === 'document'),
+          )
+          .map(address =>
+            bad(
+              `${address.machine ?? address.name} has ${address.address} without DHCP, which gives it to anybody`,
+              `give it an address outside of the range, or shorten the range in ${where}`,
+            ),
+          ),
+      ]
+      return problems.length > 0 ? problems : [{ topic, verdict: 'good', found: `it is in subnet ${name} (${cidr}), and in nobody's way` }]
+    }),
+  ]
+}
+
+/** Dynamic ranges of which nobody gives anything. */
+function unservedFindings(served: readonly Span[], subnets: readonly Subnet[]): Finding[] {
+  return subnets.flatMap(({ name, dynamic = [] }) =>
+    dynamic
+      .filter(range => !served.some(other => overlap(other, range)))
+      .map(
+        ({ from, to }): Finding => ({
+          topic: `range ${from}-${to}`,
+          verdict: 'bad',
+          found: `DHCP is to give it to anybody in subnet ${name}, and no replica does`,
+          hint: 'set MUSTER_DHCP_INTERFACES at a replica, and leave MUSTER_DHCP_PROXY out; or take it away: muster subnet set --dynamic none',
+        }),
+      ),
+  )
 }
 
 interface Span {

@@ -54,6 +54,8 @@ export interface Self {
   readonly weaknesses: readonly string[]
   /** Images that are on their way. */
   fetching(): NonNullable<PartitionStatus['fetching']>
+  /** What DHCP gives to anybody here. */
+  dhcp(): NonNullable<PartitionStatus['dhcp']>
   readonly webhooks: Pick<WebhookSender, 'problems' | 'ring'>
 }
 
@@ -507,5 +509,6 @@ async function statusOf(core: Core, self: Self, caller: Caller): Promise<Partiti
     weaknesses: [...self.weaknesses],
     fetching: self.fetching(),
     rules: rulesView(core),
+    dhcp: self.dhcp(),
   }
 }

@@ -59,6 +59,14 @@ export function heldAmong(sql: Sql, places: readonly { subnet: string; address: 
     order by a.address`
 }
 
+/** Which addresses of the subnet somebody has that are in one of its dynamic ranges, which is told with each. */
+export function heldInDynamic(sql: Sql, subnet: string): Promise<(AddressRow & { range: string })[]> {
+  return sql<(AddressRow & { range: string })[]>`
+    select ${addressRow(sql)}, host(r.first) || ' to ' || host(r.last) as range
+    from ${withMachine(sql)} join dynamic_ranges r on r.subnet = a.subnet and a.address between r.first and r.last
+    where a.subnet = ${subnet} order by a.address`
+}
+
 /** The address that one of these DNS names leads to. */
 export async function findByName(sql: Sql, names: readonly string[]): Promise<AddressRow | undefined> {
   const [row] = await sql<AddressRow[]>`
@@ -144,10 +152,11 @@ export async function reserveFree(sql: Sql, reservation: Reservation): Promise<{
         union all select highest, highest from here where family(cidr) = 4
         union all select gateway, gateway from here where gateway is not null
         union all select first, last from subnet_ranges where subnet = ${reservation.subnet}
+        union all select first, last from dynamic_ranges where subnet = ${reservation.subnet}
         union all select address, address from addresses where subnet = ${reservation.subnet}
         union all
           select (r ->> 'from')::inet, (r ->> 'to')::inet from network_services, jsonb_array_elements(ranges) as r, here
-          where (r ->> 'from')::inet << here.cidr),
+          where (r ->> 'from')::inet << here.cidr and coalesce(r ->> 'subnet', ${reservation.subnet}) = ${reservation.subnet}),
       -- Free addresses begin behind the end of a run of spans, and the lowest one is such a beginning.
       runs as (select max(last) over sorted as last, lead(first) over sorted as next from spans window sorted as (order by first, last))
       select runs.last + 1 as address from runs, here

@@ -2,7 +2,7 @@
 import type { DhcpServer } from '@muster/shared/contract/partitions'
 import type { Sql } from './connect.ts'
 
-/** What a replica serves from now on; neither ranges nor networks beside: nothing. */
+/** What a replica serves; neither ranges nor networks beside: nothing. */
 export async function saveNetworkServices(sql: Sql, server: DhcpServer): Promise<void> {
   await sql`
     insert into network_services (replica, addresses, ranges, beside, zone)

@@ -1,5 +1,11 @@
-// Subnets, and the addresses of them that are not given out.
+// Subnets, the addresses of them that are not given out, and those that DHCP gives to anybody.
 import type { Sql } from './connect.ts'
+
+export interface AddressRange {
+  from: string
+  to: string
+  note: string
+}
 
 export interface SubnetRow {
   name: string
@@ -8,15 +14,17 @@ export interface SubnetRow {
   gateway: string | null
   nameservers: string[]
   description: string
-  reserved: { from: string; to: string; note: string }[]
+  reserved: AddressRange[]
+  dynamic: AddressRange[]
   used: number
 }
 
+const rangesFrom = (sql: Sql, table: 'subnet_ranges' | 'dynamic_ranges') => sql`coalesce((
+    select jsonb_agg(jsonb_build_object('from', host(first), 'to', host(last), 'note', note) order by first)
+    from ${sql(table)} where subnet = s.name), '[]')`
 const subnetRow = (sql: Sql) => sql`
   s.name, s.cidr::text as cidr, s.vlan, host(s.gateway) as gateway, s.nameservers, s.description,
-  coalesce((
-    select jsonb_agg(jsonb_build_object('from', host(first), 'to', host(last), 'note', note) order by first)
-    from subnet_ranges where subnet = s.name), '[]') as reserved,
+  ${rangesFrom(sql, 'subnet_ranges')} as reserved, ${rangesFrom(sql, 'dynamic_ranges')} as dynamic,
   (select count(*) from addresses where subnet = s.name) as used`
 
 export async function findSubnet(sql: Sql, name: string): Promise<SubnetRow | undefined> {
@@ -25,12 +33,11 @@ export async function findSubnet(sql: Sql, name: string): Promise<SubnetRow | un
 }
 
 /**
- * The same, and makes those who choose among its addresses take turns until the transaction ends. Who records a certain address is not held up: the
- * reference of its row needs the subnet's key only.
+ * Makes those who choose among its addresses take turns until the transaction ends. Who records a certain address is not held up: the reference of its
+ * row needs the subnet's key only. What is read in the same statement would be as it was before the turn; so the subnet is read in the next one.
  */
-export async function lockSubnet(sql: Sql, name: string): Promise<SubnetRow | undefined> {
-  const [row] = await sql<SubnetRow[]>`select ${subnetRow(sql)} from subnets s where s.name = ${name} for no key update of s`
-  return row
+export async function lockSubnet(sql: Sql, name: string): Promise<void> {
+  await sql`select from subnets where name = ${name} for no key update`
 }
 
 /** The subnets whose networks have one of these addresses, of every VLAN. */
@@ -38,6 +45,23 @@ export function subnetsWith(sql: Sql, addresses: readonly string[]): Promise<Sub
   return sql<SubnetRow[]>`
     select ${subnetRow(sql)} from subnets s
     where exists (select from unnest(${addresses as string[]}::inet[]) as ip (address) where s.cidr >> ip.address) order by s.name`
+}
+
+/** What DHCP is to know of: the subnets that have dynamic ranges, or one of these addresses. */
+export function subnetsForDhcp(sql: Sql, addresses: readonly string[]): Promise<SubnetRow[]> {
+  return sql<SubnetRow[]>`
+    select ${subnetRow(sql)} from subnets s
+    where exists (select from dynamic_ranges where subnet = s.name)
+      or exists (select from unnest(${addresses as string[]}::inet[]) as ip (address) where s.cidr >> ip.address) order by s.name`
+}
+
+/** Subnets of other VLANs that share an address with this one, where this one and they have dynamic ranges. */
+export function servedOverlapping(sql: Sql, name: string): Promise<SubnetRow[]> {
+  return sql<SubnetRow[]>`
+    select ${subnetRow(sql)} from subnets one, subnets s
+    where one.name = ${name} and s.name <> one.name and s.cidr && one.cidr
+      and exists (select from dynamic_ranges where subnet = one.name) and exists (select from dynamic_ranges where subnet = s.name)
+    order by s.name`
 }
 
 /** Subnets of the VLAN that share an address with the network, beside the one of that name. */
@@ -65,7 +89,7 @@ export async function letOverlap(sql: Sql): Promise<void> {
 }
 
 /** Creates or changes it. Where another one of its VLAN has some of its addresses, 23P01 (subnets_overlap) is thrown: here, or where {@link letOverlap} was said, by the commit. */
-export async function putSubnet(sql: Sql, subnet: Omit<SubnetRow, 'reserved' | 'used'>, actor: string): Promise<void> {
+export async function putSubnet(sql: Sql, subnet: Omit<SubnetRow, 'reserved' | 'dynamic' | 'used'>, actor: string): Promise<void> {
   await sql`
     with kept as (
       insert into subnets (name, cidr, vlan, gateway, nameservers, description)
@@ -77,11 +101,16 @@ export async function putSubnet(sql: Sql, subnet: Omit<SubnetRow, 'reserved' | '
     select 'subnet.changed', ${actor}, jsonb_build_object('subnet', name, 'cidr', cidr::text) from kept`
 }
 
-export async function replaceRanges(sql: Sql, subnet: string, ranges: SubnetRow['reserved']): Promise<void> {
+/** Its ranges of that kind are these. */
+export async function replaceRanges(
+  sql: Sql,
+  subnet: string,
+  { table, ranges }: { table: 'subnet_ranges' | 'dynamic_ranges'; ranges: readonly AddressRange[] },
+): Promise<void> {
   await sql`
-    with given as (select * from jsonb_to_recordset(${sql.json(ranges)}) as r ("from" inet, "to" inet, note text)),
-    gone as (delete from subnet_ranges where subnet = ${subnet} and not exists (select from given where given.from = first))
-    insert into subnet_ranges (subnet, first, last, note) select ${subnet}, "from", "to", note from given
+    with given as (select * from jsonb_to_recordset(${sql.json(ranges as never)}) as r ("from" inet, "to" inet, note text)),
+    gone as (delete from ${sql(table)} where subnet = ${subnet} and not exists (select from given where given.from = first))
+    insert into ${sql(table)} (subnet, first, last, note) select ${subnet}, "from", "to", note from given
     on conflict (subnet, first) do update set last = excluded.last, note = excluded.note`
 }
 

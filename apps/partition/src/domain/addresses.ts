@@ -1,6 +1,7 @@
 // Subnets and addresses: what people ask of them. Choosing a free address, refusing a duplicate with both owners named.
 import type { Caller } from '@muster/shared/contract/call'
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
+import { subnetProblems } from '@muster/shared/contract/subnets'
 import { Refusal, wrongFields } from '@muster/shared/errors'
 import { bitsOf } from '@muster/shared/network'
 import * as db from '../db/addresses.ts'
@@ -65,7 +66,8 @@ type SubnetInput = CallInput<'subnets.put'>
 
 /**
  * Creates or describes all of them, or none; they may exchange their networks. Throws already-exists naming a subnet that overlaps one, already-taken
- * where two machines have an address of one, wrong-state where one would move while addresses of it are in use.
+ * where two machines have an address of one or somebody has what DHCP is to give to anybody, wrong-state where one would move while addresses of it
+ * are in use, invalid-input where the dynamic ranges that it had are not in it any more.
  */
 export async function putSubnets(core: Core, caller: Caller, inputs: readonly SubnetInput[]): Promise<void> {
   await inTransaction(core.sql, async sql => {
@@ -74,23 +76,32 @@ export async function putSubnets(core: Core, caller: Caller, inputs: readonly Su
     await subnetRows.letOverlap(sql)
     const fresh: string[] = []
     for (const input of inputs) if ((await describe(sql, input, caller)) === 'elsewhere than before') fresh.push(input.name)
-    for (const input of inputs) refuseOverlap(input, await subnetRows.subnetsOverlapping(sql, input))
+    for (const input of inputs) {
+      refuseOverlap(input, await subnetRows.subnetsOverlapping(sql, input))
+      refuseServedTwice(input, await subnetRows.servedOverlapping(sql, input.name))
+    }
     for (const name of fresh) await recordAllDocuments(sql, name, caller.name)
+    for (const input of inputs) await refuseWhatIsHeld(sql, input, caller)
   })
   core.bells.log.ring()
 }
 
 async function describe(sql: Sql, input: SubnetInput, caller: Caller): Promise<'where it was' | 'elsewhere than before'> {
   const { name, cidr, vlan } = input
-  const before = await subnetRows.lockSubnet(sql, name)
+  await subnetRows.lockSubnet(sql, name)
+  const before = await subnetRows.findSubnet(sql, name)
   const isElsewhere = before === undefined || !isSameNetwork(before.cidr, cidr) || before.vlan !== vlan
   if (before && isElsewhere && before.used > 0)
     throw new Refusal(
       'wrong-state',
       `move subnet ${name} from ${wireText(before)} to ${wireText(input)}: ${before.used} of its addresses are in use; make another subnet and move them first`,
     )
+  const dynamic = input.dynamic ?? before?.dynamic ?? []
+  const problems = subnetProblems({ ...input, dynamic })
+  if (problems.length > 0) throw wrongFields(problems.map(({ field, message }) => ({ field: field.join('.'), message })))
   await subnetRows.putSubnet(sql, input, caller.name)
-  await subnetRows.replaceRanges(sql, name, input.reserved)
+  await subnetRows.replaceRanges(sql, name, { table: 'subnet_ranges', ranges: input.reserved })
+  await subnetRows.replaceRanges(sql, name, { table: 'dynamic_ranges', ranges: dynamic })
   return isElsewhere ? 'elsewhere than before' : 'where it was'
 }
 
@@ -100,6 +111,27 @@ function refuseOverlap(input: SubnetInput, others: readonly subnetRows.SubnetRow
   throw new Refusal('already-exists', `subnet ${input.name} (${wireText(input)}) overlaps ${words}`, {
     subnets: others.map(other => other.name),
   })
+}
+
+function refuseServedTwice(input: SubnetInput, others: readonly subnetRows.SubnetRow[]): void {
+  if (others.length === 0) return
+  const words = others.map(other => `${other.name} (${wireText(other)})`).join(', ')
+  throw new Refusal(
+    'already-exists',
+    `dynamic ranges of subnet ${input.name} (${wireText(input)}): ${words} has some too, and DHCP tells networks apart by their addresses alone`,
+    { subnets: others.map(other => other.name) },
+  )
+}
+
+/** What somebody has DHCP does not give to anybody. */
+async function refuseWhatIsHeld(sql: Sql, { name }: SubnetInput, caller: Caller): Promise<void> {
+  const [held] = await db.heldInDynamic(sql, name)
+  if (!held) return
+  throw new Refusal(
+    'already-taken',
+    `the dynamic range ${held.range} of subnet ${name} (asked by ${caller.name}): ${holderText(held)} has ${held.address}`,
+    { subnet: name, range: held.range, holder: holderFacts(held), asker: { by: caller.name } },
+  )
 }
 
 /** An address of IPv6 has many spellings. */
@@ -245,7 +277,8 @@ async function settled(core: Core, wanted: Wanted, act: (sql: Sql) => Promise<db
 }
 
 async function reserve(core: Core, sql: Sql, wanted: Wanted): Promise<db.AddressRow | 'again'> {
-  const subnet = existing(core, wanted.subnet, await subnetRows.lockSubnet(sql, wanted.subnet))
+  await subnetRows.lockSubnet(sql, wanted.subnet)
+  const subnet = existing(core, wanted.subnet, await subnetRows.findSubnet(sql, wanted.subnet))
   const machine = wanted.isByMac === true ? null : (wanted.machine?.id ?? null)
   const reservation = { ...wanted, machine, name: wanted.name }
   const { mac, address } = wanted

@@ -15,7 +15,7 @@ import { StrangeToken } from './machine-token.ts'
 export const bootTrusts = ['any', 'reserved', 'none'] as const
 
 export interface OriginRules {
-  /** Networks, with prefix length, where this partition's DHCP gives the addresses. */
+  /** Networks, with prefix length, where this partition's DHCP gives the addresses; others with other ranges. */
   served: readonly string[]
   trust: (typeof bootTrusts)[number]
   /** Reverse proxies whose X-Forwarded-For is believed. */

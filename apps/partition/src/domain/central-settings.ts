@@ -44,7 +44,8 @@ export function isAsDescribed(row: Omit<SubnetRow, 'name' | 'used'>, wanted: Des
     row.description === wanted.description &&
     sameAddresses([row.gateway], [wanted.gateway]) &&
     sameAddresses(row.nameservers, wanted.nameservers) &&
-    rangesText(row.reserved) === rangesText(wanted.reserved)
+    rangesText(row.reserved) === rangesText(wanted.reserved) &&
+    rangesText(row.dynamic) === rangesText(wanted.dynamic ?? [])
   )
 }
 
@@ -96,7 +97,7 @@ export class CentralSubnets {
     for (const [name, subnet] of Object.entries(wanted)) {
       const row = await findSubnet(this.#core.sql, name)
       if (row && isAsDescribed(row, subnet)) continue
-      const refusal = await refusalOf(putSubnet(this.#core, itself, { name, ...subnet }))
+      const refusal = await refusalOf(putSubnet(this.#core, itself, putOf(name, subnet)))
       if (refusal) {
         refused.set(name, refusal)
         continue
@@ -111,12 +112,15 @@ export class CentralSubnets {
   async #exchange(wanted: Readonly<Record<string, DescribedSubnet>>, refused: ReadonlyMap<string, Refusal>): Promise<boolean> {
     const names = inEachOthersWay(refused)
     if (names.length < 2) return false
-    const inputs = names.map(name => ({ name, ...(wanted[name] as DescribedSubnet) }))
+    const inputs = names.map(name => putOf(name, wanted[name] as DescribedSubnet))
     if (await refusalOf(putSubnets(this.#core, itself, inputs))) return false
     this.#core.log.info({ subnets: names }, 'subnets have changed places, as the global configuration says')
     return true
   }
 }
+
+/** A document describes a subnet whole: what it leaves out is not there. */
+const putOf = (name: string, { dynamic = [], ...subnet }: DescribedSubnet) => ({ name, ...subnet, dynamic })
 
 const problemText = (message: string) => `the global configuration describes a subnet that cannot be so here: ${message}`
 

@@ -1,7 +1,7 @@
 // What dnsmasq is told: DHCP, TFTP and DNS of one partition as its configuration, a pure function of settings, machines and subnets. doors/dnsmasq.ts
 // runs it.
 import path from 'node:path'
-import { bitsOf, isInNetwork } from '@muster/shared/network'
+import { bitsOf, isInNetwork, networksOverlap } from '@muster/shared/network'
 import { z } from 'zod'
 
 /** First-stage loaders by what a firmware says it is (DHCP option 93, RFC 4578 and IANA's list). `http`: it boots over HTTP by itself (UEFI 2.5). */
@@ -24,6 +24,8 @@ export interface DhcpRange {
   prefix: number
   /** What machines are told as their router; undefined: they are told none. */
   gateway: string | undefined
+  /** Whose dynamic range it is; left out: the settings say it. */
+  subnet?: string
 }
 
 /** `10.0.0.100-10.0.0.199/24@10.0.0.1`; the router may be left out. A range of a network that is not at an interface here is for its relay. */
@@ -107,6 +109,11 @@ export function shareOfRanges(ranges: readonly DhcpRange[], { part, of }: DhcpSh
 
 const numberOf = (address: string) => Number.parseInt(bitsOf(address), 2)
 const addressOf = (number: number) => [24, 16, 8, 0].map(shift => (number >>> shift) & 255).join('.')
+
+/** What a replica is set to serve. Ranges are those of the settings, whole: of them and of the dynamic ranges of subnets it gives its share. */
+export interface NetworkSettings extends NetworkServices {
+  share: DhcpShare
+}
 
 export interface NetworkServices {
   /** Network interfaces that are served; all others are left alone. */
@@ -239,10 +246,34 @@ export const networksOf = (ranges: readonly DhcpRange[]) => [...new Set(ranges.m
 
 /** What is kept of a subnet that its DHCP clients are told. */
 export interface ToldSubnet {
+  name: string
   cidr: string
   vlan: number | null
   gateway: string | null
   nameservers: readonly string[]
+  dynamic: readonly { from: string; to: string }[]
+}
+
+/**
+ * What is given to anybody, by address: the dynamic ranges of subnets, and those ranges of the settings in whose network no subnet has one. The others of
+ * the settings are overruled, each by a subnet.
+ */
+export function rangesInForce(
+  settings: readonly DhcpRange[],
+  subnets: readonly ToldSubnet[],
+): { ranges: DhcpRange[]; overruled: { range: DhcpRange; by: string }[] } {
+  const serving = subnets.filter(({ dynamic }) => dynamic.length > 0)
+  const overruled = settings.flatMap(range => {
+    const by = serving.find(({ cidr }) => networksOverlap(cidr, `${range.from}/${range.prefix}`))
+    return by ? [{ range, by: by.name }] : []
+  })
+  const ranges = [
+    ...settings.filter(range => !overruled.some(other => other.range === range)),
+    ...serving.flatMap(({ name, cidr, dynamic }) =>
+      dynamic.map(({ from, to }) => ({ from, to, prefix: Number(cidr.split('/')[1]), gateway: undefined, subnet: name })),
+    ),
+  ]
+  return { ranges: ranges.sort((a, b) => (bitsOf(a.from) < bitsOf(b.from) ? -1 : 1)), overruled }
 }
 
 /**
@@ -266,8 +297,9 @@ export function dnsmasqOptions(ranges: readonly DhcpRange[], subnets: readonly T
   return [title, ...lines].map(line => `${line}\n`).join('')
 }
 
-/** DHCP clients are untagged here: of several VLANs with one network the untagged one is meant, and where all have tags, none. */
-function subnetOf({ from }: DhcpRange, subnets: readonly ToldSubnet[]): ToldSubnet | undefined {
+/** That of a dynamic range has it. Of the others' DHCP clients nothing tells the VLAN: of several VLANs with one network the untagged one is meant, and where all have tags, none. */
+function subnetOf({ from, subnet }: DhcpRange, subnets: readonly ToldSubnet[]): ToldSubnet | undefined {
+  if (subnet !== undefined) return subnets.find(({ name }) => name === subnet)
   const having = subnets.filter(({ cidr }) => isInNetwork(cidr, from))
   return having.length === 1 ? having[0] : having.find(({ vlan }) => vlan === null)
 }

@@ -4,7 +4,7 @@ import { Refusal } from '@muster/shared/errors'
 import { bitsOf, isInNetwork, staticAddresses } from '@muster/shared/network'
 import * as db from '../db/addresses.ts'
 import type { Sql } from '../db/connect.ts'
-import { type SubnetRow, subnetsWith } from '../db/subnets.ts'
+import { type AddressRange, type SubnetRow, subnetsWith } from '../db/subnets.ts'
 
 /** Who wants an address or a name, and on whose word. */
 export interface Asker {
@@ -107,11 +107,13 @@ export function refuseUnusable(subnet: SubnetRow, address: string, asker: Asker)
   const facts = { subnet: subnet.name, address, asker: askerFacts(asker) }
   if (subnet.gateway !== null && bitsOf(subnet.gateway) === bitsOf(address))
     throw new Refusal('already-taken', `${what}: it is the gateway's`, { ...facts, holder: 'gateway' })
-  const range = subnet.reserved.find(({ from, to }) => bitsOf(from) <= bitsOf(address) && bitsOf(address) <= bitsOf(to))
-  if (range) {
-    const words = `${range.from} to ${range.to}${range.note && ` (${range.note})`}`
-    throw new Refusal('already-taken', `${what}: ${words} is reserved in the subnet and not given out`, { ...facts, holder: range })
-  }
+  const having = ({ from, to }: AddressRange) => bitsOf(from) <= bitsOf(address) && bitsOf(address) <= bitsOf(to)
+  const [reserved, dynamic] = [subnet.reserved.find(having), subnet.dynamic.find(having)]
+  const range = reserved ?? dynamic
+  if (!range) return
+  const words = `${range.from} to ${range.to}${range.note && ` (${range.note})`}`
+  const why = reserved ? 'is reserved in the subnet and not given out' : 'is given by DHCP to anybody'
+  throw new Refusal('already-taken', `${what}: ${words} ${why}`, { ...facts, holder: range })
 }
 
 /** A reserved address has its names to itself: throws already-exists where a machine is to be called by one of another's. */

@@ -1,21 +1,25 @@
 // The door of machines that have no address yet: dnsmasq as a child. It is told which machines and subnets there are whenever that changes, and
-// started again when it ends. Everything it is told is written anew at each start, so that an empty folder is as good as an old one.
+// started again when it ends, or when it is to give other addresses: ranges it reads only then. Everything it is told is written anew at each start,
+// so that an empty folder is as good as an old one.
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
-import { userInfo } from 'node:os'
+import { networkInterfaces, userInfo } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { PartitionStatus } from '@muster/shared/contract/partitions'
 import { type AddressRow, allReserved } from '../db/addresses.ts'
 import { leasedTo, saveLeases } from '../db/boots.ts'
 import { networkHosts } from '../db/machines.ts'
-import { subnetsWith } from '../db/subnets.ts'
+import { saveNetworkServices } from '../db/network-services.ts'
+import { type SubnetRow, subnetsForDhcp } from '../db/subnets.ts'
 import { Bell, runLoop } from '../domain/bell.ts'
 import type { LeaseReader } from '../domain/boot-origin.ts'
 import type { Core } from '../domain/core.ts'
 import {
+  type DhcpRange,
   dnsmasqConfig,
   dnsmasqHosts,
   dnsmasqNames,
@@ -26,8 +30,12 @@ import {
   loaders,
   loadersFolder,
   type NetworkServices,
+  type NetworkSettings,
   networkFiles,
+  networksOf,
   type ReservedHost,
+  rangesInForce,
+  shareOfRanges,
 } from '../domain/dnsmasq.ts'
 
 /** Many changes at once are one: told after so long without another, but not later than the cap. */
@@ -43,8 +51,16 @@ const distribution = '/usr/lib/ipxe'
 
 export class Dnsmasq {
   readonly #core: Core
-  readonly #services: NetworkServices
-  readonly #baseUrl: string
+  readonly #settings: NetworkSettings
+  readonly #replica: string
+  readonly #place: { readonly baseUrl: string }
+  /** What all replicas give together, and what of it this one does. */
+  #whole: ReturnType<typeof rangesInForce> = { ranges: [], overruled: [] }
+  #own: readonly DhcpRange[] = []
+  /** The ranges that were announced last, and those that the child was started with. */
+  #announced: string | undefined
+  #spawned: { child: ChildProcess; ranges: string } | undefined
+  #isForRanges = false
   readonly #bell = new Bell()
   /** Given, and not yet told to the other replicas. */
   readonly #given: { readonly bell: Bell; leases: { mac: string; address: string }[] } = { bell: new Bell(), leases: [] }
@@ -54,16 +70,34 @@ export class Dnsmasq {
   #lastLine = ''
   #problem: string | undefined = 'DHCP, TFTP and DNS: dnsmasq is not started yet'
 
-  /** `baseUrl`: how machines reach this partition. */
-  constructor(core: Core, services: NetworkServices, baseUrl: string) {
+  /** `replica`: its name; `place.baseUrl`: how machines reach this partition, from when it runs. */
+  constructor(core: Core, settings: NetworkSettings, { replica, place }: { replica: string; place: { readonly baseUrl: string } }) {
     this.#core = core
-    this.#services = services
-    this.#baseUrl = baseUrl
+    this.#settings = settings
+    this.#replica = replica
+    this.#place = place
   }
 
   /** Why machines get no addresses; undefined where they do. */
   get problem(): string | undefined {
-    return this.#problem
+    if (this.#problem !== undefined || this.#settings.rule === 'proxy' || this.#own.length > 0) return this.#problem
+    const { part, of } = this.#settings.share
+    return this.#whole.ranges.length > 0
+      ? `DHCP gives no addresses here: no range has enough for part ${part} of ${of} (MUSTER_DHCP_SHARE)`
+      : 'DHCP gives no addresses: no subnet has a dynamic range (muster subnet set NAME --dynamic FROM-TO), and MUSTER_DHCP_RANGES is not set'
+  }
+
+  /** Networks, with prefix length, where this partition's DHCP gives the addresses. */
+  get networks(): readonly string[] {
+    return networksOf(this.#whole.ranges)
+  }
+
+  /** What this replica gives to anybody, and what of its settings does not count. */
+  get given(): NonNullable<PartitionStatus['dhcp']> {
+    return [
+      ...this.#own.map(({ from, to, subnet = null }) => ({ from, to, subnet, overruledBy: null })),
+      ...this.#whole.overruled.map(({ range: { from, to }, by }) => ({ from, to, subnet: null, overruledBy: by })),
+    ]
   }
 
   /** The log has grown: machines may have come, gone, or another name, and subnets another router. */
@@ -71,14 +105,36 @@ export class Dnsmasq {
     this.#bell.ring()
   }
 
+  /** Reads which ranges count. Answers the subnets that there is something to tell of. */
+  async takeRanges(): Promise<SubnetRow[]> {
+    const { ranges, share, rule } = this.#settings
+    if (rule === 'proxy') return []
+    const networks = ranges.map(({ from }) => from)
+    const rows = await subnetsForDhcp(this.#core.sql, networks)
+    this.#whole = rangesInForce(ranges, rows)
+    this.#own = shareOfRanges(this.#whole.ranges, share)
+    return rows
+  }
+
+  /** Says what it gives to the other replicas, and to who chooses addresses; once the replica is known. */
+  async announce(): Promise<void> {
+    const { beside, zone = null, interfaces } = this.#settings
+    const ranges = this.#own.map(({ gateway = null, subnet = null, ...range }) => ({ ...range, gateway, subnet }))
+    const text = JSON.stringify(ranges)
+    if (text === this.#announced) return
+    const addresses = addressesOn(interfaces)
+    await saveNetworkServices(this.#core.sql, { replica: this.#replica, addresses, ranges, beside: [...beside], zone })
+    this.#announced = text
+  }
+
   /** Runs until the signal, and ends what it started. */
   async run(signal: AbortSignal): Promise<void> {
     const { log } = this.#core
     // Beside another DHCP server nothing hangs on who the machines are.
-    if (this.#services.rule === 'proxy') return this.#supervise(signal)
+    if (this.#settings.rule === 'proxy') return this.#supervise(signal)
     const loop = { name: 'machines for dnsmasq', bell: this.#bell, everyMs: lookEveryMs, signal, log, look: () => this.#tellHosts(signal) }
     const telling = { ...loop, name: 'leases for other replicas', bell: this.#given.bell, look: () => this.#tellLeases() }
-    await Promise.all([this.#supervise(signal), runLoop(loop), ...(this.#services.rule === 'shared' ? [runLoop(telling)] : [])])
+    await Promise.all([this.#supervise(signal), runLoop(loop), ...(this.#settings.rule === 'shared' ? [runLoop(telling)] : [])])
   }
 
   async #supervise(signal: AbortSignal): Promise<void> {
@@ -87,6 +143,11 @@ export class Dnsmasq {
       const began = Date.now()
       const ending = await this.#runOnce(signal).catch((error: Error) => error.message)
       if (signal.aborted) return
+      if (this.#isForRanges) {
+        this.#isForRanges = false
+        this.#core.log.info({ ranges: this.#own }, 'dnsmasq is started again: it gives other addresses')
+        continue
+      }
       if (Date.now() - began > settledMs) pauseMs = againMs.first
       this.#problem = `DHCP, TFTP and DNS: ${ending}`
       this.#core.log.error({ againMs: pauseMs }, `${this.#problem}; it is started again`)
@@ -97,28 +158,33 @@ export class Dnsmasq {
 
   /** One life of dnsmasq. Answers, or throws, how it ended. */
   async #runOnce(signal: AbortSignal): Promise<string> {
-    const { folder } = this.#services
+    const { folder } = this.#settings
+    const ranges = this.#own
     mkdirSync(folder, { recursive: true })
     const present = takeLoaders(this.#core.catalogue.folder)
     const config = path.join(folder, networkFiles.config)
-    const place = { baseUrl: this.#baseUrl, files: this.#core.catalogue.folder, user: userInfo().username, group: ownGroup(), present }
-    replaceFile(config, dnsmasqConfig(this.#services, place))
+    const place = {
+      baseUrl: this.#place.baseUrl,
+      files: this.#core.catalogue.folder,
+      user: userInfo().username,
+      group: ownGroup(),
+      present,
+    }
+    replaceFile(config, dnsmasqConfig({ ...this.#settings, ranges }, place))
     // Those of the last time are better than none, while the database is away.
     for (const file of [networkFiles.hosts, networkFiles.names].map(name => path.join(folder, name)))
       if (!existsSync(file)) writeFileSync(file, '')
     // Those of other ranges are worse.
-    const [options, plain] = [path.join(folder, networkFiles.options), dnsmasqOptions(this.#services.ranges)]
+    const [options, plain] = [path.join(folder, networkFiles.options), dnsmasqOptions(ranges)]
     if (!existsSync(options) || firstLine(readFileSync(options, 'utf8')) !== firstLine(plain)) replaceFile(options, plain)
     // The kernel ends it when this process dies, however it dies: an orphan would keep the port.
     const words = ['--pdeathsig', 'TERM', 'dnsmasq', '--keep-in-foreground', `--conf-file=${config}`]
     const child = spawn('setpriv', words, { stdio: ['ignore', 'ignore', 'pipe'] })
+    this.#spawned = { child, ranges: spansText(ranges) }
     this.#lastLine = ''
     this.#hosts = 'as it reads them when it starts'
     createInterface({ input: child.stderr }).on('line', line => this.#heard(line, child))
-    const stop = () => {
-      child.kill('SIGTERM')
-      setTimeout(() => child.kill('SIGKILL'), stopMs).unref()
-    }
+    const stop = () => end(child)
     signal.addEventListener('abort', stop, { once: true })
     try {
       const [code, killer] = await once(child, 'exit')
@@ -129,6 +195,7 @@ export class Dnsmasq {
     } finally {
       signal.removeEventListener('abort', stop)
       this.#child = undefined
+      this.#spawned = undefined
     }
   }
 
@@ -137,7 +204,7 @@ export class Dnsmasq {
     const text = line.replace(/^dnsmasq(-\w+)?(\[\d+\])?: /, '')
     this.#lastLine = text
     this.#core.log.debug({ dnsmasq: text }, 'dnsmasq')
-    const lease = this.#services.rule === 'shared' ? leaseIn(text) : undefined
+    const lease = this.#settings.rule === 'shared' ? leaseIn(text) : undefined
     if (lease) {
       this.#given.leases.push(lease)
       this.#given.bell.ring()
@@ -164,7 +231,13 @@ export class Dnsmasq {
       await this.#bell.wait(leftMs, signal)
       if (Date.now() - began >= leftMs) break
     }
-    if ((await this.#writeHosts()) === 'same') return 'idle'
+    const outcome = await this.#writeHosts()
+    if (this.#spawned && this.#spawned.ranges !== spansText(this.#own)) {
+      this.#isForRanges = true
+      end(this.#spawned.child)
+      return 'idle'
+    }
+    if (outcome === 'same') return 'idle'
     // The signal would end one that is not up yet.
     this.#hosts = 'changed since'
     this.#child?.kill('SIGHUP')
@@ -172,26 +245,34 @@ export class Dnsmasq {
   }
 
   async #writeHosts(): Promise<'changed' | 'same'> {
-    const { folder, zone, ranges } = this.#services
+    const { folder, zone } = this.#settings
     mkdirSync(folder, { recursive: true })
     const { sql } = this.#core
-    const [machines, rows, subnets] = await Promise.all([
-      networkHosts(sql),
-      allReserved(sql),
-      subnetsWith(
-        sql,
-        ranges.map(({ from }) => from),
-      ),
-    ])
+    const [machines, rows, subnets] = await Promise.all([networkHosts(sql), allReserved(sql), this.takeRanges()])
+    await this.announce()
     const reserved = rows.map(reservedHost)
     const texts = [
       [networkFiles.hosts, dnsmasqHosts(machines, reserved)],
       [networkFiles.names, zone === undefined ? '' : dnsmasqNames(reserved, zone)],
-      [networkFiles.options, dnsmasqOptions(ranges, subnets)],
+      [networkFiles.options, dnsmasqOptions(this.#own, subnets)],
     ] as const
     const changed = texts.filter(([name, text]) => replaceIfOther(path.join(folder, name), text) === 'changed')
     return changed.length > 0 ? 'changed' : 'same'
   }
+}
+
+/** What dnsmasq reads only when it starts. */
+const spansText = (ranges: readonly DhcpRange[]) => ranges.map(({ from, to, prefix }) => `${from}-${to}/${prefix}`).join()
+
+function end(child: ChildProcess): void {
+  child.kill('SIGTERM')
+  setTimeout(() => child.kill('SIGKILL'), stopMs).unref()
+}
+
+/** This host's own addresses on interfaces. */
+function addressesOn(interfaces: readonly string[]): string[] {
+  const known = networkInterfaces()
+  return interfaces.flatMap(name => (known[name] ?? []).map(({ address }) => address))
 }
 
 /** The addresses that DHCP has given to MAC addresses: this replica's dnsmasq, and those that share its networks. */

@@ -1,7 +1,7 @@
 // Calls about partitions, and what they can install.
 import { z } from 'zod'
 import { states } from '../life-cycle.ts'
-import { architecture, osName, partitionName, timestamp } from '../machine.ts'
+import { architecture, label, osName, partitionName, timestamp } from '../machine.ts'
 import { declareCall, type Gathered } from './call.ts'
 import { type Page, pageOf } from './page.ts'
 
@@ -31,16 +31,30 @@ export const partitionStatus = z.object({
   fetching: z.array(z.object({ name: z.string(), os: osName, arch: architecture, bytes: z.number().int() })).optional(),
   /** The rules that may be set for it centrally, as they hold here, and who says so. Left out by a server that does not know the field. */
   rules: z.array(z.object({ rule: z.enum(centralRules), value: z.string(), from: z.enum(['document', 'server']) })).optional(),
+  /**
+   * What DHCP of the replica that answers gives to anybody, by whose word: a subnet's, or (null) that of its settings, which does not count where
+   * `overruledBy` names a subnet. Left out by a server that does not know the field.
+   */
+  dhcp: z.array(z.object({ from: z.string(), to: z.string(), subnet: label.nullable(), overruledBy: label.nullable() })).optional(),
 })
 export type PartitionStatus = z.infer<typeof partitionStatus>
 
-/** What DHCP one replica serves, as it was told at its start. */
+/** What DHCP one replica serves. */
 export const dhcpServer = z.object({
   replica: z.string(),
   /** Its own addresses there: by them its offers are known. */
   addresses: z.array(z.string()),
   /** What it gives to anybody, both ends included. */
-  ranges: z.array(z.object({ from: z.string(), to: z.string(), prefix: z.number().int(), gateway: z.string().nullable() })),
+  ranges: z.array(
+    z.object({
+      from: z.string(),
+      to: z.string(),
+      prefix: z.number().int(),
+      gateway: z.string().nullable(),
+      /** Whose dynamic range it is; null, or left out by a server that does not know the field: its settings say it. */
+      subnet: label.nullable().optional(),
+    }),
+  ),
   /** Networks, with prefix length, whose addresses another DHCP server gives: there it only says what to boot. Left out by a server that does not know the field. */
   beside: z.array(z.string()).optional(),
   zone: z.string().nullable(),

@@ -1,11 +1,11 @@
-// Calls about subnets: the networks of a partition, and which of their addresses are not given out.
+// Calls about subnets: the networks of a partition, which of their addresses are not given out, and which DHCP gives to anybody.
 import { z } from 'zod'
 import { label, partitionName } from '../machine.ts'
 import { bitsOf, ipAddress, isInNetwork } from '../network.ts'
 import { declareCall } from './call.ts'
 import { type Key, mergePages, pageInput, pageOf } from './page.ts'
 
-const reservedRange = z.strictObject({ from: ipAddress, to: ipAddress, note: z.string().max(200).default('') })
+const addressRange = z.strictObject({ from: ipAddress, to: ipAddress, note: z.string().max(200).default('') })
 
 /** What is said of a subnet, beside its name and where it is. */
 export const described = {
@@ -13,7 +13,8 @@ export const described = {
   vlan: z.number().int().min(1).max(4094).nullable().default(null).describe('VLAN id; null: untagged'),
   gateway: ipAddress.nullable().default(null),
   nameservers: z.array(ipAddress).max(8).default([]).describe('DNS servers'),
-  reserved: z.array(reservedRange).max(100).default([]).describe('addresses that are not given out, both ends included'),
+  reserved: z.array(addressRange).max(100).default([]).describe('addresses that are not given out, both ends included'),
+  dynamic: z.array(addressRange).max(100).optional().describe('addresses that DHCP gives to anybody, both ends included'),
   description: z.string().max(1000).default(''),
 }
 
@@ -41,12 +42,14 @@ const subnetPut = z.strictObject({ ...named, ...described }).superRefine(tellPro
 export const describedSubnet = z.strictObject(described).superRefine(tellProblems)
 export type DescribedSubnet = z.infer<typeof describedSubnet>
 
-function tellProblems(input: Pick<Subnet, 'cidr' | 'gateway' | 'reserved'>, context: z.RefinementCtx): void {
+type Ranges = Pick<Subnet, 'cidr' | 'gateway' | 'reserved' | 'dynamic'>
+
+function tellProblems(input: Ranges, context: z.RefinementCtx): void {
   for (const { field, message } of subnetProblems(input)) context.addIssue({ code: 'custom', path: field, message })
 }
 
 /** Everything that is wrong with a subnet by itself. */
-function subnetProblems({ cidr, gateway, reserved }: Pick<Subnet, 'cidr' | 'gateway' | 'reserved'>) {
+export function subnetProblems({ cidr, gateway, reserved, dynamic = [] }: Ranges) {
   const problems: { field: (string | number)[]; message: string }[] = []
   const [address = '', length = ''] = cidr.split('/')
   const { least, most } = prefixes[address.includes(':') ? 6 : 4]
@@ -55,16 +58,37 @@ function subnetProblems({ cidr, gateway, reserved }: Pick<Subnet, 'cidr' | 'gate
   if (bitsOf(address).slice(Number(length)).includes('1'))
     problems.push({ field: ['cidr'], message: 'is an address in a network; give the network, whose host part is zero' })
   if (gateway !== null && !isInNetwork(cidr, gateway)) problems.push({ field: ['gateway'], message: `is not in ${cidr}` })
-  const sorted = reserved.map((range, index) => ({ ...range, index })).sort((a, b) => (bitsOf(a.from) < bitsOf(b.from) ? -1 : 1))
-  for (const [place, { from, to, index }] of sorted.entries()) {
-    const before = sorted[place - 1]
-    if (!isInNetwork(cidr, from) || !isInNetwork(cidr, to))
-      problems.push({ field: ['reserved', index], message: `${from} to ${to} is not in ${cidr}` })
-    else if (bitsOf(from) > bitsOf(to)) problems.push({ field: ['reserved', index], message: `${from} to ${to} ends before it begins` })
+  const ranges = [
+    ...reserved.map((range, index) => ({ ...range, field: ['reserved', index], purpose: 'which is reserved' })),
+    ...dynamic.map((range, index) => ({ ...range, field: ['dynamic', index], purpose: 'which DHCP gives to anybody' })),
+  ].sort((a, b) => (bitsOf(a.from) < bitsOf(b.from) ? -1 : 1))
+  for (const [place, { from, to, field }] of ranges.entries()) {
+    const before = ranges[place - 1]
+    if (!isInNetwork(cidr, from) || !isInNetwork(cidr, to)) problems.push({ field, message: `${from} to ${to} is not in ${cidr}` })
+    else if (bitsOf(from) > bitsOf(to)) problems.push({ field, message: `${from} to ${to} ends before it begins` })
     else if (before && bitsOf(before.to) >= bitsOf(from))
-      problems.push({ field: ['reserved', index], message: `overlaps ${before.from} to ${before.to}` })
+      problems.push({
+        field,
+        message: `${from} to ${to} overlaps ${before.from} to ${before.to}${before.note && ` (${before.note})`}, ${before.purpose}`,
+      })
   }
+  for (const [index, range] of dynamic.entries())
+    for (const message of dynamicProblems(range, { cidr, gateway })) problems.push({ field: ['dynamic', index], message })
   return problems
+}
+
+/** What DHCP cannot give to anybody. */
+function dynamicProblems({ from, to }: { from: string; to: string }, { cidr, gateway }: Pick<Ranges, 'cidr' | 'gateway'>): string[] {
+  if (cidr.includes(':')) return ['DHCP is served for IPv4 only']
+  if (!isInNetwork(cidr, from) || !isInNetwork(cidr, to)) return []
+  const hostOf = (address: string) => bitsOf(address).slice(Number(cidr.split('/')[1]))
+  return [
+    ...(hostOf(from).includes('1') ? [] : [`${from} is the address of the network itself`]),
+    ...(hostOf(to).includes('0') ? [] : [`${to} is the broadcast address`]),
+    ...(gateway !== null && bitsOf(from) <= bitsOf(gateway) && bitsOf(gateway) <= bitsOf(to)
+      ? [`${from} to ${to} has the gateway, ${gateway}`]
+      : []),
+  ]
 }
 
 export const subnets = {
@@ -95,7 +119,7 @@ export const subnets = {
   put: declareCall({
     summary: 'Create a subnet, or describe it anew',
     description:
-      'Subnets of one VLAN do not overlap. Static addresses that machines have by their network documents are recorded in it. While addresses of it are in use, its network and VLAN stay.',
+      'Subnets of one VLAN do not overlap. Dynamic ranges stay as they were where they are left out; DHCP and DNS follow within 3 s. Static addresses that machines have by their network documents are recorded in it. While addresses of it are in use, its network and VLAN stay.',
     rest: { method: 'PUT', path: '/subnets/{name}' },
     status: 200,
     role: 'operator',

@@ -3,7 +3,7 @@
 import { z } from 'zod'
 import { dataSources } from '../cloud-init.ts'
 import { roles } from '../contract/call.ts'
-import { described, describedSubnet } from '../contract/subnets.ts'
+import { type DescribedSubnet, described, describedSubnet } from '../contract/subnets.ts'
 import { randomText } from '../ids.ts'
 import { architecture, enlistedRules, erasePolicies, imageForms, label, osName, partitionName, timestamp } from '../machine.ts'
 import { networksOverlap } from '../network.ts'
@@ -524,18 +524,25 @@ function brokenImages(images: Documents['image']): Problem[] {
   })
 }
 
-/** Subnets of one VLAN do not overlap: a partition could never have both. */
+/** Subnets of one VLAN do not overlap, and of those that DHCP serves none at all: a partition could never have both. */
 function brokenSubnets(partitions: Documents['partition']): Problem[] {
   return Object.entries(partitions).flatMap(([partition, { subnets }]) => {
     const all = Object.entries(subnets ?? {})
-    return all.flatMap(([name, { cidr, vlan }], index) =>
+    return all.flatMap(([name, subnet], index) =>
       all
         .slice(0, index)
-        .filter(([, other]) => other.vlan === vlan && networksOverlap(other.cidr, cidr))
-        .map(([other]) => ({ field: `partition ${partition}`, message: `its subnet ${name} (${cidr}) overlaps its subnet ${other}` })),
+        .filter(
+          ([, other]) => networksOverlap(other.cidr, subnet.cidr) && (other.vlan === subnet.vlan || (isServed(other) && isServed(subnet))),
+        )
+        .map(([otherName, other]) => ({
+          field: `partition ${partition}`,
+          message: `its subnet ${name} (${subnet.cidr}) overlaps its subnet ${otherName}${other.vlan === subnet.vlan ? '' : ', and both have dynamic ranges: DHCP tells networks apart by their addresses'}`,
+        })),
     )
   })
 }
+
+const isServed = ({ dynamic = [] }: DescribedSubnet) => dynamic.length > 0
 
 function brokenGroups({ group, user }: Documents): Problem[] {
   return Object.entries(group).flatMap(([name, { members, role, pools: limitedTo }]): Problem[] => {
