@@ -69,6 +69,8 @@ prepare_for_layout() {
         [ -x "/run/target/usr/sbin/$tool" ] || [ -x "/run/target/sbin/$tool" ] || fail boot "the system in the tarball has no $tool, which its layout needs"
     done
     [ -n "$needs" ] && [ -x /run/target/usr/sbin/update-initramfs ] || return 0
+    # One with LVM within finds every group, whichever machine it is on; of mirrors it has to be told.
+    [ -n "$(planned mirror)" ] || ! in_target sh -c 'for image in /boot/initrd.img-*; do lsinitramfs "$image" | grep -q "sbin/lvm$" || exit 1; done' || return 0
     in_target update-initramfs -u -k all || fail boot "update-initramfs in the new system: $(tail -n 4 /run/chroot | tr '\n' ' ')"
 }
 
