@@ -25,6 +25,8 @@ export interface ComputerOptions {
   readonly tap: string
   readonly bmcAddress: string
   readonly memoryMib: number
+  readonly diskCount: number
+  /** Of each. */
   readonly diskBytes: number
   readonly acceleration: Acceleration
   /** Disk, firmware variables, console and QEMU's own words. */
@@ -43,7 +45,7 @@ export class Computer implements AsyncDisposable {
   readonly mac: string
   readonly account: { readonly name: string; readonly password: string; readonly privilege: 'ADMINISTRATOR' }
   readonly bmcAddress: string
-  readonly disk: string
+  readonly disks: readonly string[]
   readonly consoleFile: string
   readonly #options: ComputerOptions
   readonly #bootOptions = new BootOptions({ expiryMs: bootFlagsExpiryMs })
@@ -78,9 +80,9 @@ export class Computer implements AsyncDisposable {
     this.mac = mac
     this.bmcAddress = bmcAddress
     this.account = { name: 'muster', password: randomBytes(9).toString('base64url'), privilege: 'ADMINISTRATOR' }
-    this.disk = path.join(folder, `${name}.disk`)
+    this.disks = Array.from({ length: options.diskCount }, (_, index) => path.join(folder, `${name}.disk${index}`))
     this.consoleFile = path.join(folder, `${name}.console`)
-    this.exchangeDisk(options.diskBytes)
+    this.exchangeDisks()
     writeFileSync(this.consoleFile, '')
     if (options.firmware === 'uefi') copyFileSync(ovmf.variables, this.#variables)
   }
@@ -118,10 +120,17 @@ export class Computer implements AsyncDisposable {
     await plug(this.#options.tap)
   }
 
-  /** An empty disk of another size, from the next start on. */
-  exchangeDisk(bytes: number): void {
-    writeFileSync(this.disk, '')
-    truncateSync(this.disk, bytes)
+  /** As its inventory has to tell them. */
+  get serials(): string[] {
+    return this.disks.map((_, index) => `${this.name.toUpperCase()}-${index}`)
+  }
+
+  /** Empty disks, of another size or of its own, from the next start on. */
+  exchangeDisks(bytes = this.#options.diskBytes): void {
+    for (const disk of this.disks) {
+      writeFileSync(disk, '')
+      truncateSync(disk, bytes)
+    }
   }
 
   /** What was written on the serial line so far. */
@@ -215,7 +224,7 @@ export class Computer implements AsyncDisposable {
 
   #words(first: 'disk' | 'network'): string[] {
     const { name, firmware, mac, tap, memoryMib, acceleration } = this.#options
-    const order = first === 'disk' ? { disk: 1, network: 2 } : { network: 1, disk: 2 }
+    const order = first === 'disk' ? { disk: 1, network: 1 + this.disks.length } : { network: 1, disk: 2 }
     // OVMF has a driver and a PXE client of its own; SeaBIOS takes both from the card's ROM.
     const rom = firmware === 'uefi' ? ',romfile=' : ''
     return [
@@ -233,8 +242,10 @@ export class Computer implements AsyncDisposable {
         : []),
       ...['-netdev', `tap,id=net0,ifname=${tap},script=no,downscript=no`],
       ...['-device', `virtio-net-pci,netdev=net0,mac=${mac},bootindex=${order.network}${rom}`],
-      ...['-drive', `file=${this.disk},format=raw,if=none,id=disk0,cache=unsafe,discard=unmap`],
-      ...['-device', `virtio-blk-pci,drive=disk0,serial=${name.toUpperCase()}-0,bootindex=${order.disk}`],
+      ...this.disks.flatMap((disk, index) => [
+        ...['-drive', `file=${disk},format=raw,if=none,id=disk${index},cache=unsafe,discard=unmap`],
+        ...['-device', `virtio-blk-pci,drive=disk${index},serial=${this.serials[index]},bootindex=${order.disk + index}`],
+      ]),
       ...['-device', 'virtio-rng-pci'],
       ...['-chardev', `file,id=serial0,path=${this.consoleFile},append=on`, '-serial', 'chardev:serial0'],
       ...['-qmp', `unix:${this.#qmpFile},server=on,wait=off`],

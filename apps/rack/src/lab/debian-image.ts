@@ -9,19 +9,27 @@ import path from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { promisify } from 'node:util'
 import { takeImage } from '@muster/partition/domain/image-store'
+import type { ImageForm } from '@muster/shared/machine'
 import { program } from './program.ts'
 
 const run = promisify(execFile)
 
 export interface DebianImageOptions {
-  /** A partition's files; the image comes below `images/debian/<release>/amd64`. */
+  /** A partition's files; the image comes below `images/debian/<release>/amd64`, a tarball's below `images/debian/<release>-tar/amd64`. */
   readonly files: string
+  readonly form: ImageForm
   readonly say: (line: string) => void
 }
 
-/** What debootstrap cannot resolve by itself is installed by apt, in the new system. */
-const packages = ['cloud-init', 'cloud-guest-utils', 'openssh-server', 'linux-image-cloud-amd64', 'e2fsprogs', 'python3-oauthlib']
-const base = ['systemd-sysv', 'udev', 'ca-certificates', 'iproute2', 'netbase']
+const packages: Readonly<Record<'both' | ImageForm, readonly string[]>> = {
+  both: [
+    ...['systemd-sysv', 'udev', 'iproute2', 'netbase', 'e2fsprogs', 'zstd', 'openssh-server', 'linux-image-cloud-amd64'],
+    ...['cloud-init', 'cloud-guest-utils', 'python3-oauthlib'],
+  ],
+  disk: [],
+  // What any layout needs of the system itself; its menu is made by its own grub-mkconfig.
+  tar: ['lvm2', 'mdadm', 'grub2-common'],
+}
 
 const sector = 512
 const mib = 2 ** 20
@@ -31,26 +39,37 @@ const layout = { core: { start: 2048, count: 2048 }, efi: { start: 4096, count: 
 const slackBytes = 200 * mib
 
 /** Builds the image, unless it is there. Answers how machines ask for it: `debian/12`. Throws saying which program failed, and with what. */
-export async function buildDebianImage({ files, say }: DebianImageOptions): Promise<string> {
+export async function buildDebianImage({ files, form, say }: DebianImageOptions): Promise<string> {
   const { release, suite, mirror } = await ownRelease()
-  const os = `debian/${release}`
+  const os = `debian/${release}${form === 'tar' ? '-tar' : ''}`
   const place = path.join(files, 'images', os, 'amd64')
   if (await isThere(path.join(place, 'image.json'))) return os
   const work = await mkdtemp(path.join(tmpdir(), 'muster-debian-'))
   try {
-    const [tree, disk] = [path.join(work, 'tree'), path.join(work, 'disk.img')]
+    say(`installing Debian ${release} into a folder`)
+    const tree = path.join(work, 'tree')
     const uuid = randomUUID()
-    say(`unpacking Debian ${release}`)
-    await program('debootstrap', ['--variant=minbase', `--include=${base.join(',')}`, suite, tree, mirror])
-    say('installing kernel, cloud-init and ssh')
-    await configure(tree, uuid)
-    await install(tree)
-    say('making the disk')
-    await makeDisk({ tree, disk, work, uuid })
+    await installInto(tree, {
+      form,
+      suite,
+      mirror,
+      settings: { ...settings, ...(form === 'tar' ? tarSettings : diskSettings(uuid)) },
+      work,
+    })
     say('packing it')
-    const packed = path.join(work, 'disk.img.zst')
-    await program('zstd', ['-q', '-T0', '-3', disk, '-o', packed])
-    await takeImage({ files, os, arch: 'amd64', title: `Debian ${release} (${suite})`, source: packed, sha256: await digestOf(packed) })
+    const [whole, packed] = [path.join(work, 'whole'), path.join(work, 'packed')]
+    if (form === 'disk') await makeDisk({ tree, disk: whole, work, uuid })
+    else await program('tar', ['--create', '--numeric-owner', '--acls', '--xattrs', `--directory=${tree}`, `--file=${whole}`, '.'])
+    await program('zstd', ['-q', '-T0', '-3', whole, '-o', packed])
+    await takeImage({
+      files,
+      os,
+      arch: 'amd64',
+      title: `Debian ${release} (${suite})`,
+      source: packed,
+      sha256: await digestOf(packed),
+      form,
+    })
     return os
   } finally {
     await rm(work, { recursive: true, force: true })
@@ -73,30 +92,30 @@ async function ownRelease(): Promise<{ release: string; suite: string; mirror: s
 }
 
 /** What must be so before the kernel is installed, and what makes it a machine that cloud-init sets up. */
-async function configure(tree: string, uuid: string): Promise<void> {
-  const put = async (name: string, text: string) => {
-    await mkdir(path.dirname(path.join(tree, name)), { recursive: true })
-    await writeFile(path.join(tree, name), text)
-  }
+const settings = {
   // Only the drivers of virtual machines: a general memory image takes long to unpack where the processor is emulated.
-  await put('etc/initramfs-tools/initramfs.conf', 'MODULES=list\nBUSYBOX=n\nCOMPRESS=zstd\n')
-  await put('etc/initramfs-tools/modules', 'virtio_pci\nvirtio_blk\nvirtio_net\nvirtio_scsi\nnvme\nahci\nsd_mod\next4\n')
-  await put('etc/fstab', `UUID=${uuid} / ext4 errors=remount-ro 0 1\n`)
-  await put('etc/apt/apt.conf.d/90-small', 'APT::Install-Recommends "false";\n')
+  'etc/initramfs-tools/initramfs.conf': 'MODULES=list\nBUSYBOX=n\nCOMPRESS=zstd\n',
+  'etc/initramfs-tools/modules': 'virtio_pci\nvirtio_blk\nvirtio_net\nvirtio_scsi\nnvme\nahci\nsd_mod\next4\n',
+  'etc/apt/apt.conf.d/90-small': 'APT::Install-Recommends "false";\n',
   // What takes a minute under emulation and nobody needs: a locale, an RSA key, modules that find nothing to do and report that twice each.
-  await put(
-    'etc/cloud/cloud.cfg.d/80-quick.cfg',
-    `locale: false
+  'etc/cloud/cloud.cfg.d/80-quick.cfg': `locale: false
 apt: {preserve_sources_list: true}
 ssh_genkeytypes: [ed25519]
 cloud_init_modules: [bootcmd, write-files, growpart, resizefs, set_hostname, update_hostname, update_etc_hosts, users-groups, ssh]
 cloud_config_modules: [set-passwords, runcmd]
 cloud_final_modules: [scripts-vendor, scripts-per-boot, scripts-user, phone-home, final-message]
 `,
-  )
-  await put(
-    'boot/grub/grub.cfg',
-    `serial --unit=0 --speed=115200
+}
+
+/** Its disks and its menu are the agent's work. */
+const tarSettings = {
+  'etc/default/grub.d/50-lab.cfg':
+    'GRUB_TIMEOUT=0\nGRUB_CMDLINE_LINUX_DEFAULT="mitigations=off"\nGRUB_CMDLINE_LINUX="console=ttyS0"\nGRUB_TERMINAL=serial\n',
+}
+
+const diskSettings = (uuid: string) => ({
+  'etc/fstab': `UUID=${uuid} / ext4 errors=remount-ro 0 1\n`,
+  'boot/grub/grub.cfg': `serial --unit=0 --speed=115200
 terminal_input serial
 terminal_output serial
 set timeout=0
@@ -105,30 +124,36 @@ menuentry Debian {
   initrd /initrd.img
 }
 `,
-  )
+})
+
+interface Installation {
+  readonly form: ImageForm
+  readonly suite: string
+  readonly mirror: string
+  /** Files that are there before the packages, which leave them as they are. */
+  readonly settings: Readonly<Record<string, string>>
+  readonly work: string
 }
 
-/** In name spaces of its own: what it mounts is gone with it, whatever happens. */
-async function install(tree: string): Promise<void> {
-  const script = `
-set -eu
-mount --bind /dev "$1/dev"
-mount -t proc proc "$1/proc"
-mount -t sysfs sysfs "$1/sys"
-# No service is started within.
-printf '#!/bin/sh\\nexit 101\\n' >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"
-in_tree() { chroot "$1" env DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -c "$2"; }
-in_tree "$1" 'apt-get update -q && apt-get install -y -q ${packages.join(' ')} -o Dpkg::Options::=--force-confold'
+/** All packages in one pass, by the host's apt. In name spaces of its own: what it mounts is gone with it, whatever happens. */
+async function installInto(tree: string, { form, suite, mirror, settings, work }: Installation): Promise<void> {
+  const before = path.join(work, 'settings')
+  for (const [name, text] of Object.entries(settings)) {
+    await mkdir(path.dirname(path.join(before, name)), { recursive: true })
+    await writeFile(path.join(before, name), text)
+  }
+  const after = `set -eu
 # cloud-init sets the network up through it.
-in_tree "$1" 'systemctl enable systemd-networkd serial-getty@ttyS0'
+chroot "$1" systemctl --quiet enable systemd-networkd serial-getty@ttyS0
 # What begins work of its own beside the first boot.
-in_tree "$1" 'systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1'
-# Keys, identity and logs are each machine's own.
-in_tree "$1" 'apt-get clean && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* /usr/share/doc/* /usr/share/man/* /var/cache/debconf/*-old'
-: >"$1/etc/machine-id"
-rm "$1/usr/sbin/policy-rc.d" "$1/etc/resolv.conf" "$1/etc/hostname"
-`
-  await program('unshare', ['--mount', '--fork', '--kill-child', 'sh', '-c', script, 'sh', tree])
+chroot "$1" systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1
+# Keys and names are each machine's own.
+rm -rf "$1"/etc/ssh/ssh_host_* "$1/etc/resolv.conf" "$1/etc/hostname" "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/usr/share/locale/*`
+  const words = ['--quiet', '--mode=root', '--variant=apt', `--include=${[...packages.both, ...packages[form]].join(',')}`]
+  const hooks = [`--setup-hook=cp --recursive '${before}/.' "$1"`, `--customize-hook=${after}`]
+  const spaces = ['--mount', '--fork', '--kill-child']
+  const dpkg = ['--dpkgopt=force-confold', '--dpkgopt=force-unsafe-io']
+  await program('unshare', [...spaces, 'mmdebstrap', ...words, ...dpkg, ...hooks, suite, tree, mirror])
 }
 
 async function makeDisk({ tree, disk, work, uuid }: { tree: string; disk: string; work: string; uuid: string }): Promise<void> {

@@ -76,8 +76,8 @@ const troubles: Readonly<Record<FaultName, Trouble>> = {
     code: 'write-failed',
     says: /^the image has \d+ bytes, \/dev\/vda only \d+$/,
     at: 'before',
-    make: async ({ computer }) => computer.exchangeDisk(imageBytes / 2),
-    mend: async ({ computer }) => computer.exchangeDisk(diskBytes),
+    make: async ({ computer }) => computer.exchangeDisks(imageBytes / 2),
+    mend: async ({ computer }) => computer.exchangeDisks(),
   },
   'wrong-digest': {
     during: 'deploying',

@@ -9,17 +9,18 @@ import { Command, Option } from 'commander'
 import { table } from '../bench/table.ts'
 import { type Federation, startFederation } from '../federation/federation.ts'
 import { wholeNumber } from '../whole-number.ts'
-import { type Acceleration, Computer, type Firmware } from './computer.ts'
+import { type Acceleration, Computer, type ComputerOptions, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
 import { diskBytes, type FaultName, type FaultOptions, faultDeadlines, faultNames, makeFaultImage, tellFaults } from './faults.ts'
 import { whyNoLab } from './needs.ts'
 import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
-import { Mortal, type Stage, stages, tellStory } from './story.ts'
+import { type Layout, Mortal, rootOn, type Stage, stages, tellStory } from './story.ts'
 import type { StepTime } from './teller.ts'
 
 interface Arguments {
   machines: number
   firmware: Firmware[]
+  layout: Layout[]
   accel: Acceleration
   data: string
   killIn: Stage[]
@@ -35,6 +36,11 @@ const program = new Command('npm run lab --')
   )
   .option('--machines <n>', 'how many, the kinds of firmware in turn', wholeNumber(1, 16), 2)
   .addOption(new Option('--firmware <kind...>', 'which kinds').choices(['bios', 'uefi']).default(['bios', 'uefi']))
+  .addOption(
+    new Option('--layout <kind...>', 'deploy a root tarball onto these, in turn, and not a whole disk')
+      .choices(Object.keys(rootOn))
+      .default([]),
+  )
   .addOption(new Option('--accel <kind>', 'kvm needs /dev/kvm').choices(['kvm', 'tcg']).default('tcg', 'tcg, which works everywhere'))
   .option('--data <dir>', 'images stay there for the next time; consoles and logs are in its run/', '.muster/lab')
   .addOption(new Option('--kill-in <stage...>', 'kill -9 of the partition in the middle of these stages').choices([...stages]).default([]))
@@ -48,7 +54,7 @@ const program = new Command('npm run lab --')
   .option('--json', 'one line of JSON on standard output at the end', false)
   .addHelpText(
     'after',
-    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --fault no-dhcp full-disk',
+    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --fault no-dhcp full-disk',
   )
 
 const args = program.parse().opts<Arguments>()
@@ -82,7 +88,8 @@ async function outside(): Promise<number> {
   const parts: Inside[] = []
   if (args.full || faults.length === 0) {
     say('building a Debian to deploy, unless it is there')
-    parts.push({ part: 'lives', os: await buildDebianImage({ files, say: line => say(`  ${line}`) }), runDir })
+    const os = await buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', say: line => say(`  ${line}`) })
+    parts.push({ part: 'lives', os, runDir })
   }
   if (faults.length > 0)
     parts.push({ part: 'faults', names: faults, image: await makeFaultImage(files), runDir: path.join(runDir, 'faults') })
@@ -117,7 +124,7 @@ async function faults({ names, image, runDir }: Inside & { part: 'faults' }): Pr
   stack.defer(() => federation.stop())
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
   const [firmware = 'bios'] = args.firmware
-  const computer = await installComputer({ index: 0, firmware, tap, folder: runDir, diskBytes })
+  const computer = await installComputer({ index: 0, firmware, tap, folder: runDir, diskCount: 1, diskBytes })
   stack.use(computer)
   const ends = await tellFaults({ client, computer, image, names, stepLimitMs: args.limit * 60_000, say })
   const seconds = (ms: number) => `${(ms / 1000).toFixed(0)} s`
@@ -127,18 +134,17 @@ async function faults({ names, image, runDir }: Inside & { part: 'faults' }): Pr
   return 0
 }
 
-function installComputer(made: { index: number; firmware: Firmware; tap: string; folder: string; diskBytes: number }): Promise<Computer> {
-  const { index, firmware, tap, folder } = made
+function installComputer(
+  made: { index: number } & Pick<ComputerOptions, 'firmware' | 'tap' | 'folder' | 'diskCount' | 'diskBytes'>,
+): Promise<Computer> {
+  const { index, ...parts } = made
   return Computer.install({
-    name: `${firmware}${index + 1}`,
-    firmware,
+    ...parts,
+    name: `${parts.firmware}${index + 1}`,
     mac: `52:54:00:99:00:${(index + 1).toString(16).padStart(2, '0')}`,
-    tap,
     bmcAddress: bmcAddress(index),
     memoryMib: 1024,
-    diskBytes: made.diskBytes,
     acceleration: args.accel,
-    folder,
     log: (message, facts) => say(`${message} ${JSON.stringify(facts)}`),
   })
 }
@@ -154,8 +160,9 @@ async function lives({ os, runDir }: Inside & { part: 'lives' }): Promise<number
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
   const computers = await Promise.all(
     taps.map(async (tap, index) => {
-      const firmware = args.firmware[index % args.firmware.length] as Firmware
-      const computer = await installComputer({ index, firmware, tap, folder: runDir, diskBytes: 3 * 2 ** 30 })
+      const firmware = inTurn(args.firmware, index) as Firmware
+      const diskCount = inTurn(args.layout, index) === 'raid1' ? 2 : 1
+      const computer = await installComputer({ index, firmware, tap, folder: runDir, diskCount, diskBytes: 3 * 2 ** 30 })
       stack.use(computer)
       return computer
     }),
@@ -166,6 +173,7 @@ async function lives({ os, runDir }: Inside & { part: 'lives' }): Promise<number
         client,
         computer,
         os,
+        layout: inTurn(args.layout, index),
         ...key,
         killIn: index === 0 ? args.killIn : [],
         partition: mortal,
@@ -175,6 +183,11 @@ async function lives({ os, runDir }: Inside & { part: 'lives' }): Promise<number
     ),
   )
   return report(computers, ends)
+}
+
+/** Undefined where there are none. */
+function inTurn<Kind>(kinds: readonly Kind[], index: number): Kind | undefined {
+  return kinds[index % kinds.length]
 }
 
 function report(computers: readonly Computer[], ends: readonly PromiseSettledResult<readonly StepTime[]>[]): number {

@@ -9,7 +9,7 @@ const needs: Readonly<Record<string, string>> = {
   '/usr/lib/ipxe/qemu/pxe-virtio.rom': 'ipxe-qemu',
   '/usr/lib/ipxe/snponly.efi': 'ipxe',
   dnsmasq: 'dnsmasq-base',
-  debootstrap: 'debootstrap',
+  mmdebstrap: 'mmdebstrap',
   'mkfs.ext4': 'e2fsprogs',
   'mkfs.vfat': 'dosfstools',
   mcopy: 'mtools',

@@ -19,10 +19,20 @@ const run = promisify(execFile)
 export const stages = ['commissioning', 'deploying', 'releasing'] as const
 export type Stage = (typeof stages)[number]
 
+/** What a root tarball is put on, and what its root file system is then seen to be on. */
+export const rootOn = {
+  flat: /^\/dev\/vda3$/,
+  lvm: /^\/dev\/mapper\/system-root$/,
+  raid1: /^\/dev\/md\d+$/,
+} as const
+export type Layout = keyof typeof rootOn
+
 export interface StoryOptions {
   readonly client: Client
   readonly computer: Computer
   readonly os: string
+  /** Left out: the image is a whole disk. */
+  readonly layout: Layout | undefined
   /** The private key of the user; the public one is beside it. */
   readonly keyFile: string
   readonly publicKey: string
@@ -78,34 +88,32 @@ class Story {
   }
 
   async run(): Promise<readonly StepTime[]> {
-    const { client, computer, os, publicKey } = this.#options
+    const { client, computer, os, layout, publicKey } = this.#options
     const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
     await this.#teller.step('commissioned', async () => {
       await this.#teller.order('the order to commission', () => client.machines.commission({ id }))
       const { cpus, memoryMib, disks } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
       const serials = disks.map(({ serial }) => serial)
-      expectThat(
-        cpus === 1 && memoryMib > 500 && serials.includes(`${computer.name.toUpperCase()}-0`),
-        'the inventory is of this machine',
-        {
-          cpus,
-          memoryMib,
-          serials,
-        },
-      )
+      const isOurs = cpus === 1 && memoryMib > 500 && computer.serials.every(serial => serials.includes(serial))
+      expectThat(isOurs, 'the inventory is of this machine', { cpus, memoryMib, serials })
     })
     const allocation = await this.#teller.order('its allocation', () =>
       client.allocations.create({ constraints: { hostnames: [computer.name] } }),
     )
     await this.#teller.step('deployed', async () => {
-      await this.#teller.order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey] }))
+      const storage = layout && { storage: { kind: layout } }
+      await this.#teller.order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey], ...storage }))
       await this.#comesTo(id, 'deployed')
     })
     const first = await this.#teller.step('logged in', () => this.#login())
     expectThat((await this.#nameResolves()) === 'to its address', 'the partition’s DNS knows where the machine is')
+    if (layout) {
+      const root = (await this.#ssh('findmnt -no SOURCE /')).trim()
+      expectThat(rootOn[layout].test(root), `the root file system is on what the layout ${layout} says`, { root })
+    }
     await this.#teller.step('rebooted', async () => {
       await this.#ssh(`echo ${pattern} >pattern && sync`)
-      expectThat(await holds(computer.disk, pattern), 'the pattern is on the disk')
+      expectThat(await oneHolds(computer.disks, pattern), 'the pattern is on a disk')
       await this.#teller.order('the power cycle', () => client.machines.power({ id, action: 'cycle' }))
       const again = await this.#teller.until('another boot from the same disk', async () => {
         const now = await this.#login().catch(() => undefined)
@@ -120,7 +128,7 @@ class Story {
       const { owner, deployment } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
       expectThat(owner === null && deployment === null, 'a released machine is nobody’s')
     })
-    expectThat(!(await holds(computer.disk, pattern)), 'the pattern is gone from the disk')
+    expectThat(!(await oneHolds(computer.disks, pattern)), 'the pattern is gone from the disks')
     expectThat(this.#toKillIn.size === 0, 'the partition was killed in each stage asked for', { left: [...this.#toKillIn] })
     return this.#teller.times
   }
@@ -166,6 +174,11 @@ class Story {
     say(`${computer.name}:   the partition is killed while it is ${stage}`)
     await partition.killAndRestart()
   }
+}
+
+async function oneHolds(files: readonly string[], text: string): Promise<boolean> {
+  for (const file of files) if (await holds(file, text)) return true
+  return false
 }
 
 /** Whether the file holds the text anywhere. */
