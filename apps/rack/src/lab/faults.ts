@@ -27,8 +27,6 @@ export interface FaultOptions {
   readonly computer: Computer
   /** Of {@link makeFaultImage}. */
   readonly image: { readonly os: string; readonly file: string }
-  readonly names: readonly FaultName[]
-  readonly stepLimitMs: number
   readonly say: (line: string) => void
 }
 
@@ -49,6 +47,8 @@ interface Trouble {
   readonly make: (options: FaultOptions, id: string) => Promise<unknown>
   readonly mend: (options: FaultOptions) => Promise<unknown>
 }
+
+export const duringOf = (name: FaultName) => troubles[name].during
 
 const whole = ({ image }: FaultOptions) => copyFile(`${image.file}.whole`, image.file)
 const nothing = async () => undefined
@@ -110,81 +110,98 @@ const imageBytes = 64 * mib
 export const diskBytes = 512 * mib
 
 /** Tells them all, one after the other, on one computer. Throws where a fault does not come, is another, or stays. */
-export async function tellFaults(options: FaultOptions): Promise<readonly FaultEnd[]> {
+export async function tellFaults(
+  options: FaultOptions & { names: readonly FaultName[]; stepLimitMs: number },
+): Promise<readonly FaultEnd[]> {
   const { client, computer, names, say } = options
   const teller = new Teller(options)
   const id = await teller.step('enlisted', () => teller.enlist())
   const wanted = faultNames.filter(name => names.includes(name))
-  const isOff = ({ power }: Machine) => power === 'off'
-  const orders = {
-    commissioning: {
-      failed: 'failed_commissioning',
-      give: () => client.machines.commission({ id }),
-      end: () => teller.comesTo(id, 'ready', { fits: isOff }),
+  const ends = {
+    commissioning: () => teller.comesTo(id, 'ready', { fits: isOff }),
+    // Installed is enough: the image is none that boots.
+    deploying: async () => {
+      await teller.comesTo(id, 'deploying', { fits: ({ deployment }) => typeof deployment?.installedAt === 'string' })
+      await client.machines.abort({ id })
+      await teller.comesTo(id, 'allocated', { fits: isOff })
     },
-    deploying: {
-      failed: 'failed_deployment',
-      give: () => client.machines.deploy({ id, os: options.image.os }).catch(notYet),
-      // Installed is enough: the image is none that boots.
-      end: async () => {
-        await teller.comesTo(id, 'deploying', { fits: ({ deployment }) => typeof deployment?.installedAt === 'string' })
-        await client.machines.abort({ id })
-        await teller.comesTo(id, 'allocated', { fits: isOff })
-      },
-    },
-    releasing: {
-      failed: 'failed_releasing',
-      give: () => client.machines.release({ id, erase: 'full' }),
-      end: () => teller.comesTo(id, 'ready', { fits: isOff }),
-    },
-  } as const
+    releasing: () => teller.comesTo(id, 'ready', { fits: isOff }),
+  }
   const carryOut = async (during: Trouble['during']) => {
-    await teller.order(`the order (${during})`, orders[during].give)
-    await orders[during].end()
+    await teller.order(`the order (${during})`, () => orders[during].give(options, id))
+    await ends[during]()
   }
-  const ends: FaultEnd[] = []
-  const timed = async <Answer>(act: () => Promise<Answer>) => {
-    const startedAt = performance.now()
-    const answer = await act()
-    return { answer, ms: Math.round(performance.now() - startedAt) }
-  }
+  const told: FaultEnd[] = []
   // Faults of commissioning end commissioned.
   if (wanted.every(name => troubles[name].during !== 'commissioning')) await teller.step('commissioned', () => carryOut('commissioning'))
   for (const name of wanted) {
-    const { during, code, says, at, make, mend } = troubles[name]
+    const { during } = troubles[name]
     if (during !== 'commissioning' && (await client.machines.get({ id })).state === 'ready')
       await client.allocations.create({ constraints: { hostnames: [computer.name] } })
     // Nothing is to be erased of a machine that never had a system.
     if (
       during === 'releasing' &&
       (await client.machines.get({ id })).state === 'allocated' &&
-      !ends.some(({ fault }) => troubles[fault].during === 'deploying')
+      !told.some(({ fault }) => troubles[fault].during === 'deploying')
     )
       await teller.step('installed', () => carryOut('deploying'))
-    if (at === 'before') await make(options, id)
-    const failed = await timed(async () => {
-      await teller.order(`the order (${during})`, orders[during].give)
-      if (at === 'ordered') await make(options, id)
-      let isMade = at !== 'begun'
-      return teller.comesTo(id, orders[during].failed, {
-        fits: isOff,
-        meanwhile: async ({ state, progress, waitingFor }) => {
-          if (isMade || state !== during || progress === null || !waitingFor?.startsWith('the agent:')) return
-          isMade = true
-          await make(options, id)
-        },
-      })
-    })
-    const { code: seen = '', message = '' } = failed.answer.fault ?? {}
-    say(`${computer.name}: ${name}: ${seen} after ${(failed.ms / 1000).toFixed(0)} s: ${message}`)
-    expectThat(seen === code && says.test(message), `${name} is told as ${code} ${says}`, { seen, message })
-    await mend(options)
-    const mended = await timed(() => carryOut(during))
-    say(`${computer.name}: ${name}: the same order again is carried out, ${(mended.ms / 1000).toFixed(0)} s`)
-    ends.push({ fault: name, code: seen, message, ms: { failed: failed.ms, mended: mended.ms } })
+    const startedAt = performance.now()
+    const { code, message } = await sufferFault({ ...options, teller, id, name })
+    const failedAt = performance.now()
+    await carryOut(during)
+    const ms = { failed: Math.round(failedAt - startedAt), mended: Math.round(performance.now() - failedAt) }
+    say(`${computer.name}: ${name}: the same order again is carried out, ${(ms.mended / 1000).toFixed(0)} s`)
+    told.push({ fault: name, code, message, ms })
   }
-  return ends
+  return told
 }
+
+/**
+ * Breaks the machine, gives the order, waits for the fault, and takes the cause away: the same order again would be carried out. The machine is in a state
+ * in which the order may be given. Throws where the fault does not come, or is another.
+ */
+export async function sufferFault(
+  options: FaultOptions & { teller: Teller; id: string; name: FaultName },
+): Promise<{ code: string; message: string }> {
+  const { computer, say, teller, id, name } = options
+  const { during, code, says, at, make, mend } = troubles[name]
+  const { give, failed } = orders[during]
+  if (at === 'before') await make(options, id)
+  await teller.order(`the order (${during})`, () => give(options, id))
+  if (at === 'ordered') await make(options, id)
+  let isMade = at !== 'begun'
+  const { fault } = await teller.comesTo(id, failed, {
+    fits: isOff,
+    meanwhile: async ({ state, progress, waitingFor }) => {
+      if (isMade || state !== during || progress === null || !waitingFor?.startsWith('the agent:')) return
+      isMade = true
+      await make(options, id)
+    },
+  })
+  const { code: seen = '', message = '' } = fault ?? {}
+  say(`${computer.name}: ${name}: ${seen}: ${message}`)
+  expectThat(seen === code && says.test(message), `${name} is told as ${code} ${says}`, { seen, message })
+  await mend(options)
+  return { code: seen, message }
+}
+
+const isOff = ({ power }: Machine) => power === 'off'
+
+/** What is asked of the machine in each stage, and the state in which it then fails. */
+const orders = {
+  commissioning: {
+    failed: 'failed_commissioning',
+    give: ({ client }: FaultOptions, id: string) => client.machines.commission({ id }),
+  },
+  deploying: {
+    failed: 'failed_deployment',
+    give: ({ client, image }: FaultOptions, id: string) => client.machines.deploy({ id, os: image.os }).catch(notYet),
+  },
+  releasing: {
+    failed: 'failed_releasing',
+    give: ({ client }: FaultOptions, id: string) => client.machines.release({ id, erase: 'full' }),
+  },
+} as const
 
 /** An image that was mended is there when the partition has looked at its files again. */
 function notYet(error: unknown): undefined {
@@ -192,9 +209,12 @@ function notYet(error: unknown): undefined {
   throw error
 }
 
-/** An image that is quick to write: a file system with /etc and a few megabytes of noise. Beside it stays a copy that is not spoilt. */
-export async function makeFaultImage(files: string): Promise<FaultOptions['image']> {
-  const os = 'debian/faulty'
+/**
+ * An image that is quick to write: a file system with /etc and a few megabytes of noise. Beside it stays a copy that is not spoilt. Machines that are to
+ * suffer at the same time have one each, by their number.
+ */
+export async function makeFaultImage(files: string, number: number): Promise<FaultOptions['image']> {
+  const os = `debian/faulty${number}`
   const work = await mkdtemp(path.join(tmpdir(), 'muster-faulty-'))
   try {
     const [tree, disk] = [path.join(work, 'tree'), path.join(work, 'disk')]

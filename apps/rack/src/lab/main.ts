@@ -11,7 +11,7 @@ import { type Federation, startFederation } from '../federation/federation.ts'
 import { wholeNumber } from '../whole-number.ts'
 import { type Acceleration, Computer, type ComputerOptions, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
-import { diskBytes, type FaultName, type FaultOptions, faultDeadlines, faultNames, makeFaultImage, tellFaults } from './faults.ts'
+import { diskBytes, duringOf, type FaultName, type FaultOptions, faultDeadlines, faultNames, makeFaultImage, tellFaults } from './faults.ts'
 import { whyNoLab } from './needs.ts'
 import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
 import { type Layout, Mortal, rootOn, type Stage, stages, tellStory } from './story.ts'
@@ -24,6 +24,7 @@ interface Arguments {
   accel: Acceleration
   data: string
   killIn: Stage[]
+  suffer: FaultName[]
   fault: FaultName[]
   full: boolean
   limit: number
@@ -45,6 +46,11 @@ const program = new Command('npm run lab --')
   .option('--data <dir>', 'images stay there for the next time; consoles and logs are in its run/', '.muster/lab')
   .addOption(new Option('--kill-in <stage...>', 'kill -9 of the partition in the middle of these stages').choices([...stages]).default([]))
   .addOption(
+    new Option('--suffer <fault...>', 'each machine suffers one of these first, in turn, and the same order is then carried out')
+      .choices(faultNames.filter(name => duringOf(name) !== 'releasing'))
+      .default([]),
+  )
+  .addOption(
     new Option('--fault <name...>', 'instead: what goes wrong, what is then said, and the way out; on one machine')
       .choices([...faultNames])
       .default([]),
@@ -54,7 +60,7 @@ const program = new Command('npm run lab --')
   .option('--json', 'one line of JSON on standard output at the end', false)
   .addHelpText(
     'after',
-    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --fault no-dhcp full-disk',
+    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --suffer truncated-image wrong-digest\n  npm run lab -- --fault no-dhcp full-disk',
   )
 
 const args = program.parse().opts<Arguments>()
@@ -89,10 +95,11 @@ async function outside(): Promise<number> {
   if (args.full || faults.length === 0) {
     say('building a Debian to deploy, unless it is there')
     const os = await buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', say: line => say(`  ${line}`) })
-    parts.push({ part: 'lives', os, runDir })
+    const numbers = args.suffer.length > 0 ? Array.from({ length: args.machines }, (_, index) => index + 1) : []
+    parts.push({ part: 'lives', os, spoilt: await Promise.all(numbers.map(number => makeFaultImage(files, number))), runDir })
   }
   if (faults.length > 0)
-    parts.push({ part: 'faults', names: faults, image: await makeFaultImage(files), runDir: path.join(runDir, 'faults') })
+    parts.push({ part: 'faults', names: faults, image: await makeFaultImage(files, 1), runDir: path.join(runDir, 'faults') })
   // Ctrl-C is for everybody in the terminal; what is inside stops, and this process with it.
   process.on('SIGINT', () => undefined)
   let worst = 0
@@ -105,9 +112,9 @@ async function outside(): Promise<number> {
   return worst
 }
 
-/** What is told inside: the lives of machines, or what goes wrong with one. */
+/** What is told inside: the lives of machines, with an image to spoil for each where they suffer, or what goes wrong with one. */
 type Inside = { readonly runDir: string } & (
-  | { readonly part: 'lives'; readonly os: string }
+  | { readonly part: 'lives'; readonly os: string; readonly spoilt: readonly FaultOptions['image'][] }
   | { readonly part: 'faults'; readonly names: readonly FaultName[]; readonly image: FaultOptions['image'] }
 )
 
@@ -149,7 +156,7 @@ function installComputer(
   })
 }
 
-async function lives({ os, runDir }: Inside & { part: 'lives' }): Promise<number> {
+async function lives({ os, spoilt, runDir }: Inside & { part: 'lives' }): Promise<number> {
   await using stack = new AsyncDisposableStack()
   const taps = await layNetwork(args.machines)
   const federation = await startLab(runDir)
@@ -174,6 +181,7 @@ async function lives({ os, runDir }: Inside & { part: 'lives' }): Promise<number
         computer,
         os,
         layout: inTurn(args.layout, index),
+        fault: spoilt[index] && { name: inTurn(args.suffer, index) as FaultName, image: spoilt[index] },
         ...key,
         killIn: index === 0 ? args.killIn : [],
         partition: mortal,
@@ -207,13 +215,13 @@ function report(computers: readonly Computer[], ends: readonly PromiseSettledRes
     )
   }
   const done = rows.filter(({ outcome }) => outcome === 'done')
-  const steps = done[0]?.steps?.map(({ step }) => step) ?? []
+  const steps = [...new Set(done.flatMap(({ steps: times = [] }) => times.map(({ step }) => step)))]
   const seconds = (ms = 0) => `${(ms / 1000).toFixed(0)} s`
   if (done.length > 0)
     process.stderr.write(
       `${table(
         ['machine', ...steps],
-        done.map(({ machine, steps: times }) => [machine, ...(times ?? []).map(({ ms }) => seconds(ms))]),
+        done.map(({ machine, steps: times = [] }) => [machine, ...steps.map(step => seconds(times.find(time => time.step === step)?.ms))]),
       )}\n`,
     )
   if (args.json) process.stdout.write(`${JSON.stringify({ lab: rows })}\n`)

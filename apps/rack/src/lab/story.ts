@@ -10,6 +10,7 @@ import type { State } from '@muster/shared/life-cycle'
 import type { Machine } from '@muster/shared/machine'
 import type { Child } from '../federation/child.ts'
 import type { Computer } from './computer.ts'
+import { duringOf, type FaultName, type FaultOptions, sufferFault } from './faults.ts'
 import { addressOf, lan } from './place.ts'
 import { expectThat, type StepTime, Teller } from './teller.ts'
 
@@ -33,6 +34,8 @@ export interface StoryOptions {
   readonly os: string
   /** Left out: the image is a whole disk. */
   readonly layout: Layout | undefined
+  /** What the machine suffers before the same order is carried out. */
+  readonly fault: { readonly name: FaultName; readonly image: FaultOptions['image'] } | undefined
   /** The private key of the user; the public one is beside it. */
   readonly keyFile: string
   readonly publicKey: string
@@ -90,6 +93,7 @@ class Story {
   async run(): Promise<readonly StepTime[]> {
     const { client, computer, os, layout, publicKey } = this.#options
     const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
+    await this.#suffer('commissioning', id)
     await this.#teller.step('commissioned', async () => {
       await this.#teller.order('the order to commission', () => client.machines.commission({ id }))
       const { cpus, memoryMib, disks } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
@@ -100,6 +104,7 @@ class Story {
     const allocation = await this.#teller.order('its allocation', () =>
       client.allocations.create({ constraints: { hostnames: [computer.name] } }),
     )
+    await this.#suffer('deploying', id)
     await this.#teller.step('deployed', async () => {
       const storage = layout && { storage: { kind: layout } }
       await this.#teller.order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey], ...storage }))
@@ -131,6 +136,12 @@ class Story {
     expectThat(!(await oneHolds(computer.disks, pattern)), 'the pattern is gone from the disks')
     expectThat(this.#toKillIn.size === 0, 'the partition was killed in each stage asked for', { left: [...this.#toKillIn] })
     return this.#teller.times
+  }
+
+  async #suffer(during: Stage, id: string): Promise<void> {
+    const { fault } = this.#options
+    if (!fault || duringOf(fault.name) !== during) return
+    await this.#teller.step('failed first', () => sufferFault({ ...this.#options, ...fault, teller: this.#teller, id }))
   }
 
   #comesTo(id: string, state: State, fits: (machine: Machine) => boolean = () => true): Promise<Machine> {
