@@ -1,11 +1,19 @@
 // Who is there: every replica of a partition tells once a second; three missed notices make it absent. Presence is a hint about whom to
 // wait for. What is true is learnt by asking.
 import type { Bus, BusMessage } from '@muster/shared/bus/bus'
-import { presenceLimitMs, presence as presenceNotice, protocolVersion, subjects } from '@muster/shared/bus/protocol'
+import {
+  type Presence as Notice,
+  presenceLimitMs,
+  presence as presenceNotice,
+  protocolVersion,
+  subjects,
+} from '@muster/shared/bus/protocol'
 import { decodeJson, encodeJson } from './json.ts'
 
 /** `unheard`: not heard of yet, by a front too young to hold that against it. */
 export type Standing = 'present' | 'leaving' | 'silent' | 'unheard'
+
+type Held = NonNullable<Notice['configuration']>
 
 export interface Presence {
   /** The names of all partitions of the federation, sorted: the accepted ones or, where none were configured, all seen since the start. */
@@ -14,6 +22,10 @@ export interface Presence {
   /** Whether the partition may take part: it is known or, where none were configured, could be once it is heard of. */
   accepts(partition: string): boolean
   standing(partition: string): Standing
+  /** The copy of the global configuration that a partition last said it holds; undefined: none, or it says nothing of it. */
+  configuration(partition: string): Held | undefined
+  /** Whether all partitions of the federation were heard of since the start; false where nobody knows which they are. */
+  isComplete(): boolean
   /** Why a partition is not present, in words: `last seen 4 s ago`. */
   describe(partition: string): string
   /** Whether an answer comes from a process that has been replaced since. A replica that nobody heard of yet is believed. */
@@ -54,6 +66,7 @@ class PresenceWatch implements Presence {
   #accepted: ReadonlySet<string> | undefined
   readonly #partitions = new Map<string, Map<string, Replica>>()
   readonly #present = new Set<string>()
+  readonly #configurations = new Map<string, Held>()
   readonly #strangers = new Set<string>()
   readonly #listeners = new Set<() => void>()
   readonly #stops: (() => void)[] = []
@@ -93,8 +106,7 @@ class PresenceWatch implements Presence {
     this.#accepted = accepted
     for (const partition of this.#partitions.keys())
       if (!this.accepts(partition)) {
-        this.#partitions.delete(partition)
-        this.#present.delete(partition)
+        this.#drop(partition)
       }
     this.#strangers.clear()
     this.#known = [...(this.#accepted ?? this.#partitions.keys())].sort()
@@ -104,8 +116,7 @@ class PresenceWatch implements Presence {
   }
 
   forget(partition: string): void {
-    this.#partitions.delete(partition)
-    this.#present.delete(partition)
+    this.#drop(partition)
     this.#ask()
     this.#tell()
   }
@@ -115,6 +126,14 @@ class PresenceWatch implements Presence {
     const replicas = this.#partitions.get(partition)
     if (!replicas) return Date.now() - this.#startedAt < presenceLimitMs ? 'unheard' : 'silent'
     return [...replicas.values()].some(replica => this.#isFresh(replica)) ? 'leaving' : 'silent'
+  }
+
+  configuration(partition: string): Held | undefined {
+    return this.#configurations.get(partition)
+  }
+
+  isComplete(): boolean {
+    return this.#accepted !== undefined && this.#known.every(partition => this.#partitions.has(partition))
   }
 
   describe(partition: string): string {
@@ -136,6 +155,12 @@ class PresenceWatch implements Presence {
   stop(): void {
     this.#isStopped = true
     for (const stop of this.#stops.splice(0)) stop()
+  }
+
+  #drop(partition: string): void {
+    this.#partitions.delete(partition)
+    this.#present.delete(partition)
+    this.#configurations.delete(partition)
   }
 
   async #listen(): Promise<void> {
@@ -160,7 +185,7 @@ class PresenceWatch implements Presence {
       this.#log.warn({ size: data.length }, 'a presence notice cannot be read')
       return
     }
-    const { partition, replica, epoch, status, capacity } = parsed.data
+    const { partition, replica, epoch, status, capacity, configuration } = parsed.data
     // The broker lets a partition speak under its own subject only; what it says of itself must agree.
     if (subject !== subjects.presence(partition)) {
       this.#log.warn({ subject, partition }, 'a presence notice speaks for another partition; it is ignored')
@@ -178,6 +203,7 @@ class PresenceWatch implements Presence {
     }
     const before = replicas.get(replica)
     if (before && epoch < before.epoch) return
+    if (configuration) this.#configurations.set(partition, configuration)
     replicas.set(replica, { epoch, seenAt: Date.now(), isLeaving: status === 'leaving', ready: capacity.ready })
     const isChanged = this.#judge(partition)
     if (isChanged || capacity.ready > (before?.ready ?? -1)) this.#tell()

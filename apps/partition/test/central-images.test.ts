@@ -41,7 +41,7 @@ async function describe(core: Core, put: Change['put']) {
   if ('problems' in outcome) throw new Error(JSON.stringify(outcome.problems))
   const generation = core.configuration.generation + 1
   const payload = payloadOf({ generation, changedAt: new Date().toISOString(), changedBy: 'test', note: '', documents: outcome.documents })
-  await keepGlobal(core.sql, { generation, payload, signature: '', signed_by: '' })
+  await keepGlobal(core.sql, { generation, payload, signature: '', signed_by: '' }, core.configuration.generation)
   await core.configuration.reload()
 }
 

@@ -79,7 +79,7 @@ async function configure(core: Pick<Core, 'sql' | 'configuration'>, webhooks: Re
   if ('problems' in outcome) throw new Error(JSON.stringify(outcome.problems))
   const generation = ++generations
   const payload = payloadOf({ generation, changedAt: new Date().toISOString(), changedBy: 'test', note: '', documents: outcome.documents })
-  await keepGlobal(core.sql, { generation, payload, signature: '', signed_by: '' })
+  await keepGlobal(core.sql, { generation, payload, signature: '', signed_by: '' }, core.configuration.generation)
   await core.configuration.reload()
 }
 

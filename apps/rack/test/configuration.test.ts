@@ -10,6 +10,7 @@ import { migrate } from '@muster/partition/db/migrate'
 import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { startPartition } from '@muster/partition/partition'
 import { createLocalBroker, type LocalBroker } from '@muster/server/bus/local-bus'
+import { digestOf, lineageAfter } from '@muster/server/global/lineage'
 import { createSigner } from '@muster/server/global/signature'
 import { createLog } from '@muster/server/log'
 import { hashToken, newToken } from '@muster/server/tokens'
@@ -111,6 +112,7 @@ async function call<Called extends CallName>(front: Front, name: Called, input: 
   return front.backend.call(name, input, context)
 }
 
+const refilling = { note: '', wins: 'copy' as const }
 const writing = { put: [], delete: [], dryRun: false, note: '' }
 const putUser = (name: string, document: Record<string, unknown> = { role: 'user' }) => ({
   ...writing,
@@ -127,8 +129,10 @@ async function refusalOf(asked: Promise<unknown>): Promise<Refusal> {
 }
 
 /** The newest generation in the database that fronts share, as a front wrote it. */
-async function copyInHome(): Promise<string | undefined> {
-  const sql = postgres(home.url, { max: 1 })
+const copyInHome = () => copyIn(home.url)
+
+async function copyIn(url: string): Promise<string | undefined> {
+  const sql = postgres(url, { max: 1 })
   try {
     const [row] = await sql`select payload, signature, signed_by as key from generations order by generation desc limit 1`
     return row && JSON.stringify(row)
@@ -143,6 +147,7 @@ async function putInHome({ payload, signature, key }: SignedCopy, generation: nu
     await sql`
       insert into generations (generation, payload, signature, signed_by, changed_at, changed_by, note)
       values (${generation}, ${payload}, ${signature}, ${key}, now(), 'newer', '')`
+    await sql`insert into lineage (generation, digest) values (${generation}, ${digestOf(payload)})`
   } finally {
     await sql.end()
   }
@@ -219,7 +224,8 @@ describe('the global configuration', () => {
     const { payload } = signedCopy.parse(JSON.parse((await copyInHome()) as string))
     const { documents, ...head } = JSON.parse(payload) as { documents: { user: object } }
     const newer = { ...documents, user: { ...documents.user, erin: { role: 'user', shoeSize: 43 } }, planet: { mars: {} } }
-    await putInHome(signer.sign(JSON.stringify({ ...head, generation: generation + 1, documents: newer })), generation + 1)
+    const lineage = lineageAfter({ payload, content: readPayload(payload).content }, generation + 1)
+    await putInHome(signer.sign(JSON.stringify({ ...head, generation: generation + 1, lineage, documents: newer })), generation + 1)
     const refusal = await refusalOf(call(front, 'config.change', putUser('frank')))
     expect(refusal).toMatchObject({ code: 'newer-release' })
     expect(refusal.message).toContain('documents of kind planet, fields of user erin')
@@ -285,11 +291,11 @@ describe('the global configuration', () => {
     await within(10_000, () => heir.home?.content?.generation === generation)
     const refused = await refusalOf(call(heir, 'config.change', putUser('too-early')))
     expect(refused).toMatchObject({ code: 'home-lost', message: expect.stringContaining('muster config refill') })
-    const refilled = await call(heir, 'config.refill', { note: '' })
+    const refilled = await call(heir, 'config.refill', refilling)
     expect(refilled).toMatchObject({ generation: generation + refillJump, from: generation })
     await within(5_000, () => partitions.every(({ core }) => core.configuration.generation === refilled.generation))
     for (const { core } of partitions) expect(core.configuration.content?.documents.user).toHaveProperty('precious')
-    expect(await call(heir, 'config.refill', { note: '' })).toMatchObject({ outcome: 'nothing-to-do', generation: refilled.generation })
+    expect(await call(heir, 'config.refill', refilling)).toMatchObject({ outcome: 'nothing-to-do', generation: refilled.generation })
     expect(await call(heir, 'config.change', putUser('later'))).toMatchObject({ outcome: 'written', generation: refilled.generation + 1 })
     // The old database, were it found again, holds less: once its front has heard of that, it writes nothing until it has been refilled too.
     // What it wrote before is refused by every partition.
@@ -303,6 +309,76 @@ describe('the global configuration', () => {
     for (const { core } of partitions) expect(core.configuration.content?.documents.user).not.toHaveProperty('stale')
   })
 
+  test('partitions take nothing of a history that began in a database that was set back; fronts write no more of it once they hear of that, until an admin says which is true', async () => {
+    const broker = createLocalBroker()
+    await using own = await freshDatabase({ template: 'global', migrate: migrateHome })
+    const put = (front: Front, name: string) => call(front, 'config.change', putUser(name))
+    const users = (documents: object = {}) =>
+      Object.keys(documents)
+        .filter(name => /^[a-z]$/.test(name))
+        .join()
+    const startBoth = async () => {
+      const both = await Promise.all((['one', 'two'] as const).map(name => start(name, broker)))
+      const stop = async () => void (await Promise.all(both.map(partition => partition.stop())))
+      const usersOf = () => both.map(({ core }) => users(core.configuration.content?.documents.user)).join(' ')
+      const hold = (generation: number) => within(10_000, () => both.every(({ core }) => core.configuration.generation === generation))
+      return { both, stop, usersOf, hold }
+    }
+    const killFront = () => stops.pop()?.()
+    // The fronts' database comes back from an old backup while no partition is within reach, and is written.
+    const setBack = async (generation: number) => {
+      const sql = postgres(own.url, { max: 1 })
+      await sql`delete from generations where generation > ${generation}`
+      await sql`delete from lineage where generation > ${generation}`
+      await sql.end()
+    }
+    let partitions = await startBoth()
+    let front = openFront(broker, own.url)
+    const empty = (await call(front, 'config.refill', refilling)).generation
+    for (const name of ['a', 'b', 'c']) await put(front, name)
+    await partitions.hold(empty + 3)
+    await killFront()
+    await partitions.stop()
+    await setBack(empty + 1)
+
+    front = openFront(broker, own.url)
+    for (const name of ['x', 'y', 'z']) await put(front, name)
+    expect(front.home?.content?.generation).toBe(empty + 4)
+    partitions = await startBoth()
+    await within(10_000, () => partitions.both.every(({ core }) => core.configuration.describe().problems.join().includes('set back')))
+    const [first] = partitions.both
+    const offered = { ...signedCopy.parse(JSON.parse((await copyIn(own.url)) as string)), links: [] }
+    await expect(first?.core.configuration.take(offered)).rejects.toThrow('does not follow')
+    expect(partitions.usersOf()).toBe('a,b,c a,b,c')
+    expect(await refusalOf(put(front, 'w'))).toMatchObject({ code: 'home-lost', message: expect.stringContaining('--database-wins') })
+    const refilled = await call(front, 'config.refill', refilling)
+    expect(refilled).toMatchObject({ outcome: 'refilled', from: empty + 3, generation: empty + 4 + refillJump })
+    await partitions.hold(refilled.generation)
+    expect(partitions.usersOf()).toBe('a,b,c a,b,c')
+    await within(10_000, () => partitions.both.every(({ core }) => core.configuration.describe().problems.length === 0))
+
+    await put(front, 'd')
+    await put(front, 'e')
+    await partitions.hold(refilled.generation + 2)
+    await killFront()
+    await setBack(refilled.generation + 1)
+    // With partitions in reach, a front that has just started notices before it writes.
+    front = openFront(broker, own.url)
+    expect((await refusalOf(put(front, 'v'))).code).toBe('home-lost')
+    await killFront()
+    await partitions.stop()
+    front = openFront(broker, own.url)
+    await put(front, 'u')
+    partitions = await startBoth()
+    stops.push(partitions.stop)
+    await within(10_000, () => partitions.both.every(({ core }) => core.configuration.describe().problems.join().includes('set back')))
+    const won = await call(front, 'config.refill', { ...refilling, wins: 'database' })
+    expect(won).toMatchObject({ outcome: 'refilled', partition: null, from: refilled.generation + 2 })
+    await put(front, 't')
+    await partitions.hold(won.generation + 1)
+    expect(partitions.usersOf()).toBe('a,b,c,d,u,t a,b,c,d,u,t')
+  }, 60_000)
+
   test('changes without end, partitions restarted and cut off at random: generations never fall, and all are equal at the end', async () => {
     const changes = process.env.MUSTER_MANY ? 1_000 : 120
     const seed = Date.now() % 1_000_000
@@ -314,7 +390,7 @@ describe('the global configuration', () => {
     const running = new Map<Name, Running>()
     for (const name of names) running.set(name, await start(name, broker))
     await within(10_000, () => (front.home?.content?.generation ?? 0) > 0)
-    await call(front, 'config.refill', { note: '' })
+    await call(front, 'config.refill', refilling)
     const highest = new Map<Name, number>()
     const look = () => {
       for (const [name, { core }] of running) {

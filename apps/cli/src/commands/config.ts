@@ -254,18 +254,19 @@ function addRefill(parent: Command, cli: Cli): void {
     .command('refill')
     .summary('fill a lost database from a partition')
     .option('--note <text>', 'why; kept in the history')
-  command.description(`${calls.refill.summary}. The generation jumps ahead, so that nothing that was lost can come back as newer.`)
-  examples(command, ['config refill --note "disk of the database lost"'])
-  command.action(async ({ note }: { note?: string }) => {
+    .option('--database-wins', 'what the database holds is true, and not what partitions hold that it does not know')
+  command.description(`${calls.refill.summary}. ${calls.refill.description}`)
+  examples(command, ['config refill --note "disk of the database lost"', 'config refill --database-wins --note "the old site is gone"'])
+  command.action(async ({ note, databaseWins }: { note?: string; databaseWins?: true }) => {
     const { client } = await connect(cli, command)
-    const input: CallRequest<'config.refill'> = note === undefined ? {} : { note }
+    const input: CallRequest<'config.refill'> = { ...(note !== undefined && { note }), ...(databaseWins && { wins: 'database' }) }
     const done = await attempt('refill the configuration', client.config.refill(input))
     showOne(cli, formatOf(command), done, {
       name: ({ generation }) => String(generation),
       text: ({ outcome, generation, partition, from }) =>
         outcome === 'refilled'
-          ? `generation ${generation} is in force: generation ${from}, as partition ${partition} kept it\n`
-          : `nothing to do: the database holds generation ${generation}, and no partition that answers holds a newer one\n`,
+          ? `generation ${generation} is in force: generation ${from}, as ${partition === null ? 'the database' : `partition ${partition}`} kept it\n`
+          : `nothing to do: the database holds generation ${generation}, and no partition that answers holds a newer one, or another\n`,
     })
   })
 }

@@ -19,7 +19,7 @@ const hints: { readonly [code in ErrorCode]?: string } = {
   'wrong-state': 'see what is allowed and why with: muster machine explain ID',
   locked: 'lift the lock with: muster machine unlock ID',
   'machine-owned': 'release it first: muster machine release ID',
-  'home-lost': 'fill the database of the fronts from a partition with: muster config refill',
+  'home-lost': 'fill the database of the fronts from a partition with: muster config refill (see --help for the other way round)',
   'newer-release': 'ask a front of the newer release, or set back to before it wrote with: muster config revert GENERATION',
   'stale-version': 'look at it again, then repeat the change',
   'no-match': 'loosen a constraint, or wait for machines with --wait 10m',

@@ -17,7 +17,7 @@ export function configCalls(home: Home): Here {
     'config.change': (input, { caller }) => home.change(caller, input, writeOptions(input)),
     'config.revert': (input, { caller }) => home.revert(caller, input.to, writeOptions(input)),
     'audit.fronts': ({ after, limit, actor, call, target }) => home.audit.list({ after, limit, actor, call, target }),
-    'config.refill': ({ note }, { caller }: CallContext) => home.refill(caller, note),
+    'config.refill': (input, { caller }: CallContext) => home.refill(caller, input),
     ...ownCalls(home),
     'config.history': async ({ limit }) => ({ items: await home.history(limit) }),
     'config.diff': async ({ from, to: asked }) => {

@@ -2,6 +2,7 @@
 // down to the partitions. The database may be away or lost: then the front goes on with the newest copy that a partition holds, and writes
 // nothing until the database holds no less.
 import { setTimeout as sleep } from 'node:timers/promises'
+import { digestOf, lineageAfter, lineageAnew } from '@muster/server/global/lineage'
 import { tokensOfDocuments } from '@muster/server/global/people'
 import { createVerifier, type Signer } from '@muster/server/global/signature'
 import type { Sealer } from '@muster/server/seal'
@@ -9,14 +10,15 @@ import type { Tokens } from '@muster/server/tokens'
 import { logOfFronts } from '@muster/shared/audit'
 import type { Bus, BusSubscription } from '@muster/shared/bus/bus'
 import { frontGroup } from '@muster/shared/bus/permissions'
-import { copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
+import { type copyReply, copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
 import type { Caller } from '@muster/shared/contract/call'
-import type { CallAnswer } from '@muster/shared/contract/contract'
+import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import { pools } from '@muster/shared/contract/labels'
 import { Refusal, wrongFields } from '@muster/shared/errors'
 import {
   type CopyContent,
   fetchCopy,
+  type Lineage,
   noGeneration,
   partOf,
   payloadOf,
@@ -35,11 +37,13 @@ import {
   noDocuments,
   placeKinds,
 } from '@muster/shared/global/documents'
+import type { z } from 'zod'
 import { decodeJson, encodeJson } from '../json.ts'
 import type { PartitionCalls } from '../partition-calls.ts'
 import type { Presence } from '../presence.ts'
 import { AuditLog } from './db/audit.ts'
 import * as db from './db/generations.ts'
+import { type Held, ofAnotherHistory } from './history.ts'
 import { type MadeSecret, sealedChange } from './secrets.ts'
 
 export interface HomeOptions {
@@ -69,7 +73,8 @@ export interface Home {
   readonly audit: AuditLog
   change(by: Caller, change: Change, options: WriteOptions): Promise<Written>
   revert(by: Caller, to: number, options: WriteOptions): Promise<Written>
-  refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>>
+  /** Ends a loss, or a dispute of two histories: the one that `wins` is in force with a generation that no other can be newer than. */
+  refill(by: Caller, options: CallInput<'config.refill'>): Promise<CallAnswer<'config.refill'>>
   history(limit: number): Promise<Pick<CopyContent, 'generation' | 'changedAt' | 'changedBy' | 'note'>[]>
   /** Throws not-found for a generation that is not kept. */
   documentsAt(generation: number): Promise<Documents>
@@ -99,6 +104,9 @@ const lookEveryMs = 1_000
 /** Partitions are asked for their copies no more often than this while the database is away or behind. */
 const askEveryMs = 5_000
 const partLimitMs = 2_000
+/** So long a front that has just started waits for partitions to say what they hold, before it writes. They do so as soon as they are asked. */
+const hearLimitMs = 2_000
+const ofDatabase = 'the database of the fronts'
 const keptGenerations = 1_000
 /** A change that races with others is tried again from the start, so many times. */
 const maxAttempts = 5
@@ -110,8 +118,15 @@ interface Checked {
   readonly unread: readonly string[]
 }
 
+interface OfPartition extends Checked, Held {
+  readonly partition: string
+  readonly copy: SignedCopy
+}
+
 interface InForce extends Checked {
+  readonly copy: SignedCopy
   readonly text: string
+  readonly digest: string
   readonly source: string
   readonly tokens: Tokens
 }
@@ -127,11 +142,12 @@ class GlobalHome implements Home {
   readonly #stopping = new AbortController()
   readonly #loop: Promise<void>
   readonly #none = tokensOfDocuments(noDocuments)
+  readonly #startedAt = Date.now()
   readonly audit: AuditLog
   readonly #listeners: ((content: CopyContent) => void)[] = []
   #inForce: InForce | undefined
   #isMigrated = false
-  /** The highest generation that a partition said it holds. */
+  /** The highest generation that a partition said it holds when it asked for a newer one: those of older releases say so nowhere else. */
   #heardOf = noGeneration
   #askedAt = 0
   #trouble: string | undefined
@@ -174,7 +190,7 @@ class GlobalHome implements Home {
 
   change(by: Caller, change: Change, options: WriteOptions): Promise<Written> {
     return this.#write(by, options, before => {
-      this.#refuseUnread()
+      if (this.#inForce) refuseUnread(this.#inForce)
       const { change: sealed, made } = sealedChange(change, before, this.#options.sealer)
       const outcome = changed(before, sealed)
       if ('documents' in outcome) return { documents: outcome.documents, secrets: made }
@@ -188,22 +204,35 @@ class GlobalHome implements Home {
     return this.#write(by, { ...options, note: options.note || `back to generation ${to}` }, back)
   }
 
-  async refill(by: Caller, note: string): Promise<CallAnswer<'config.refill'>> {
-    const partition = await this.#takeFromPartitions()
+  async refill(by: Caller, { note, wins }: CallInput<'config.refill'>): Promise<CallAnswer<'config.refill'>> {
+    await this.#hearPartitions()
+    const copies = await this.#askForCopies()
+    await this.#readHome()
     const newest = await this.#home(db.newestGeneration)
+    const others = copies.filter(({ content }) => content.generation > newest)
+    others.push(...(await this.#ofAnotherHistory(copies)))
+    const [other] = others.sort(newestFirst)
+    if (!other) return { outcome: 'nothing-to-do', generation: newest, partition: null, from: null }
+    // A change that no partition has taken yet may still be in the memory of this front.
     const { content } = this
-    if (!content || newest >= content.generation || partition === undefined)
-      return { outcome: 'nothing-to-do', generation: newest, partition: null, from: null }
-    this.#refuseUnread()
+    const inMemory = this.#inForce && newest < this.#inForce.content.generation && newestFirst(this.#inForce, other) < 0 && this.#inForce
+    const row = wins === 'database' ? await this.#home(sql => db.findGeneration(sql, newest)) : undefined
+    if (wins === 'database' && !row) throw new Refusal('not-ready', `${ofDatabase} is empty: it has nothing that could win`)
+    const winner = row ? this.#checked(copyOf(row)) : inMemory || other
+    refuseUnread(winner)
+    const generation = Math.max(newest, content?.generation ?? noGeneration, other.content.generation) + refillJump
+    const { payload } = row ?? (inMemory || other).copy
+    const told = `refilled from generation ${winner.content.generation}, the copy of ${other.partition}`
     const next = this.#sign({
-      ...content,
-      generation: content.generation + refillJump,
+      ...winner.content,
+      generation,
       changedAt: new Date().toISOString(),
       changedBy: by.name,
-      note: note || `refilled from generation ${content.generation}, the copy of ${partition}`,
+      note: note || (row ? `generation ${newest} of ${ofDatabase} wins over the copy of ${other.partition}` : told),
+      lineage: lineageAnew({ payload, content: winner.content }, generation),
     })
     await this.#insert(next, newest)
-    return { outcome: 'refilled', generation: next.content.generation, partition, from: content.generation }
+    return { outcome: 'refilled', generation, partition: row ? null : other.partition, from: winner.content.generation }
   }
 
   async history(limit: number) {
@@ -246,16 +275,26 @@ class GlobalHome implements Home {
     options: WriteOptions,
     next: (before: Documents) => { documents: Documents; secrets: MadeSecret[] },
   ): Promise<Written> {
+    await this.#hearPartitions()
     for (let attempt = 1; ; attempt++) {
+      // Before the database is asked: it has whatever a partition holds by now.
+      const held = this.#heldByPartitions()
+      const heardOf = this.#heardOf
       await this.#readHome()
       const before = this.content
       const generation = before?.generation ?? noGeneration
       const newest = await this.#home(db.newestGeneration)
-      const heard = Math.max(generation, this.#heardOf)
+      const heard = Math.max(generation, heardOf, ...held.map(each => each.generation))
       if (newest < heard)
         throw new Refusal(
           'home-lost',
           `the database of the fronts holds generation ${newest}, a partition holds ${heard}: the database was lost or set back; refill it first (muster config refill)`,
+        )
+      const [other] = await this.#ofAnotherHistory(held)
+      if (other)
+        throw new Refusal(
+          'home-lost',
+          `partition ${other.partition} holds another generation ${other.generation} than the database of the fronts: the database was set back, and written since; say which of both is true first (muster config refill, or muster config refill --database-wins)`,
         )
       if (options.expectedGeneration !== undefined && options.expectedGeneration !== generation)
         throw new Refusal('stale-version', `generation ${generation} is in force, not ${options.expectedGeneration}`, { generation })
@@ -270,6 +309,7 @@ class GlobalHome implements Home {
         changedAt: new Date().toISOString(),
         changedBy: by.name,
         note: options.note,
+        lineage: this.#lineageOf(generation + 1),
         documents,
       })
       if ((await this.#tryInsert(signed, generation)) === 'written')
@@ -277,16 +317,6 @@ class GlobalHome implements Home {
       if (options.expectedGeneration !== undefined || attempt === maxAttempts)
         throw new Refusal('stale-version', `the configuration was changed by somebody else while this was tried (${attempt} times)`)
     }
-  }
-
-  /** What a newer front wrote must not be lost by an older one that happens to be asked. To set back is to wish for what was. */
-  #refuseUnread(): void {
-    const { content, unread = [] } = this.#inForce ?? {}
-    if (unread.length === 0) return
-    throw new Refusal(
-      'newer-release',
-      `generation ${content?.generation} has what this front does not know and would lose: ${unread.slice(0, 5).join(', ')}${unread.length > 5 ? ` and ${unread.length - 5} more` : ''}; write it through a front of the newer release`,
-    )
   }
 
   /** Throws invalid-input where machines are in pools or zones that would not exist. Partitions that do not answer are not waited for: their machines stay where they are. */
@@ -334,6 +364,35 @@ class GlobalHome implements Home {
     })
   }
 
+  #lineageOf(generation: number): Lineage {
+    const last = this.#inForce
+    return lineageAfter(last && { payload: last.copy.payload, content: last.content }, generation)
+  }
+
+  /** Waits until all partitions have said what they hold, or it is clear that some will not: a database that was set back is noticed before it is written. */
+  async #hearPartitions(): Promise<void> {
+    const { presence } = this.#options
+    const { signal } = this.#stopping
+    while (!presence.isComplete() && Date.now() < this.#startedAt + hearLimitMs && !signal.aborted)
+      await sleep(50, undefined, { signal }).catch(() => undefined)
+  }
+
+  #heldByPartitions(): (Held & { partition: string })[] {
+    const { presence } = this.#options
+    return presence.known().flatMap(partition => {
+      const held = presence.configuration(partition)
+      return held ? [{ partition, ...held }] : []
+    })
+  }
+
+  /** Those of the copies that are of another history than the database's. None, while what is in force here was read elsewhere. */
+  #ofAnotherHistory<Copy extends Held>(copies: readonly Copy[]): Promise<Copy[]> {
+    const inForce = this.#inForce
+    if (inForce?.source !== ofDatabase) return Promise.resolve([])
+    const digests = (generations: number[]) => this.#home(sql => db.digestsOf(sql, generations))
+    return ofAnotherHistory(copies, { content: inForce.content, digest: inForce.digest, digests })
+  }
+
   #sign(content: CopyContent): { content: CopyContent; copy: SignedCopy } {
     return { content, copy: this.#options.signer.sign(payloadOf(content)) }
   }
@@ -353,9 +412,9 @@ class GlobalHome implements Home {
       changed_by: content.changedBy,
       note: content.note,
     }
-    const outcome = await this.#home(sql => db.insertGeneration(sql, row, expected))
+    const outcome = await this.#home(sql => db.insertGeneration(sql, row, digestOf(row.payload), expected))
     if (outcome === 'stale') return outcome
-    this.#use(copy, { content, unread: [] }, 'the database of the fronts')
+    this.#use(copy, { content, unread: [] }, ofDatabase)
     await this.#home(sql => db.forgetOldGenerations(sql, keptGenerations))
     return outcome
   }
@@ -404,26 +463,35 @@ class GlobalHome implements Home {
       await this.#readHome()
       if (this.#sql) await this.audit.chain()
     } finally {
-      const isBehind = this.#source() !== 'home' || this.#heardOf > (this.content?.generation ?? noGeneration)
+      const heard = Math.max(this.#heardOf, ...this.#heldByPartitions().map(({ generation }) => generation))
+      const isBehind = this.#source() !== 'home' || heard > (this.content?.generation ?? noGeneration)
       if (isBehind && !this.#stopping.signal.aborted && Date.now() - this.#askedAt >= askEveryMs) await this.#takeFromPartitions()
     }
   }
 
   #source(): 'home' | 'elsewhere' {
-    return this.#trouble === undefined && this.#inForce?.source === 'the database of the fronts' ? 'home' : 'elsewhere'
+    return this.#trouble === undefined && this.#inForce?.source === ofDatabase ? 'home' : 'elsewhere'
   }
 
-  /** Takes what the database holds, if that is newer. */
+  /** Takes what the database holds, if that is newer, or as new as what was read elsewhere. */
   async #readHome(): Promise<void> {
     if (!this.#sql) return
     const newest = await this.#home(db.newestGeneration)
-    if (newest <= (this.content?.generation ?? noGeneration)) return
+    const generation = this.content?.generation ?? noGeneration
+    if (newest < generation || (newest === generation && this.#inForce?.source === ofDatabase)) return
     const row = await this.#home(sql => db.findGeneration(sql, newest))
-    if (row) this.#use(copyOf(row), this.#checked(copyOf(row)), 'the database of the fronts')
+    if (row) this.#use(copyOf(row), this.#checked(copyOf(row)), ofDatabase)
   }
 
-  /** Takes the newest copy that a partition holds, if it is newer than what is in force. Answers whose copy is in force, where one is. */
-  async #takeFromPartitions(): Promise<string | undefined> {
+  /** Takes the newest copy that a partition holds, if it is newer than what is in force. */
+  async #takeFromPartitions(): Promise<void> {
+    const [newest] = await this.#askForCopies()
+    if (newest && newest.content.generation > (this.content?.generation ?? noGeneration))
+      this.#use(newest.copy, newest, `the copy of partition ${newest.partition}`)
+  }
+
+  /** The copies of all partitions that answer, newest first. */
+  async #askForCopies(): Promise<OfPartition[]> {
     const { presence, calls, log } = this.#options
     this.#askedAt = Date.now()
     const found = await Promise.all(
@@ -440,18 +508,17 @@ class GlobalHome implements Home {
         }
         try {
           const copy = await fetchCopy(noGeneration, ask)
-          return copy && { partition, copy, ...this.#checked(copy) }
+          if (!copy) return undefined
+          const { links: _, ...signed } = copy
+          const checked = this.#checked(signed)
+          return { ...checked, partition, copy: signed, generation: checked.content.generation, digest: digestOf(copy.payload) }
         } catch (error) {
           log.warn({ partition, trouble: (error as Error).message }, 'no copy of the configuration from this partition')
           return undefined
         }
       }),
     )
-    const [newest] = found.filter(each => each !== undefined).sort((a, b) => b.content.generation - a.content.generation)
-    if (!newest) return undefined
-    if (newest.content.generation > (this.content?.generation ?? noGeneration))
-      this.#use(newest.copy, newest, `the copy of partition ${newest.partition}`)
-    return newest.partition
+    return found.filter(each => each !== undefined).sort(newestFirst)
   }
 
   #checked(copy: SignedCopy): Checked {
@@ -463,10 +530,34 @@ class GlobalHome implements Home {
   /** In one assignment; generations never fall. */
   #use(copy: SignedCopy, { content, unread }: Checked, source: string): void {
     if (content.generation < (this.content?.generation ?? noGeneration)) return
-    this.#inForce = { content, unread, text: JSON.stringify(copy), source, tokens: tokensOfDocuments(content.documents) }
+    const [text, digest] = [JSON.stringify(copy), digestOf(copy.payload)]
+    this.#inForce = { content, unread, copy, text, digest, source, tokens: tokensOfDocuments(content.documents) }
     this.#options.bus.publish(subjects.configuration, encodeJson({ v: protocolVersion, generation: content.generation }))
     this.#options.log.info({ generation: content.generation, source }, 'a generation of the global configuration is in force')
     for (const listener of this.#listeners) listener(content)
+  }
+
+  /** A part of the copy in force, for a partition that asks, with what shows that it follows from the partition's. */
+  async #answer(question: z.output<typeof copyRequest>): Promise<Omit<z.input<typeof copyReply>, 'v'>> {
+    const inForce = this.#inForce
+    const { have, digest } = question
+    if (!inForce) return partOf(undefined, question)
+    const { content, copy, source, text } = inForce
+    const { generation, lineage } = content
+    const isShort = have >= generation - 1 || lineage === undefined || have < lineage.since
+    if (isShort && (digest === undefined || digest === inForce.digest)) return partOf({ generation, text }, question)
+    try {
+      const [other] = digest === undefined ? [] : await this.#ofAnotherHistory([{ generation: have, digest }])
+      if (other) return { generation, parts: 0, another: true }
+      if (isShort) return partOf({ generation, text }, question)
+      // What is between only the database knows: without it, and while it is lost or set back, the partition has to wait.
+      const links = source === ofDatabase ? await this.#home(sql => db.digestsBetween(sql, have, generation)) : []
+      if (links.length !== generation - have - 1) return { generation, parts: 0 }
+      return partOf({ generation, text: JSON.stringify({ ...copy, links }) }, question)
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error
+      return isShort ? partOf({ generation, text }, question) : { generation, parts: 0 }
+    }
   }
 
   async #listen(): Promise<void> {
@@ -476,8 +567,10 @@ class GlobalHome implements Home {
         const question = copyRequest.safeParse(decodeJson(message.data))
         if (!question.success) return
         if (question.data.have > this.#heardOf) this.#heardOf = question.data.have
-        const inForce = this.#inForce && { generation: this.#inForce.content.generation, text: this.#inForce.text }
-        message.reply?.(encodeJson({ v: protocolVersion, ...partOf(inForce, question.data) }))
+        this.#answer(question.data).then(
+          answer => message.reply?.(encodeJson({ v: protocolVersion, ...answer })),
+          (error: Error) => log.warn({ trouble: error.message }, 'a partition that asks for the global configuration gets no answer'),
+        )
       })
       if (this.#stopping.signal.aborted) subscription.stop()
       else this.#subscription = subscription
@@ -486,5 +579,16 @@ class GlobalHome implements Home {
     }
   }
 }
+
+/** What a newer front wrote must not be lost by an older one that happens to be asked. To set back is to wish for what was. */
+function refuseUnread({ content, unread }: Checked): void {
+  if (unread.length === 0) return
+  throw new Refusal(
+    'newer-release',
+    `generation ${content.generation} has what this front does not know and would lose: ${unread.slice(0, 5).join(', ')}${unread.length > 5 ? ` and ${unread.length - 5} more` : ''}; write it through a front of the newer release`,
+  )
+}
+
+const newestFirst = (one: Checked, other: Checked) => other.content.generation - one.content.generation
 
 const copyOf = (row: db.GenerationRow): SignedCopy => ({ payload: row.payload, signature: row.signature, key: row.signed_by })

@@ -1,12 +1,12 @@
 // The partition's copy of the global configuration: fetched from a front, checked, kept, and in force for ever, whatever becomes of the centre.
-// A copy that is older, or that no trusted key signed, changes nothing.
-import { createHash } from 'node:crypto'
+// A copy that is older, of another history, or that no trusted key signed, changes nothing.
+import { digestOf, follows } from '@muster/server/global/lineage'
 import { tokensOfDocuments } from '@muster/server/global/people'
 import { createVerifier } from '@muster/server/global/signature'
 import type { Log } from '@muster/server/log'
 import type { Tokens } from '@muster/server/tokens'
 import type { HeldCopy } from '@muster/shared/contract/config'
-import { type CopyContent, noGeneration, readPayload, type SignedCopy } from '@muster/shared/global/copy'
+import { type CopyContent, noGeneration, type OfferedCopy, readPayload, type SignedCopy } from '@muster/shared/global/copy'
 import { noDocuments } from '@muster/shared/global/documents'
 import type { Sql } from '../db/connect.ts'
 import { findGlobal, type GlobalRow, globalGeneration, keepGlobal } from '../db/global.ts'
@@ -62,6 +62,11 @@ export class GlobalCopy {
     return this.#inForce?.content
   }
 
+  /** Which copy is in force, where one is. */
+  get held(): { generation: number; digest: string } | undefined {
+    return this.#inForce && { generation: this.generation, digest: this.#inForce.digest }
+  }
+
   /** The copy as JSON, for a front that lost its own. */
   get text(): string | undefined {
     return this.#inForce && JSON.stringify(this.#inForce.copy)
@@ -80,22 +85,28 @@ export class GlobalCopy {
 
   /**
    * Takes a copy that a front gave. Older ones, and the one in force again, change nothing. Throws, saying why, where it is not signed by a trusted
-   * key, cannot be read, or says something else than the one in force under the same generation.
+   * key, cannot be read, does not follow from the one in force, or says something else than that under the same generation.
    */
-  async take(copy: SignedCopy): Promise<'taken' | 'not newer'> {
+  async take(copy: Omit<OfferedCopy, 'links'> & { readonly links?: readonly string[] }): Promise<'taken' | 'not newer'> {
     const { sql, log } = this.#options
     try {
       if (this.#trustedKeys.length === 0)
         throw new Error('this partition trusts no key: MUSTER_CONFIG_PUBLIC_KEY is not set, and it was not accepted by a front')
       createVerifier(this.#trustedKeys).check(copy)
-      const { generation } = readPayload(copy.payload).content
+      // Another replica may have taken one: what is checked here is what is replaced there.
+      await this.reload()
+      const { content } = readPayload(copy.payload)
+      const { generation } = content
+      const held = this.#inForce && { payload: this.#inForce.copy.payload, content: this.#inForce.content }
       if (generation === this.generation && digestOf(copy.payload) !== this.#inForce?.digest)
+        throw new Error(`a front offers another configuration under generation ${generation} than the one in force: ${setBack}`)
+      if (held && generation > this.generation && !follows(content, copy.links ?? [], held))
         throw new Error(
-          `a front offers another configuration under generation ${generation} than the one in force: its database was lost or set back; run "muster config refill"`,
+          `a front offers generation ${generation}, which does not follow from generation ${this.generation} in force: ${setBack}`,
         )
       this.#refused = undefined
       const row = { generation, payload: copy.payload, signature: copy.signature, signed_by: copy.key }
-      if ((await keepGlobal(sql, row)) === 'not newer') return 'not newer'
+      if (generation <= this.generation || (await keepGlobal(sql, row, this.generation)) === 'not newer') return 'not newer'
       this.#use({ ...row, taken_at: new Date() })
       log.info({ generation }, 'a new generation of the global configuration is in force')
       return 'taken'
@@ -105,9 +116,14 @@ export class GlobalCopy {
     }
   }
 
-  /** A front said what it holds. */
-  heard(): void {
+  /** A front said what it holds: nothing newer, a copy, or another history than this one. Throws where it is another. */
+  heard(answer: { readonly text?: string | undefined; readonly another?: boolean | undefined }): void {
     this.#heardAt = new Date()
+    if (answer.another) {
+      this.#refused = `the fronts have another configuration under generation ${this.generation} than the one in force: ${setBack}`
+      throw new Error(this.#refused)
+    }
+    if (answer.text === undefined) this.#refused = undefined
   }
 
   describe(): HeldCopy {
@@ -140,4 +156,5 @@ export class GlobalCopy {
   }
 }
 
-const digestOf = (payload: string) => createHash('sha256').update(payload).digest('hex')
+const setBack =
+  'their database was lost or set back, and written since; run "muster config refill", with --database-wins if what was written since is to stand'

@@ -71,6 +71,7 @@ export function openBusDoor(options: BusDoorOptions): BusDoor {
       url: options.url,
       status,
       capacity: { ready: candidates.readyCount, total: candidates.size },
+      configuration: core.configuration.held,
     }
     bus.publish(subjects.presence(core.partition), encode(notice))
   }

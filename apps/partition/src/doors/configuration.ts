@@ -27,13 +27,13 @@ export function openConfigurationDoor({ core, bus }: { core: Core; bus: Bus }): 
   let announced = 0
 
   const ask = async (question: Omit<z.input<typeof copyRequest>, 'v'>) => {
-    const request = copyRequest.parse({ v: protocolVersion, ...question })
+    const request = copyRequest.parse({ v: protocolVersion, ...question, ...(configuration.held && { digest: configuration.held.digest }) })
     const reply = await bus.request(subjects.configurationCopy, Buffer.from(JSON.stringify(request)), {
       timeoutMs: askLimitMs,
       signal: stopping.signal,
     })
     const part = copyReply.parse(JSON.parse(Buffer.from(reply).toString()))
-    configuration.heard()
+    configuration.heard(part)
     return part
   }
   const look = async () => {

@@ -7,7 +7,7 @@ import { counted, countedSet } from '../allocation/quotas.ts'
 import { allocation } from '../contract/allocations.ts'
 import { caller } from '../contract/call.ts'
 import { problemDocument } from '../errors.ts'
-import { copyPart, copyQuestion } from '../global/copy.ts'
+import { copyDigest, copyPart, copyQuestion } from '../global/copy.ts'
 import { allocationId, machineId, partitionName, timestamp } from '../machine.ts'
 
 export const protocolVersion = 1
@@ -47,6 +47,8 @@ export const presence = z.object({
   /** `leaving`: the replica stops and wants no more work. */
   status: z.enum(['ready', 'leaving']),
   capacity: z.object({ ready: z.number().int(), total: z.number().int() }),
+  /** Its copy of the global configuration, by which a front sees whether the database of the fronts was set back; absent where it has none. */
+  configuration: z.object({ generation: z.number().int(), digest: copyDigest }).optional(),
 })
 export type Presence = z.infer<typeof presence>
 
@@ -99,8 +101,10 @@ export const callReply = z.union([z.object({ v, problem: problemDocument }), z.o
 export type CallReply = z.infer<typeof callReply>
 
 export const configurationNotice = z.object({ v, generation: z.number().int() })
-export const copyRequest = z.object({ v, ...copyQuestion.shape })
-export const copyReply = z.object({ v, ...copyPart.shape })
+/** `digest`: SHA-256 of the payload that the asker has under the generation `have`. */
+export const copyRequest = z.object({ v, ...copyQuestion.shape, digest: copyDigest.optional() })
+/** `another`: the fronts have something else under the generation `have`; no copy of theirs follows from the asker's. */
+export const copyReply = z.object({ v, ...copyPart.shape, another: z.boolean().optional() })
 
 export const cancelNotice = z.object({ v, ids: z.array(z.string()) })
 export const logNotice = z.object({ v, partition: partitionName, lastSeq: z.number().int() })

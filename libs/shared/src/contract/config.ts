@@ -114,15 +114,23 @@ export const config = {
   }),
   refill: declareCall({
     summary: 'Fill a lost or outdated database of the fronts from the newest copy that a partition holds',
+    description:
+      'The generation jumps ahead, and every partition takes it, whatever it holds: nothing that was lost can come back as newer. Where the database was set back and written since, it says which of both histories is true.',
     rest: { method: 'POST', path: '/config/refill' },
     status: 200,
     role: 'admin',
-    input: z.strictObject({ note }),
+    input: z.strictObject({
+      note,
+      wins: z
+        .enum(['copy', 'database'])
+        .default('copy')
+        .describe('which is true where they say different things: the newest copy of a partition, or the database of the fronts'),
+    }),
     answer: z.object({
       outcome: z.enum(['refilled', 'nothing-to-do']),
       /** The generation in force by now. */
       generation: z.number().int(),
-      /** Whose copy it was, and which generation; null where there was nothing to do. */
+      /** Whose copy it was, and which generation; null where there was nothing to do, and `partition` where the database won. */
       partition: partitionName.nullable(),
       from: z.number().int().nullable(),
     }),

@@ -1,5 +1,5 @@
 // A copy of the global configuration, as it travels and is kept: a text and its signature. The text is signed as it stands, so nobody has to
-// agree on how JSON is written. Of two copies the one with the higher generation is true; generations never fall.
+// agree on how JSON is written. Of two copies of one history the one with the higher generation is true; generations never fall.
 import { z } from 'zod'
 import { Refusal } from '../errors.ts'
 import { type DocumentKind, type Documents, documentKinds, noDocuments, readDocuments, shownDocument } from './documents.ts'
@@ -23,12 +23,32 @@ export const signedCopy = z.object({
 })
 export type SignedCopy = z.infer<typeof signedCopy>
 
+/** SHA-256 in hex. */
+export const copyDigest = z.string().regex(/^[0-9a-f]{64}$/)
+
+/** A copy on its way, with what shows that it follows from the one that the other side has. */
+export const offeredCopy = signedCopy.extend({
+  /** The digests of the payloads between the two generations, oldest first. */
+  links: z.array(copyDigest).default([]),
+})
+export type OfferedCopy = z.infer<typeof offeredCopy>
+
+const lineage = z.object({
+  /** The generation with which this history begins: who holds an earlier one takes this by its number alone. */
+  since: z.number().int().min(1),
+  /** What stands for all that came before (libs/server/src/global/lineage.ts); empty where nothing did. */
+  before: copyDigest.or(z.literal('')),
+})
+/** Where a generation comes from. */
+export type Lineage = z.infer<typeof lineage>
+
 const payload = z.object({
   format: z.literal(1),
   generation: z.number().int().min(1),
   changedAt: z.iso.datetime(),
   changedBy: z.string(),
   note: z.string(),
+  lineage: lineage.optional(),
   documents: z.unknown(),
 })
 
@@ -37,6 +57,8 @@ export interface CopyContent {
   readonly changedAt: string
   readonly changedBy: string
   readonly note: string
+  /** Undefined: a front of a release before this field wrote it. */
+  readonly lineage?: Lineage | undefined
   readonly documents: Documents
 }
 
@@ -106,7 +128,7 @@ const mostParts = 500
 export async function fetchCopy(
   have: number,
   ask: (question: z.infer<typeof copyQuestion>) => Promise<CopyPart>,
-): Promise<SignedCopy | undefined> {
+): Promise<OfferedCopy | undefined> {
   for (let attempt = 1; attempt <= 3; attempt++) {
     const first = await ask({ have, part: 0 })
     if (first.text === undefined) return undefined
@@ -117,7 +139,7 @@ export async function fetchCopy(
       if (next.text === undefined || next.generation !== first.generation) break
       texts.push(next.text)
     }
-    if (texts.length === first.parts) return signedCopy.parse(JSON.parse(texts.join('')))
+    if (texts.length === first.parts) return offeredCopy.parse(JSON.parse(texts.join('')))
   }
   throw new Error('the configuration changed each time it was fetched')
 }

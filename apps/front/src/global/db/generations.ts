@@ -14,6 +14,12 @@ export interface GenerationRow {
   note: string
 }
 
+/** SHA-256 of a generation's payload, hex. */
+export interface DigestRow {
+  generation: number
+  digest: string
+}
+
 /** Brings the database at `url` to this release's schema. */
 export async function migrateHome(url: string): Promise<void> {
   await migrate(url, new URL('./migrations/', import.meta.url))
@@ -36,15 +42,33 @@ export async function findGeneration(sql: Sql, generation: number): Promise<Gene
 }
 
 /** Writes a generation behind `expected`. `stale`: another one is in force by now. Of two at once, the primary key lets one through. */
-export async function insertGeneration(sql: Sql, row: GenerationRow, expected: number): Promise<'written' | 'stale'> {
+export async function insertGeneration(sql: Sql, row: GenerationRow, digest: string, expected: number): Promise<'written' | 'stale'> {
   const rows = await sql`
-    insert into generations (generation, payload, signature, signed_by, changed_at, changed_by, note)
+    with written as (insert into generations (generation, payload, signature, signed_by, changed_at, changed_by, note)
     select ${row.generation}::bigint, ${row.payload}::text, ${row.signature}::text, ${row.signed_by}::text, ${row.changed_at}::timestamptz,
       ${row.changed_by}::text, ${row.note}::text
     where coalesce((select max(generation) from generations), 0) = ${expected}
     on conflict do nothing
+    returning generation)
+    insert into lineage (generation, digest) select generation, ${digest}::text from written
+    on conflict (generation) do update set digest = excluded.digest
     returning generation`
   return rows.length === 1 ? 'written' : 'stale'
+}
+
+/** The digests of these generations, of those that are known. */
+export function digestsOf(sql: Sql, generations: readonly number[]): Promise<DigestRow[]> {
+  return sql`
+    select generation, digest from lineage where generation = any(${[...generations]}::bigint[])
+    union
+    select generation, encode(sha256(convert_to(payload, 'UTF8')), 'hex') from generations where generation = any(${[...generations]}::bigint[])`
+}
+
+/** The digests of the generations between two, oldest first. */
+export async function digestsBetween(sql: Sql, after: number, before: number): Promise<string[]> {
+  const rows = await sql<DigestRow[]>`
+    select generation, digest from lineage where generation > ${after} and generation < ${before} order by generation`
+  return rows.map(({ digest }) => digest)
 }
 
 /** Latest first, without their texts. */
