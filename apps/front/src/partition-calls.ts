@@ -88,7 +88,7 @@ export function createPartitionCalls(bus: Bus, front: string): PartitionCalls {
     envelope: ({ requestId, deadline, caller, from }) => ({
       id: `${requestId.slice(0, idRoom)}~${process}${(++count).toString(36)}`,
       deadline,
-      caller: { name: caller.name, role: caller.role, ...(caller.pools && { pools: caller.pools }) },
+      caller: toldOf(caller),
       origin: { address: from, front },
     }),
     encode: (envelope, call, input) => encodeJson({ v: protocolVersion, ...envelope, call, input }),
@@ -107,6 +107,11 @@ export function createPartitionCalls(bus: Bus, front: string): PartitionCalls {
     stop: sendCancels,
   }
   return calls
+}
+
+/** A caller as partitions are told of it, whatever else its server knows. */
+export function toldOf({ name, role, pools }: Caller): Caller {
+  return { name, role, ...(pools && { pools }) }
 }
 
 /** Checked by hand: a schema would cost more than the parsing, and the content is checked by whoever knows the call. */

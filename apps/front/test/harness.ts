@@ -22,7 +22,8 @@ export function contextOf(options: Partial<CallContext> & { limitMs?: number } =
   const { limitMs = 10_000, ...rest } = options
   const gone = new AbortController()
   const deadline = Date.now() + limitMs
-  return { caller: alice, from: '192.0.2.1', requestId: `request-${++requests}`, deadline, signal: gone.signal, ...rest }
+  const { caller = alice } = rest
+  return { caller, again: () => caller, from: '192.0.2.1', requestId: `request-${++requests}`, deadline, signal: gone.signal, ...rest }
 }
 
 export interface ModelFederation {

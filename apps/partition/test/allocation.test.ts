@@ -380,12 +380,13 @@ describe('the partition’s own API', () => {
   test('a request whose client has gone takes nothing, and keeps nothing', async () => {
     const core = await startCore()
     const gone = new AbortController()
+    const alice = { name: 'alice', role: 'user' } as const
     const ask = (signal: AbortSignal) =>
       allocateHere(
         core,
         { name: 'a', epoch: 1 },
         { strategy: 'best', count: 1, constraints: {}, dryRun: false, note: '', wait: '10s' },
-        { caller: { name: 'alice', role: 'user' }, from: '192.0.2.1', requestId: 'r', deadline: Date.now() + 20_000, signal },
+        { caller: alice, again: () => alice, from: '192.0.2.1', requestId: 'r', deadline: Date.now() + 20_000, signal },
       )
     const waiting = refused(ask(gone.signal))
     await new Promise(resolve => setTimeout(resolve, 50))

@@ -38,6 +38,7 @@ beforeAll(async () => {
 const ask = (caller: Caller) => async (name: CallName, input: object) =>
   backend.call(name, input as never, {
     caller,
+    again: () => caller,
     from: '192.0.2.1',
     requestId: randomText(8),
     deadline: Date.now() + 10_000,

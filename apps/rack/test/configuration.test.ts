@@ -108,7 +108,8 @@ function openFront(broker: LocalBroker, databaseUrl: string | undefined, key = s
 }
 
 async function call<Called extends CallName>(front: Front, name: Called, input: CallInput<Called>): Promise<CallOutput<Called>> {
-  const context = { caller, from: '192.0.2.1', requestId: 'test', deadline: Date.now() + 10_000, signal: AbortSignal.timeout(10_000) }
+  const deadline = Date.now() + 10_000
+  const context = { caller, again: () => caller, from: '192.0.2.1', requestId: 'test', deadline, signal: AbortSignal.timeout(10_000) }
   return front.backend.call(name, input, context)
 }
 

@@ -179,11 +179,11 @@ export async function makeReady(server: { databaseUrl: string; core: Core }, ids
   }
 }
 
-/** Waits until `isSo`, twenty seconds at most: machines are busy. */
-export async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
-  const limit = Date.now() + 20_000
+/** Waits until `isSo`, twenty seconds at most where nothing else is promised: machines are busy. */
+export async function until(isSo: () => boolean | Promise<boolean>, limitMs = 20_000): Promise<void> {
+  const limit = Date.now() + limitMs
   while (!(await isSo())) {
-    if (Date.now() > limit) throw new Error('waited twenty seconds in vain')
+    if (Date.now() > limit) throw new Error(`waited ${limitMs / 1000} s in vain`)
     await new Promise(resolve => setTimeout(resolve, 10))
   }
 }

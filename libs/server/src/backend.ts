@@ -1,11 +1,16 @@
 // What stands behind the doors of a server. Two backends pass one suite: the local one of a partition, and the federated one of a front.
 
-import type { Caller } from '@muster/shared/contract/call'
+import { type Caller, isSameCaller } from '@muster/shared/contract/call'
 import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
 
 /** What travels with every call. */
 export interface CallContext {
   readonly caller: Caller
+  /**
+   * Who asks as things stand now, for calls that take long: its token may have been revoked since, or its pools narrowed. Cheap. Throws `unauthenticated` or
+   * `forbidden` where it may no longer ask this. In a partition that a front asks it is the caller as the front sent it: the front asks itself while it waits.
+   */
+  readonly again: () => Caller
   /** The address it was asked from, at the server that was asked first. */
   readonly from: string
   /** Appears in logs, events and answers (`x-request-id`). */
@@ -15,6 +20,15 @@ export interface CallContext {
   /** Aborts when the caller has gone or the deadline has passed. */
   readonly signal: AbortSignal
   readonly idempotencyKey?: string
+}
+
+/** Whether `caller` is still who asks. Who it is instead, and whether that one may go on, is for whoever looks next. */
+export function isStillAsking({ again }: Pick<CallContext, 'again'>, caller: Caller): boolean {
+  try {
+    return isSameCaller(again(), caller)
+  } catch {
+    return false
+  }
 }
 
 /** One thing a server needs to be of use, as /readyz shows it. */

@@ -1,6 +1,6 @@
 // An allocation over the federation: broadcast, choose, hold, remember the key, confirm. Nothing is ever allocated and given back: what is
 // not confirmed expires in its partition, and whatever the answer says is certain.
-import type { Backend, CallContext } from '@muster/server/backend'
+import { type Backend, type CallContext, isStillAsking } from '@muster/server/backend'
 import { explain, noMatch } from '@muster/shared/allocation/explanation'
 import type { Limit } from '@muster/shared/allocation/quotas'
 import type { Bus } from '@muster/shared/bus/bus'
@@ -12,7 +12,7 @@ import { newAllocationId } from '@muster/shared/ids'
 import { type Machine, machine } from '@muster/shared/machine'
 import { coverageOf } from '../coverage.ts'
 import type { Limits } from '../limits.ts'
-import { type Envelope, failureOf, type PartitionCalls } from '../partition-calls.ts'
+import { type Envelope, failureOf, type PartitionCalls, toldOf } from '../partition-calls.ts'
 import { jittered, pause } from '../pause.ts'
 import type { Presence } from '../presence.ts'
 import { choose } from './choose.ts'
@@ -108,17 +108,18 @@ function asOfThisAttempt(error: unknown, { idempotencyKey }: CallContext): unkno
   return new Refusal(error.code, detail, { ...error.facts, earlierAttempts: 'unknown' })
 }
 
-async function run(job: Begun): Promise<AllocationOutput> {
-  const { context, limits, request, recalled } = job
+async function run(begun: Begun): Promise<AllocationOutput> {
+  const { context, limits, request, recalled } = begun
+  let job: Job = begun
   const waitMs = request.wait === undefined ? 0 : Math.min(durationMs(request.wait), limits.waitMs)
   const waitUntil = Math.min(Date.now() + waitMs, context.deadline - limits.callMs)
   const earlier = await settledOf(job, recalled)
   if (earlier) return earlier
-  const over = await job.firstCount
+  const over = await begun.firstCount
   // Nobody need hold machines to learn that.
   if (over?.kind === 'full') return twinOr(job, over)
   let replaces = recalled.atHome
-  let offers = await job.firstOffers
+  let offers = await begun.firstOffers
   const unclear = new Map<string, string>()
   for (let round = 1; ; round++) {
     const held = await hold(job, offers, unclear)
@@ -128,7 +129,7 @@ async function run(job: Begun): Promise<AllocationOutput> {
       replaces = kept.replaces
     }
     if (held.kind === 'beyond quota' && held.beyond.kind === 'full') return twinOr(job, held.beyond)
-    checkTime(job)
+    job = goOn(job)
     const isMiss = held.kind === 'too-few' || round === mostRounds
     if (isMiss && Date.now() >= waitUntil) {
       if (held.kind === 'beyond quota') return twinOr(job, held.beyond)
@@ -140,7 +141,7 @@ async function run(job: Begun): Promise<AllocationOutput> {
       round = 0
     } else
       await pause(held.kind === 'beyond quota' ? Math.random() * crowdedPauseMs * round : jittered(roundPauseMs * round), context.signal)
-    checkTime(job)
+    job = goOn(job)
     offers = await collectOnceMore(job, waitUntil)
   }
 }
@@ -180,21 +181,24 @@ function collect(job: Looking, purpose: 'take' | 'look'): Promise<Offers> {
 }
 
 /** While there is time to wait, a bus that is away is waited for too. */
-async function collectOnceMore(job: Job, waitUntil: number): Promise<Offers> {
-  for (;;) {
+async function collectOnceMore(asked: Job, waitUntil: number): Promise<Offers> {
+  for (let job = asked; ; job = goOn(job)) {
     try {
       return await collect(job, 'take')
     } catch (error) {
       if (!(error instanceof Refusal) || error.code !== 'bus-away' || Date.now() >= waitUntil) throw error
     }
     await pause(jittered(job.limits.lookEveryMs), job.context.signal)
-    checkTime(job)
   }
 }
 
-function checkTime({ context }: Looking): void {
+/** The job as it may go on: as whom its caller is by now. Throws where nobody may ask any more, `deadline-passed` where nobody waits. */
+function goOn(job: Job): Job {
+  const { context, envelope } = job
+  const caller = context.again()
   if (context.signal.aborted || Date.now() >= context.deadline)
     throw new Refusal('deadline-passed', 'the caller has gone, or its time ran out; nothing was allocated')
+  return { ...job, envelope: { ...envelope, caller: toldOf(caller) } }
 }
 
 type Held =
@@ -236,7 +240,8 @@ async function hold(job: Job, { offers }: Offers, unclear: Map<string, string>):
   }
   const isWhole = missing === 0 && kind !== 'unclear' && !over && !job.context.signal.aborted
   if (isWhole) over = await beyond({ ...job, signal: job.context.signal }, job.quotas, { wanted: request.count, allocation })
-  if (isWhole && !over) return { kind: 'held', attempt: { allocation, createdAt, parts } }
+  // What was offered to one who has less by now, or nothing, is not kept: the next round looks anew, or ends.
+  if (isWhole && !over && isStillAsking(job.context, envelope.caller)) return { kind: 'held', attempt: { allocation, createdAt, parts } }
   await dropHolds(job, allocation, holds)
   return over ? { kind: 'beyond quota', beyond: over } : { kind }
 }

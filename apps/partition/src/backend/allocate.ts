@@ -1,10 +1,11 @@
 // The `best` spread in a federation of one: the partition's own API offers, holds and confirms by itself, without the bus.
 import { createHash } from 'node:crypto'
-import type { CallContext } from '@muster/server/backend'
+import { type CallContext, isStillAsking } from '@muster/server/backend'
 import { explain, noMatch } from '@muster/shared/allocation/explanation'
 import type { KeyRecord, Offer } from '@muster/shared/bus/protocol'
 import { protocolVersion } from '@muster/shared/bus/protocol'
 import type { Allocation, AllocationRequest } from '@muster/shared/contract/allocations'
+import type { Caller } from '@muster/shared/contract/call'
 import { durationMs } from '@muster/shared/duration'
 import { Refusal } from '@muster/shared/errors'
 import { newAllocationId } from '@muster/shared/ids'
@@ -25,18 +26,18 @@ export async function allocateHere(
   input: AllocationRequest,
   context: CallContext,
 ): Promise<Allocation> {
-  const offer = (purpose: 'take' | 'look') =>
+  const offer = (purpose: 'take' | 'look', caller: Caller) =>
     allocation.offerFor(core, replica, {
       v: protocolVersion,
       id: context.requestId,
       deadline: context.deadline,
-      caller: context.caller,
+      caller,
       strategy: input.strategy,
       count: input.count,
       constraints: input.constraints,
       purpose,
     })
-  if (input.dryRun) return dryRun(core, input, context, offer('look'))
+  if (input.dryRun) return dryRun(core, input, context, offer('look', context.caller))
   const key = context.idempotencyKey === undefined ? undefined : `here:${context.caller.name}:${context.idempotencyKey}`
   const earlier = key === undefined ? undefined : await earlierAnswer(core, key, input)
   if (earlier?.kind === 'answer') return earlier.allocation
@@ -45,9 +46,11 @@ export async function allocateHere(
   const until = input.wait === undefined ? 0 : Date.now() + Math.min(durationMs(input.wait), waitLimitMs)
   const pause = new Bell()
   for (;;) {
-    const found = offer('take')
+    const caller = context.again()
+    if (context.signal.aborted) throw new Refusal('deadline-passed', `${nobodyWaits}; nothing was allocated`)
+    const found = offer('take', caller)
     if (found.machines.length >= input.count) {
-      const taken = await take(core, found, input, context, key, replaces).catch(async error => {
+      const taken = await take(core, { found, input, context, caller, key, replaces }).catch(async error => {
         // What fills the quota may be what this very request, sent twice, was given.
         const twin = isBeyondQuota(error) && key !== undefined ? await earlierAnswer(core, key, input) : undefined
         if (twin?.kind === 'answer') return twin.allocation
@@ -59,9 +62,8 @@ export async function allocateHere(
     const twin = key === undefined ? undefined : await earlierAnswer(core, key, input)
     if (twin?.kind === 'answer') return twin.allocation
     replaces = twin?.replaces ?? null
-    if (Date.now() >= until) throw noMatch(input.count, explain([found]))
+    if (isStillAsking(context, caller) && Date.now() >= until) throw noMatch(input.count, explain([found]))
     await pause.wait(askAgainMs * (0.75 + Math.random() / 2), context.signal)
-    if (context.signal.aborted) throw new Refusal('deadline-passed', `${nobodyWaits}; nothing was allocated`)
   }
 }
 
@@ -69,19 +71,22 @@ const isBeyondQuota = (error: unknown) => error instanceof Refusal && error.code
 
 const nobodyWaits = 'the caller has gone, or its time ran out'
 
-/** Holds, records the key, confirms. Undefined where others were faster. */
-async function take(
-  core: Core,
-  found: Offer,
-  input: AllocationRequest,
-  context: CallContext,
-  key: string | undefined,
-  replaces: string | null,
-): Promise<Allocation | undefined> {
+interface Taking {
+  readonly found: Offer
+  readonly input: AllocationRequest
+  readonly context: CallContext
+  /** Who it was offered to. */
+  readonly caller: Caller
+  readonly key: string | undefined
+  readonly replaces: string | null
+}
+
+/** Holds, records the key, confirms. Undefined where others were faster, or the caller is another by now. */
+async function take(core: Core, { found, input, context, caller, key, replaces }: Taking): Promise<Allocation | undefined> {
   const id = newAllocationId()
   const createdAt = new Date().toISOString()
   try {
-    const machines = await allocation.hold(core, context.caller, {
+    const machines = await allocation.hold(core, caller, {
       allocation: id,
       createdAt,
       strategy: input.strategy,
@@ -91,6 +96,11 @@ async function take(
       wanted: input.count,
       machines: found.machines.map(machine => machine.id),
     })
+    // What was offered to one who has less by now, or nothing, is not kept: the next round looks anew, or ends.
+    if (!isStillAsking(context, caller)) {
+      await allocation.drop(core, caller.name, { allocation: id, confirmed: 'keep' })
+      return undefined
+    }
     if (key !== undefined) {
       const record = {
         key,
@@ -101,7 +111,7 @@ async function take(
       }
       const standing = await allocation.remember(core, { record, replaces })
       if (standing.allocation !== id) {
-        await allocation.drop(core, context.caller.name, { allocation: id, confirmed: 'keep' })
+        await allocation.drop(core, caller.name, { allocation: id, confirmed: 'keep' })
         refuseReuse(standing, input)
         return await allocation.confirm(core, standing.allocation)
       }
@@ -113,7 +123,7 @@ async function take(
   const confirmed = await allocation.confirm(core, id)
   if (key !== undefined || !context.signal.aborted) return confirmed
   // Without a key nobody can ask for it again.
-  await allocation.drop(core, context.caller.name, { allocation: id, confirmed: 'release' })
+  await allocation.drop(core, caller.name, { allocation: id, confirmed: 'release' })
   throw new Refusal('deadline-passed', `${nobodyWaits}; what was allocated was released`)
 }
 

@@ -258,7 +258,8 @@ async function carryOut(
       return allocation.remember(core, input as never)
     default: {
       const from = request.origin?.address ?? 'unknown'
-      const context: CallContext = { caller: request.caller, from, requestId: request.id, deadline: request.deadline, signal }
+      const { caller, id: requestId, deadline } = request
+      const context: CallContext = { caller, again: () => caller, from, requestId, deadline, signal }
       return backend.answer(request.call as CallName, input as never, context)
     }
   }

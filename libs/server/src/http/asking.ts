@@ -5,6 +5,7 @@ import { Refusal, wrongFields } from '@muster/shared/errors'
 import { type Audit, changes, noteRefusal } from '../audit.ts'
 import type { Backend, CallContext } from '../backend.ts'
 import type { Log } from '../log.ts'
+import type { Authenticator } from './auth.ts'
 import { checkRole, type Plan } from './plan.ts'
 import type { Rates } from './rates.ts'
 
@@ -12,6 +13,8 @@ import type { Rates } from './rates.ts'
 export const usualLimitMs = 10_000
 /** The longest anybody may ask to wait. */
 const longestWaitMs = 3_600_000
+/** A call that waits, and a stream, look so often whether their asker may still ask. */
+export const askAgainMs = 1000
 /** How long the backend may take after the deadline to say what became of the call, before the door says only that time ran out. */
 const graceMs = 500
 
@@ -50,6 +53,13 @@ function tooOften(waitMs: number): Refusal {
   return new Refusal('too-many-requests', text, { retryAfterMs: Math.ceil(waitMs) })
 }
 
+/** Who asks by now: throws `unauthenticated` or `forbidden` where the one that was admitted may no longer make the call. */
+export function stillAdmitted(authenticator: Authenticator, plan: Plan, authorization: string | undefined): Caller {
+  const caller = plan.call.role === 'public' ? nobody : authenticator.again(authorization)
+  checkRole(plan, caller.role)
+  return caller
+}
+
 /** What the doors need to answer: shared by all of them. */
 export interface Asked {
   readonly backend: Backend
@@ -64,6 +74,8 @@ export interface Asked {
 
 export interface Asker {
   readonly caller: Caller
+  /** See {@link CallContext.again}. */
+  readonly again: () => Caller
   /** The address at the other end. */
   readonly from: string
   readonly requestId: string
@@ -75,6 +87,7 @@ export interface Asker {
 /** The context of one call. The signal is made when it is first looked at. */
 class AskContext implements CallContext {
   readonly caller: Caller
+  readonly again: () => Caller
   readonly from: string
   readonly requestId: string
   readonly deadline: number
@@ -85,6 +98,7 @@ class AskContext implements CallContext {
 
   constructor(asker: Asker, deadline: number) {
     this.caller = asker.caller
+    this.again = asker.again
     this.from = asker.from
     this.requestId = asker.requestId
     this.deadline = deadline
@@ -98,7 +112,11 @@ class AskContext implements CallContext {
   }
 
   expire(): void {
-    this.#late.abort(new Refusal('deadline-passed', 'the time for this request ran out'))
+    this.end(new Refusal('deadline-passed', 'the time for this request ran out'))
+  }
+
+  end(reason: unknown): void {
+    this.#late.abort(reason)
   }
 }
 
@@ -115,7 +133,7 @@ export async function ask({ backend, log, audit, check }: Asked, plan: Plan, inp
   const answered = isWritten ? audit.carryOut(change, work) : work()
   // What is written down as a change says by itself that it was refused.
   if (audit && !isWritten) answered.catch(error => noteRefusal(audit, { call: plan.name, caller: asker.caller, from: asker.from }, error))
-  const answer = await within(limitMs, context, plan, answered)
+  const answer = await within(limitMs, context, plan, limitMs > usualLimitMs ? whileAdmitted(context, answered) : answered)
   if (check === 'answers') {
     const parsed = plan.output.safeParse(answer)
     if (!parsed.success) {
@@ -124,6 +142,34 @@ export async function ask({ backend, log, audit, check }: Asked, plan: Plan, inp
     }
   }
   return answer
+}
+
+/** The answer of a call that waits, for as long as its asker may ask: once it may not, the call is told to end, and what it comes to is not said. */
+function whileAdmitted(context: AskContext, answered: Promise<unknown>): Promise<unknown> {
+  let refusal: unknown
+  const timer = setInterval(() => {
+    try {
+      context.again()
+    } catch (error) {
+      clearInterval(timer)
+      refusal = error
+      context.end(error)
+    }
+  }, askAgainMs)
+  const stop = () => {
+    clearInterval(timer)
+    if (refusal !== undefined) throw refusal
+  }
+  return answered.then(
+    answer => {
+      stop()
+      return answer
+    },
+    error => {
+      stop()
+      throw error
+    },
+  )
 }
 
 function within(limitMs: number, context: AskContext, plan: Plan, answer: Promise<unknown>): Promise<unknown> {

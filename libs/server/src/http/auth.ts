@@ -7,6 +7,8 @@ import type { TokenOwner, Tokens } from '../tokens.ts'
 export interface Authenticator {
   /** Whom the Authorization header speaks for. Throws `unauthenticated`, or `too-many-requests` for an address that was wrong too often. */
   authenticate(authorization: string | undefined, address: string): Caller
+  /** Whom the header of one that was let in speaks for by now. Counts nothing, whatever its address sends. Throws `unauthenticated`. */
+  again(authorization: string | undefined): Caller
 }
 
 export interface AuthenticatorOptions {
@@ -25,6 +27,8 @@ const mostProven = 1000
 
 const bearer = /^Bearer ([\x21-\x7e]{1,1024})$/i
 
+const tokenIn = (authorization: string | undefined) => (authorization === undefined ? undefined : bearer.exec(authorization)?.[1])
+
 /**
  * Authenticates by bearer token. An address over the limit is refused without regard to what it sends, except for tokens that were right from
  * there before: behind one address there may be many people, and one stale script must not lock the others out.
@@ -34,11 +38,25 @@ export function createAuthenticator(options: AuthenticatorOptions): Authenticato
   const failures = new Failures({ limit, now, onLimit })
   const provenFrom = new WeakMap<TokenOwner, Set<string>>()
 
+  const unknown = (token: string | undefined) => {
+    // Whoever has a token that was good is no guesser.
+    const ended = token === undefined ? undefined : tokens.ended?.(token)
+    return ended === undefined
+      ? { isGuess: true, refusal: new Refusal('unauthenticated', 'the token is not known here') }
+      : { isGuess: false, refusal: new Refusal('unauthenticated', ended, { hint: 'log in again: muster login' }) }
+  }
+
   return {
+    again: authorization => {
+      const token = tokenIn(authorization)
+      const owner = token === undefined ? undefined : tokens.find(token)
+      if (!owner) throw unknown(token).refusal
+      return owner
+    },
     authenticate: (authorization, address) => {
       // No token at all is no guess, so it does not count.
       if (authorization === undefined) throw new Refusal('unauthenticated', 'send a token: Authorization: Bearer <token>')
-      const token = bearer.exec(authorization)?.[1]
+      const token = tokenIn(authorization)
       const owner = token === undefined ? undefined : tokens.find(token)
       let proven = owner && provenFrom.get(owner)
       if (owner && proven?.has(address)) return owner
@@ -46,11 +64,9 @@ export function createAuthenticator(options: AuthenticatorOptions): Authenticato
       const waitMs = failures.refusedForMs(address)
       if (waitMs > 0) throw tooMany(waitMs)
       if (!owner) {
-        // Whoever has a token that was good is no guesser.
-        const ended = token === undefined ? undefined : tokens.ended?.(token)
-        if (ended !== undefined) throw new Refusal('unauthenticated', ended, { hint: 'log in again: muster login' })
-        failures.count(address)
-        throw new Refusal('unauthenticated', 'the token is not known here')
+        const { isGuess, refusal } = unknown(token)
+        if (isGuess) failures.count(address)
+        throw refusal
       }
       if (!proven || proven.size >= mostProven) {
         proven = new Set()

@@ -1,9 +1,10 @@
 // events.stream on any backend: reads events.list behind a position again and again, at once when the log has grown, else every second.
 // Nothing is queued here: a slow reader leaves the events in the log.
+import { type Caller, isSameCaller } from '@muster/shared/contract/call'
 import type { Event } from '@muster/shared/contract/events'
 import { parsePosition, positionText } from '@muster/shared/contract/log'
 import { errorTable, Refusal } from '@muster/shared/errors'
-import { type Asked, type Asker, ask, refusalFor } from './asking.ts'
+import { type Asked, type Asker, ask, askAgainMs, refusalFor } from './asking.ts'
 import { type DoorContext, header } from './incoming.ts'
 import type { Plan } from './plan.ts'
 import { apiHeaders } from './problems.ts'
@@ -24,7 +25,8 @@ export interface EventStreams {
   respond(c: DoorContext, input: StreamInput, asker: Asker): Promise<Response>
   /**
    * The items behind `input.after`, without end; from now on where there is no position. The first reading is done when this resolves, so
-   * that a refusal is one. Ends when the asker has gone or the door closes.
+   * that a refusal is one. Ends when the asker has gone or the door closes. Throws {@link Refusal} when its asker may no longer read, and for whatever else
+   * ends it that asking again would not cure.
    */
   open(input: StreamInput, asker: Asker): Promise<AsyncGenerator<StreamItem, void>>
   /** Ends all streams. */
@@ -32,11 +34,11 @@ export interface EventStreams {
 }
 
 /** The log is looked at so often where no notice comes: notices may be lost, by design. */
-const pollMs = 1000
+const pollMs = askAgainMs
 const keepAliveMs = 15_000
 /** Events read at once, and so the most that is held for one reader. */
 const pageSize = 100
-/** A stream ends so often; the reader comes back with its position, and with its token, which may have been revoked meanwhile. */
+/** A stream ends so often; the reader comes back with its position. */
 const longestStreamMs = 3_600_000
 /** Each open stream reads the log once a second; more of them than this would be a load of its own. */
 const mostStreams = 1000
@@ -50,11 +52,12 @@ export function createEventStreams(options: Asked & { listPlan: Plan; keepAliveM
     if (openStreams >= mostStreams) throw new Refusal('too-many-requests', `${mostStreams} event streams are open`, { retryAfterMs: 5000 })
     const signal = AbortSignal.any([asker.gone(), closing.signal, AbortSignal.timeout(longestStreamMs)])
     const { after = 'end', ...filter } = input
-    const read = async (position: string) =>
-      (await ask(options, listPlan, { ...filter, after: position, limit: pageSize }, { ...asker, gone: () => signal })) as {
-        items: Event[]
-        nextCursor: string
-      }
+    const read = async (position: string): Promise<Page> => {
+      const caller = asker.again()
+      const input = { ...filter, after: position, limit: pageSize }
+      const answer = await ask(options, listPlan, input, { ...asker, caller, gone: () => signal })
+      return { ...(answer as Pick<Page, 'items' | 'nextCursor'>), caller }
+    }
     openStreams++
     const growth = noticeOf(backend)
     let hasEnded = false
@@ -68,7 +71,7 @@ export function createEventStreams(options: Asked & { listPlan: Plan; keepAliveM
     signal.addEventListener('abort', end, { once: true })
     try {
       const first = await read(after)
-      return follow({ read, first, after, growth, signal, end, onMistake: error => mayGoOn(error, asker) })
+      return follow({ read, first, after, again: asker.again, growth, signal, end, whatEnds: error => whatEnds(error, asker) })
     } catch (error) {
       end()
       throw error
@@ -76,9 +79,9 @@ export function createEventStreams(options: Asked & { listPlan: Plan; keepAliveM
   }
 
   /** A stream outlives what passes by itself, such as a database that restarts; what will not pass ends it. */
-  const mayGoOn = (error: unknown, asker: Asker) => {
-    const refusal = refusalFor(error, options.log, { requestId: asker.requestId, call: 'events.stream' })
-    return errorTable[refusal.code].retryable === 'yes' && refusal.code !== 'internal'
+  const whatEnds = (error: unknown, { requestId }: Asker) => {
+    const refusal = refusalFor(error, options.log, { requestId, call: 'events.stream' })
+    return errorTable[refusal.code].retryable === 'yes' && refusal.code !== 'internal' ? undefined : refusal
   }
 
   return {
@@ -93,36 +96,53 @@ export function createEventStreams(options: Asked & { listPlan: Plan; keepAliveM
   }
 }
 
+/** Events as `caller` may see them. */
+interface Page {
+  readonly items: readonly Event[]
+  readonly nextCursor: string
+  readonly caller: Caller
+}
+
 interface Following {
-  readonly read: (position: string) => Promise<{ items: Event[]; nextCursor: string }>
-  readonly first: { items: Event[]; nextCursor: string }
+  readonly read: (position: string) => Promise<Page>
+  readonly first: Page
   readonly after: string
+  /** See {@link Asker}. */
+  readonly again: () => Caller
   readonly growth: ReturnType<typeof noticeOf>
   readonly signal: AbortSignal
   readonly end: () => void
-  readonly onMistake: (error: unknown) => boolean
+  readonly whatEnds: (error: unknown) => Refusal | undefined
 }
 
-async function* follow({ read, first, after, growth, signal, end, onMistake }: Following): AsyncGenerator<StreamItem, void> {
+async function* follow(following: Following): AsyncGenerator<StreamItem, void> {
+  const { read, first, after, again, growth, signal, end, whatEnds } = following
   try {
     let page = first
     let before = after
     while (!signal.aborted) {
       const position = new Map(parsePosition(before))
+      let shown = 0
       for (const event of page.items) {
+        // A reader may take its time over a page: what was read for one who might see more is not shown, but read anew.
+        if (!isSameCaller(again(), page.caller)) break
         position.set(event.partition, event.seq)
         yield { kind: 'event', id: positionText(position), event }
         if (signal.aborted) return
+        shown++
       }
-      before = page.nextCursor
+      const isWhole = shown === page.items.length
+      before = isWhole ? page.nextCursor : shown === 0 ? before : positionText(position)
       yield { kind: 'idle', id: before }
-      if (page.items.length < pageSize) await growth.next(pollMs, signal)
+      if (isWhole && page.items.length < pageSize) await growth.next(pollMs, signal)
       if (signal.aborted) return
       try {
         page = await read(before)
       } catch (error) {
-        if (signal.aborted || !onMistake(error)) return
-        page = { items: [], nextCursor: before }
+        if (signal.aborted) return
+        const refusal = whatEnds(error)
+        if (refusal) throw refusal
+        page = { ...page, items: [], nextCursor: before }
       }
     }
   } finally {
@@ -182,7 +202,12 @@ function eventStream(items: AsyncGenerator<StreamItem, void>, everyMs: number): 
     },
     pull: async controller => {
       for (;;) {
-        const { value, done } = await items.next()
+        const { value, done } = await items.next().catch(error => {
+          // The reader comes back, and is refused as any request is; who looks at the bare stream reads it here.
+          if (!(error instanceof Refusal)) throw error
+          controller.enqueue(encoder.encode(`: ${error.code}: ${error.message.replace(/\s+/g, ' ')}\n\n`))
+          return { value: undefined, done: true as const }
+        })
         if (done) {
           clearInterval(timer)
           controller.close()

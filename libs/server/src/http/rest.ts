@@ -1,7 +1,7 @@
 // REST: every call of the contract at its method and path under /api/v1. JSON in, JSON out, refusals as problem documents.
 import { Refusal } from '@muster/shared/errors'
 import type { Hono } from 'hono'
-import { type Asked, type Asker, admitted, ask, idempotencyKeyOf, refusalFor, requestIdOf } from './asking.ts'
+import { type Asked, type Asker, admitted, ask, idempotencyKeyOf, refusalFor, requestIdOf, stillAdmitted } from './asking.ts'
 import type { Authenticator } from './auth.ts'
 import type { EventStreams, StreamInput } from './events-stream.ts'
 import { addressOf, carriesBody, type DoorContext, type DoorEnv, header, readBody } from './incoming.ts'
@@ -46,6 +46,7 @@ async function answer(c: DoorContext, plan: Plan, options: RestOptions, requestI
   })
   const asker: Asker = {
     caller,
+    again: () => stillAdmitted(options.authenticator, plan, authorization),
     from,
     requestId,
     idempotencyKey: idempotencyKeyOf(plan, header(c, 'idempotency-key')),

@@ -16,7 +16,7 @@ import {
 } from '@trpc/server'
 import { fetchRequestHandler } from '@trpc/server/adapters/fetch'
 import type { Hono } from 'hono'
-import { type Asker, admitted, ask, idempotencyKeyOf, refusalFor, requestIdOf } from './asking.ts'
+import { type Asker, admitted, ask, idempotencyKeyOf, refusalFor, requestIdOf, stillAdmitted } from './asking.ts'
 import type { StreamInput } from './events-stream.ts'
 import { addressOf, carriesBody, checkMediaType, type DoorContext, type DoorEnv, header, readBytes } from './incoming.ts'
 import { checkCharacters, type Plan, validInput } from './plan.ts'
@@ -122,9 +122,9 @@ export function createAppRouter(options: RestOptions): AppRouter {
     try {
       return await work()
     } catch (error) {
-      const cause = refusalFor(error, options.log, { requestId: ctx.requestId, call: plan.name })
-      status = errorTable[cause.code].status
-      throw new TRPCError({ code: codeOfStatus[errorTable[cause.code].status], message: cause.message, cause })
+      const refusal = refusalFor(error, options.log, { requestId: ctx.requestId, call: plan.name })
+      status = errorTable[refusal.code].status
+      throw trpcErrorOf(refusal)
     } finally {
       options.metrics.observe(plan.name, status, (performance.now() - started) / 1000)
     }
@@ -132,13 +132,15 @@ export function createAppRouter(options: RestOptions): AppRouter {
 
   const askerFor = (plan: Plan, ctx: TrpcContext, signal: AbortSignal | undefined): Asker => {
     const from = addressOf(ctx.c.env.incoming)
-    const caller = admitted(options, plan, { authorization: header(ctx.c, 'authorization'), from, authenticate: ctx.caller })
+    const authorization = header(ctx.c, 'authorization')
+    const caller = admitted(options, plan, { authorization, from, authenticate: ctx.caller })
     const sentKey = header(ctx.c, 'idempotency-key')
     // One header cannot be the key of several calls.
     if (sentKey !== undefined && ctx.isBatch)
       throw new Refusal('malformed', 'send a call that carries an Idempotency-Key by itself, not in a batch')
     return {
       caller,
+      again: () => stillAdmitted(options.authenticator, plan, authorization),
       from,
       requestId: ctx.requestId,
       idempotencyKey: idempotencyKeyOf(plan, sentKey),
@@ -160,7 +162,11 @@ export function createAppRouter(options: RestOptions): AppRouter {
           const given = inputFor(plan, rest) as StreamInput
           return options.streams.open({ ...given, after: lastEventId ?? given.after }, asker)
         })
-        for await (const item of items) if (item.kind === 'event') yield tracked(item.id, item.event)
+        try {
+          for await (const item of items) if (item.kind === 'event') yield tracked(item.id, item.event)
+        } catch (error) {
+          throw error instanceof Refusal ? trpcErrorOf(error) : error
+        }
       })
     const serve = ({ ctx, input, signal }: { ctx: TrpcContext; input: unknown; signal: AbortSignal | undefined }) =>
       run(plan, ctx, () => {
@@ -178,6 +184,10 @@ export function createAppRouter(options: RestOptions): AppRouter {
   }
   // The loop builds what AppRecord says, which no compiler can follow; libs/server/test/trpc.test.ts holds the two together.
   return t.router(groups) as unknown as AppRouter
+}
+
+function trpcErrorOf(refusal: Refusal): TRPCError {
+  return new TRPCError({ code: codeOfStatus[errorTable[refusal.code].status], message: refusal.message, cause: refusal })
 }
 
 /** Serves the router at /trpc. */

@@ -19,6 +19,12 @@ export type Caller = z.infer<typeof caller>
 /** A caller of whom nothing is known. */
 export const nobody: Caller = { name: 'anonymous', role: 'public' }
 
+/** Whether both may the same. */
+export function isSameCaller(one: Caller, other: Caller): boolean {
+  if (one.name !== other.name || one.role !== other.role || one.pools?.length !== other.pools?.length) return false
+  return one.pools?.every(pool => other.pools?.includes(pool)) ?? true
+}
+
 /** One line per partition asked: what it did, and how long it took. */
 export const coverage = z.object({
   asked: z.number().int(),

@@ -39,7 +39,7 @@ export const events = {
   stream: declareStream({
     summary: 'Events as they happen (server-sent events)',
     description:
-      'Each event has its position as id; a client that reconnects with Last-Event-ID goes on exactly there. Without a position it starts now. A comment line is sent every 15 s.',
+      'Each event has its position as id; a client that reconnects with Last-Event-ID goes on exactly there. Without a position it starts now. A comment line is sent every 15 s. It ends when its token or session does.',
     rest: { method: 'GET', path: '/events/stream' },
     status: 200,
     role: 'read-only',
