@@ -1,12 +1,14 @@
 // Who is given a machine's boot script with its token, and who may speak with it: at the real door, asked from several addresses of this host.
 import { type RequestOptions, request } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
 import { putSubnet, reserveAddress } from '../src/domain/addresses.ts'
 import { BootOrigins, bootTrusts, claimAll, originOf, weaknessesOf } from '../src/domain/boot-origin.ts'
 import { leaseIn, leasesIn } from '../src/domain/dnsmasq.ts'
+import { lookAtDue } from '../src/domain/engine.ts'
 import { moveMachine } from '../src/domain/move.ts'
-import { addMachine, newMac, operator, runPartition, type TestPartition, until } from './harness.ts'
+import { addMachine, newMac, operator, runPartition, startCore, type TestPartition, until } from './harness.ts'
 
 const here = { proxies: ['127.0.0.1'] }
 const partitions = {} as Record<(typeof bootTrusts)[number], TestPartition>
@@ -87,6 +89,43 @@ describe('where DHCP is not ours', () => {
     expect(next).toBeTruthy()
     expect(next).not.toBe(first)
     expect(await script(partition, mac, '127.0.0.2')).not.toMatch(token)
+  })
+
+  test('who has the script of a machine at work is said, and an abort takes it away: the same work, ordered again, is for the machine', async () => {
+    const partition = partitions.any
+    const { machines } = partition.as('olga')
+    const { id, interfaces } = await addMachine(partition.core, { state: 'ready' }, { powerDriver: 'manual' })
+    const mac = interfaces[0]?.mac as string
+    await machines.commission({ id })
+    // Somebody looks at what the machine would boot.
+    expect(await script(partition, mac, '127.0.0.66')).toMatch(token)
+    expect(await script(partition, mac, '127.0.0.2')).not.toMatch(token)
+    const stuck = await machines.explain({ id })
+    expect(stuck.bootScriptGivenTo).toBe('127.0.0.66')
+    expect(stuck.nextStep).toContain('127.0.0.66 was given its boot script and has not been heard since')
+    await machines.abort({ id })
+    expect((await machines.explain({ id })).bootScriptGivenTo).toBeUndefined()
+    await machines.commission({ id })
+    expect(await script(partition, mac, '127.0.0.2')).toMatch(token)
+    expect((await machines.explain({ id })).bootScriptGivenTo).toBe('127.0.0.2')
+  })
+
+  test('whoever has the script and starts no agent loses it when the machine is powered on into the network once more', async () => {
+    const core = await startCore({ rules: { agentStartMs: 1 } })
+    const { id } = await addMachine(core, { state: 'commissioning', run: 'r1' }, { powerDriver: 'ipmi' })
+    const claim = async (address: string) => (await claimAll(core, [{ id, run: 'r1', address, given: null }]))[0]
+    await lookAtDue(core)
+    expect(await claim('10.0.0.66')).toEqual({ kind: 'claimed' })
+    expect(await claim('10.0.0.5')).toEqual({ kind: 'taken', by: '10.0.0.66' })
+    await core.sql`update power_orders set state = 'done', started_at = now(), ended_at = now() where machine_id = ${id}`
+    await core.sql`update machines set attention_at = now() where id = ${id}`
+    await sleep(10)
+    await lookAtDue(core)
+    expect(await core.sql`select reason from power_orders where machine_id = ${id} order by id`).toMatchObject([
+      { reason: '' },
+      { reason: 'no sign of the agent' },
+    ])
+    expect(await claim('10.0.0.5')).toEqual({ kind: 'claimed' })
   })
 
   test('of many addresses that ask at once one has it', async () => {

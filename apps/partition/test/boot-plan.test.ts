@@ -8,7 +8,7 @@ import { type AgentMode, kernelArguments } from '@muster/shared/agent'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import { type BootPlan, bootPlan, ipxeScript } from '../src/domain/boot-plan.ts'
-import { addMachine, newMac, reread, runPartition, type TestPartition, until, virtualFiles } from './harness.ts'
+import { addMachine, newMac, runPartition, type TestPartition, until, virtualFiles } from './harness.ts'
 
 const testdata = new URL('./testdata/', import.meta.url)
 
@@ -148,16 +148,44 @@ describe('the boot door', () => {
     rmSync(path.join(path.dirname(virtualFiles()), 'muster-outside'))
   })
 
-  test('changes no row', async () => {
-    const { id, interfaces } = await addMachine(partition.core, { state: 'deploying', run: 'r1', attention_at: null })
-    const rows = () => partition.sql`select * from machines order by id`
-    const before = await rows()
-    const mac = interfaces[0]?.mac as string
-    // Handing out a token writes nothing, and gives the same each time.
-    expect(await script(mac)).toBe(await script(mac))
-    await script(newMac())
-    expect(await rows()).toEqual(before)
-    expect(id).toBe((await reread(partition.core, id)).id)
+  test('changes nothing in any table, but for who has the script of a machine at work', async () => {
+    const { sql, core, ask } = partition
+    const working = await addMachine(core, { state: 'commissioning', run: 'r1', attention_at: null })
+    const deployed = await addMachine(core, { state: 'deployed', run: 'r1', attention_at: null })
+    const macOf = (row: typeof working) => row.interfaces[0]?.mac as string
+    const place = `/boot/ipxe/${macOf(working)}`
+    // The partition says every few seconds that it lives, whoever asks.
+    const tables = await sql<{ name: string }[]>`
+      select tablename as name from pg_tables where schemaname = 'public' and tablename <> 'replicas' order by 1`
+    expect(tables.length).toBeGreaterThan(20)
+    const contents = async () => {
+      const each = tables.map(
+        async ({ name }) => [name, (await sql`select t::text from ${sql(name)} t order by 1`).map(row => row.t)] as const,
+      )
+      return Object.fromEntries(await Promise.all(each))
+    }
+    const changedSince = async (before: Awaited<ReturnType<typeof contents>>) => {
+      const after = await contents()
+      return Object.keys(after).filter(name => JSON.stringify(after[name]) !== JSON.stringify(before[name]))
+    }
+    const before = await contents()
+    expect(await script(newMac())).toContain('Muster: enlist')
+    expect(await script(macOf(deployed))).toContain('boot from disk')
+    expect(await ask('HEAD', place)).toMatchObject({ status: 200, text: '' })
+    expect((await ask('HEAD', '/boot/ipxe/nonsense')).status).toBe(422)
+    expect((await ask('GET', '/boot/files/agent/amd64/vmlinuz')).status).toBe(200)
+    expect(await changedSince(before)).toEqual([])
+    expect((await partition.as('rita').machines.explain({ id: working.id })).bootScriptGivenTo).toBeUndefined()
+
+    const given = await script(macOf(working))
+    expect(await changedSince(before)).toEqual(['boots'])
+    const holder = await contents()
+    // The same each time, and its work may be read as often as it likes.
+    expect(await script(macOf(working))).toBe(given)
+    const token = /muster\.token=(\S+)/.exec(given)?.[1]
+    const job = await fetch(`${partition.url}/agent/job`, { headers: { authorization: `Bearer ${token}` } })
+    expect(await job.json()).toMatchObject({ kind: 'commission', machine: working.id })
+    expect(await changedSince(holder)).toEqual([])
   })
 })
 

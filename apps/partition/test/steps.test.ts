@@ -52,6 +52,7 @@ test('a machine whose agent does not appear is cycled once more before that is a
     kind: 'order',
     wish: { action: 'cycle', boot: 'network' },
     drift: 'no sign of the agent',
+    frees: 'the boot script',
   })
   expect(decide(facts({ ...on, power_seen_at: long }, ordered, 2))).toMatchObject({ kind: 'fail', fault: { code: 'agent-missing' } })
   expect(decide(facts({ ...on, last_signal_at: now }, ordered))).toMatchObject({ kind: 'wait' })

@@ -1,7 +1,8 @@
 // What a booting machine and its partition say to each other over HTTP. The agent (and the virtual rack, which plays it) is the client,
 // apps/partition's boot and metadata doors are the server. All answers are JSON unless noted; errors are problem documents.
 //
-//   GET  /boot/ipxe/<mac>            anonymous; iPXE text. An unknown MAC gets the enlistment script.
+//   GET  /boot/ipxe/<mac>            anonymous; iPXE text. An unknown MAC gets the enlistment script. The script of a machine at work is for
+//                                    the first address that is given it: the one GET that writes something down. HEAD does not.
 //   POST /agent/enlist               anonymous; {@link enlistment} → {@link enlisted}
 //   GET  /agent/job                  Bearer agent token; {@link job}
 //   POST /agent/inventory            Bearer agent token; {@link inventory} → 204
@@ -11,7 +12,7 @@
 //   GET  /metadata/<token>/meta-data | user-data | vendor-data | network-config      cloud-init's NoCloud seed
 //   POST /metadata/<token>/phone-home | report | secrets/<name>                      cloud-init's phone_home form and webhook; see docs/metadata.md
 //
-// Tokens are per machine and per run (one commissioning, one deployment); they die with the run. A GET changes nothing.
+// Tokens are per machine and per run (one commissioning, one deployment); they die with the run. No GET changes a machine.
 import { z } from 'zod'
 import { dataSources, metadataCredentials } from './cloud-init.ts'
 import { architecture, disk, eraseMethods, erasureOutcomes, hostname, imageForms, machineId, networkInterface, osName } from './machine.ts'

@@ -196,6 +196,8 @@ export const explanation = z.object({
   waitingFor: z.string().nullable(),
   deadline: timestamp.nullable(),
   lastFault: fault.nullable(),
+  /** The address that has the boot script of its task; no other is given it. */
+  bootScriptGivenTo: z.string().optional(),
   nextStep: z.string(),
   allowed: z.array(z.enum(moveNames)),
   /** The power orders under way or waiting, oldest first. */

@@ -175,6 +175,7 @@ export function explanationOf(cli: Cli, explanation: Explanation): string {
         `${explanation.lastFault.message} (${explanation.lastFault.code}), ${ageText(explanation.lastFault.since, now)} ago`,
     ],
     ['Hint', explanation.lastFault?.hint],
+    ['Boot script', explanation.bootScriptGivenTo && `given to ${explanation.bootScriptGivenTo}`],
     ['Next step', explanation.nextStep],
     ['Allowed', explanation.allowed.join(', ')],
   ])

@@ -36,6 +36,18 @@ export async function holderOfBoot(sql: Sql, { id, run }: { id: string; run: str
   return row?.address
 }
 
+/** The address that has the script of the machine's task of this moment; undefined: nobody has asked for it. */
+export async function holderOfTask(sql: Sql, id: string): Promise<string | undefined> {
+  const [row] = await sql<{ address: string }[]>`
+    select b.address from boots b join machines m on m.id = b.machine_id and m.run = b.run and m.state_since = b.since where b.machine_id = ${id}`
+  return row?.address
+}
+
+/** The machine's script is for the first who asks, again. */
+export async function forgetBoot(sql: Sql, machine: string): Promise<void> {
+  await sql`delete from boots where machine_id = ${machine}`
+}
+
 /** Notes that who asked for a machine's script, or as its agent, was refused. */
 export async function noteRefusedOrigin(
   sql: Sql,

@@ -1,5 +1,6 @@
 // The engine: claims machines that want attention, asks steps.ts what to do, stores the answer. Any replica may run it at any time; a look that
 // was overtaken by a newer version or a newer claim stores nothing.
+import { forgetBoot } from '../db/boots.ts'
 import { claimDueMachines, type MachineRow, saveLook } from '../db/machines.ts'
 import { giveOrder, latestOrders, latestOrdersOfEngine, type PowerOrder } from '../db/power.ts'
 import { type Loop, runLoop } from './bell.ts'
@@ -77,6 +78,7 @@ async function store(core: Core, machine: MachineRow, outcome: Outcome): Promise
         }))
       )
         return
+      if (outcome.frees) await forgetBoot(core.sql, machine.id)
       core.bells.power.ring()
       await saveLook(core.sql, { ...look, waitingFor: outcome.reason, attentionMs: untilDeadline(machine, orderLookMs) })
       return

@@ -10,6 +10,7 @@ import { lifeCycle, type MoveName, outcomeOf, requestsIn } from '@muster/shared/
 import type { ErasePolicy, Explanation, Fault, Machine, MachineDetail } from '@muster/shared/machine'
 import type { ScriptChoice } from '@muster/shared/scripts'
 import { joinedKeys } from '@muster/shared/ssh-key'
+import { holderOfTask } from '../db/boots.ts'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
 import * as db from '../db/machines.ts'
@@ -170,11 +171,12 @@ export async function machineDetail(core: Core, caller: Caller, id: string): Pro
 
 /** Why a machine is as it is. */
 export async function explainMachine(core: Core, id: string): Promise<Explanation> {
-  const [row, orders, rotation, found] = await Promise.all([
+  const [row, orders, rotation, found, holder] = await Promise.all([
     existingMachine(core, id),
     power.openOrders(core.sql, id),
     latestRotation(core.sql, id),
     power.findSwitch(core.sql, id),
+    holderOfTask(core.sql, id),
   ])
   const { does, wantedPower } = lifeCycle[row.state]
   const facts = { from: row.state, origin: row.origin_state, isOwned: row.allocation_id !== null }
@@ -190,20 +192,32 @@ export async function explainMachine(core: Core, id: string): Promise<Explanatio
     waitingFor: row.waiting_for,
     deadline: row.deadline_at?.toISOString() ?? null,
     lastFault: row.fault ?? found?.fault ?? null,
-    nextStep: nextStep(row, allowed, orders[0]),
+    ...(holder !== undefined && { bootScriptGivenTo: holder }),
+    nextStep: nextStep(row, { allowed, order: orders[0], holder }),
     allowed: row.locked ? [] : allowed,
     powerOrders: orders.map(orderViewOf),
     ...(rotation && rotation.state !== 'done' && { credentialRotation: rotationViewOf(rotation) }),
   }
 }
 
-function nextStep(row: db.MachineRow, allowed: readonly MoveName[], order: power.PowerOrder | undefined): string {
+interface Known {
+  allowed: readonly MoveName[]
+  order: power.PowerOrder | undefined
+  /** Who has its boot script. */
+  holder: string | undefined
+}
+
+function nextStep(row: db.MachineRow, { allowed, order, holder }: Known): string {
   if (row.locked) return `nothing until it is unlocked${row.lock_reason ? ` (${row.lock_reason})` : ''}`
+  const stranger =
+    holder === undefined || row.last_signal_at !== null
+      ? ''
+      : `; ${holder} was given its boot script and has not been heard since: where that is not the machine, keep it out, abort, and ask again`
   if (order !== undefined && row.power_driver === byHand)
-    return `a person must switch it (${order.action}${order.boot === 'network' ? ', booting from the network' : ''}) and then say so: confirm-power`
+    return `a person must switch it (${order.action}${order.boot === 'network' ? ', booting from the network' : ''}) and then say so: confirm-power${stranger}`
   if (row.waiting_for !== null) {
     const limit = row.deadline_at === null ? '' : `; at ${row.deadline_at.toISOString()} at the latest it moves on by itself`
-    return `it waits for ${row.waiting_for}${limit}`
+    return `it waits for ${row.waiting_for}${limit}${stranger}`
   }
   if (row.fault?.hint) return `${row.fault.hint}; you may ${allowed.join(', ')}`
   return allowed.length === 0 ? 'nothing can be asked of it' : `it waits for somebody to ask: ${allowed.join(', ')}`

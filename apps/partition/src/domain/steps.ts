@@ -27,8 +27,8 @@ export interface PowerWish {
 export type Outcome =
   /** Nothing to do until a person or a report says so. */
   | { kind: 'rest' }
-  /** `drift`: the power was not what the table wants, and nobody here had ordered it. */
-  | { kind: 'order'; wish: PowerWish; reason: string; drift?: string }
+  /** `drift`: the power was not what the table wants, and nobody here had ordered it. `frees`: whoever had it did nothing with it. */
+  | { kind: 'order'; wish: PowerWish; reason: string; drift?: string; frees?: 'the boot script' }
   | { kind: 'wait'; reason: string; againMs: number }
   | { kind: 'move'; move: MoveName }
   | { kind: 'fail'; move: 'fail' | 'expire'; fault: Omit<Fault, 'since'> }
@@ -127,7 +127,8 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs, agentStartMs }:
   const isAgentExpected = machine.last_signal_at !== null && isAgentWanted
   const startingMs = isAgentWanted && !isAgentExpected && own.ended_at !== null ? now.getTime() - own.ended_at.getTime() : 0
   // A loader that asks in the second in which nobody answers ends on the old disk, or nowhere: the next one may find us.
-  if (startingMs > agentStartMs && ownCount < agentTries) return { kind: 'order', wish: intoNetwork, reason, drift: 'no sign of the agent' }
+  if (startingMs > agentStartMs && ownCount < agentTries)
+    return { kind: 'order', wish: intoNetwork, reason, drift: 'no sign of the agent', frees: 'the boot script' }
   if (startingMs > agentStartMs)
     return {
       kind: 'fail',

@@ -1,6 +1,6 @@
 // The boot door, the script a machine asks for; the files that it names are files.ts. Anonymous: a machine that boots has no secret yet. Where it
 // asks from is all that speaks for it: domain/boot-origin.ts.
-import type { IncomingMessage, RequestListener } from 'node:http'
+import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http'
 import { Together } from '@muster/database/together'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
@@ -17,11 +17,14 @@ export const bootPath = '/boot/ipxe'
 /** `baseUrl`: how machines reach this partition. Serves `/boot/ipxe/MAC` and `/boot/ipxe?mac=MAC`, beneath the framework: a herd waits for the sum of what each costs. */
 export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly origins: BootOrigins }): RequestListener {
   const lookUps = new Together((macs: string[]) => look(core, macs))
-  const script = async (incoming: IncomingMessage) => {
-    const text = macIn(incoming.url ?? '')
-    const mac = normalMac(text)
-    if (mac === undefined)
-      throw new Refusal('invalid-input', `"${text}" is not a MAC address`, { errors: [{ field: 'mac', message: 'is not a MAC address' }] })
+  const answer = async (incoming: IncomingMessage, outgoing: ServerResponse) => {
+    const mac = askedMac(incoming.url ?? '')
+    // How long a script is hangs on whether it would be given, and that would be written down: RFC 9110, 9.3.2 lets a HEAD leave it out.
+    if (incoming.method === 'HEAD') return outgoing.writeHead(200, { 'content-type': scriptType }).end()
+    const text = await script(incoming, mac)
+    return outgoing.writeHead(200, { 'content-type': scriptType, 'content-length': Buffer.byteLength(text) }).end(text)
+  }
+  const script = async (incoming: IncomingMessage, mac: string) => {
     const machine = await lookUps.add(mac)
     if (machine === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const plan = bootPlan({ machine, hasAgent: arch => core.catalogue.hasAgent(arch) })
@@ -37,14 +40,18 @@ export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly
       refuse(outgoing, new Refusal('method-not-allowed', `scripts are read, not ${incoming.method}`), { allow: 'GET, HEAD' })
       return
     }
-    script(incoming).then(
-      text => outgoing.writeHead(200, { 'content-type': scriptType, 'content-length': Buffer.byteLength(text) }).end(text),
-      error => refuse(outgoing, refusalOfMachine(error, { log: core.log, path: bootPath })),
-    )
+    answer(incoming, outgoing).catch(error => refuse(outgoing, refusalOfMachine(error, { log: core.log, path: bootPath })))
   }
 }
 
 const scriptType = 'text/plain; charset=UTF-8'
+
+function askedMac(url: string): string {
+  const text = macIn(url)
+  const mac = normalMac(text)
+  if (mac !== undefined) return mac
+  throw new Refusal('invalid-input', `"${text}" is not a MAC address`, { errors: [{ field: 'mac', message: 'is not a MAC address' }] })
+}
 
 /** As it was written, in the path or as a parameter; empty where neither names one. */
 function macIn(url: string): string {
