@@ -14,6 +14,7 @@ import { isInNetwork } from '@muster/shared/network'
 import fc from 'fast-check'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
+import { inTransaction } from '../src/db/connect.ts'
 import { deleteMachine } from '../src/db/machines.ts'
 import { deleteDhcpHost, putSubnet, putSubnets, reserveAddress, setDhcpHost } from '../src/domain/addresses.ts'
 import {
@@ -269,11 +270,15 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     const lease = await site.ask(late.interfaces[0]?.mac as string)
     expect(lease.hostname).toBe('late')
 
-    const before = site.readings()
-    await Promise.all(Array.from({ length: 2_000 }, (_, index) => addMachine(site.core, { hostname: `burst${index}` })))
+    const before = site.goes()
+    // One commit: what comes over a longer time, as a loaded machine's inserts do, is told every two seconds.
+    await inTransaction(site.core.sql, async sql => {
+      const within = { ...site.core, sql }
+      await Promise.all(Array.from({ length: 2_000 }, (_, index) => addMachine(within, { hostname: `burst${index}` })))
+    })
     await site.told('burst1999')
     await site.settled()
-    expect(site.readings() - before).toBeLessThanOrEqual(6)
+    expect([1, 2]).toContain(site.goes() - before)
     expect(
       site
         .hosts()
@@ -679,7 +684,7 @@ async function openSite() {
   const told = (name: string) => (existsSync(path.join(folder, name)) ? readFileSync(path.join(folder, name), 'utf8') : '')
   const hosts = () => told('hosts')
   const options = () => told('options')
-  const readings = () => count(/"dnsmasq":"read [^"]*\/hosts/g)
+  const goes = () => count(/"dnsmasq is told what changed"/g)
 
   /** Asks for an address as the firmware with this MAC address. Answers what udhcpc tells its script. */
   const ask = (mac: string, options: readonly string[] = []) => askIn(there, mac, options)
@@ -746,7 +751,7 @@ async function openSite() {
     starts,
     ask,
     hosts,
-    readings,
+    goes,
     log: () => log,
     kill: async () => {
       partition?.kill('SIGKILL')

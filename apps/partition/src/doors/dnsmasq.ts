@@ -238,6 +238,7 @@ export class Dnsmasq {
       return 'idle'
     }
     if (outcome === 'same') return 'idle'
+    this.#core.log.debug('dnsmasq is told what changed')
     // The signal would end one that is not up yet.
     this.#hosts = 'changed since'
     this.#child?.kill('SIGHUP')
