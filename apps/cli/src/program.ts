@@ -107,6 +107,18 @@ export const nouns: readonly Noun[] = [
     load: async () => (await import('./commands/identity.ts')).fillToken,
   },
   {
+    name: 'group',
+    summary: 'sets of users, and what being in them gives',
+    group: federation,
+    load: async () => (await import('./commands/group.ts')).fillGroup,
+  },
+  {
+    name: 'quota',
+    summary: 'how many machines somebody may have at a time',
+    group: federation,
+    load: async () => (await import('./commands/quota.ts')).fillQuota,
+  },
+  {
     name: 'event',
     summary: 'what happened, and what happens',
     group: federation,

@@ -311,6 +311,7 @@ export const documentKind = z.enum(documentKinds)
 export type DocumentOf<Kind extends DocumentKind> = z.output<z.ZodObject<Kinds[Kind]['shape']>>
 export type UserDocument = DocumentOf<'user'>
 export type GroupDocument = DocumentOf<'group'>
+export type QuotaDocument = DocumentOf<'quota'>
 export type TokenDocument = DocumentOf<'token'>
 export type PartitionDocument = DocumentOf<'partition'>
 export type PartitionSettings = z.output<z.ZodObject<typeof partitionSettings>>
