@@ -83,6 +83,24 @@ test('an allocation over a broken line is one allocation', async () => {
   expect([...door.backend.machines.values()].filter(({ state }) => state === 'allocated')).toHaveLength(2)
 })
 
+test('a refusal that leaves open what came of the attempt before is no end of the call; of a first attempt it is', async () => {
+  const open = [409, JSON.stringify({ ...JSON.parse(problem('no-match', 409)), earlierAttempts: 'unknown' })] as const
+  const away = [503, problem('nothing-allocated', 503), { 'retry-after': '0' }] as const
+  const { asked, url } = await scripted(away, open, open, [201, '{"id":"a-1"}'])
+  expect(await clientFor(url).allocations.create({})).toEqual({ id: 'a-1' })
+  expect(new Set(asked.map(({ key }) => key)).size).toBe(1)
+
+  const first = await scripted(open)
+  const refused = expect.objectContaining({ code: 'no-match', facts: expect.objectContaining({ earlierAttempts: 'unknown' }) })
+  await expect(clientFor(first.url).allocations.create({})).rejects.toEqual(refused)
+  expect(first.asked).toHaveLength(1)
+
+  // Within the budget of any call, and told as what it is when that is used up.
+  const never = await scripted(away, open)
+  await expect(clientFor(never.url).allocations.create({})).rejects.toEqual(refused)
+  expect(never.asked).toHaveLength(5)
+})
+
 test('what would not be harmless, or would not help, is asked once', async () => {
   const once = async (status: number, code: string, call: (client: ReturnType<typeof clientFor>) => Promise<unknown>) => {
     const { asked, url } = await scripted([status, problem(code, status)])

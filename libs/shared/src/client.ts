@@ -101,7 +101,7 @@ async function send(call: Call, input: Input, calling: CallOptions, options: Cli
     } catch (error) {
       // The caller's own change of mind comes back as what they aborted with.
       calling.signal?.throwIfAborted()
-      const delayMs = delayOf(attempt, error)
+      const delayMs = delayOf(attempt, error) ?? (attempt > 1 && isOfThisAttempt(error) ? backOffOf(attempt) : undefined)
       const wasTurnedAway = error instanceof Refusal && error.code === 'too-many-requests'
       if (!(isRepeatable || wasTurnedAway) || attempt >= mostAttempts || delayMs === undefined || Date.now() + delayMs >= deadline)
         throw error
@@ -122,8 +122,7 @@ function waitOf({ wait }: Input): number {
 
 /** How long to pause before the next attempt; undefined where no attempt would help. Jittered, so that clients do not come back as one. */
 function delayOf(attempt: number, error: unknown): number | undefined {
-  const backOff = Math.min(firstDelayMs * 2 ** (attempt - 1), longestDelayMs)
-  const jittered = backOff * (0.5 + Math.random())
+  const jittered = backOffOf(attempt)
   // A certificate that is not trusted will not be a moment later.
   if (error instanceof UnreachableError) return distrustOf(error.cause) === undefined ? jittered : undefined
   if (!(error instanceof Refusal)) return undefined
@@ -131,6 +130,16 @@ function delayOf(attempt: number, error: unknown): number | undefined {
   const { status, retryable } = errorTable[error.code]
   if (retryable !== 'yes' || status === 409) return undefined
   return jittered + (retryAfter.get(error) ?? 0)
+}
+
+/** Jittered, in milliseconds. */
+function backOffOf(attempt: number): number {
+  return Math.min(firstDelayMs * 2 ** (attempt - 1), longestDelayMs) * (0.5 + Math.random())
+}
+
+/** Whether a refusal leaves open what came of an earlier attempt with the same key: it is no end of a call that was sent before. */
+function isOfThisAttempt(error: unknown): boolean {
+  return error instanceof Refusal && error.facts.earlierAttempts === 'unknown'
 }
 
 /** The pause a server asked for with a refusal, in milliseconds. */
