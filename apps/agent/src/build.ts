@@ -62,13 +62,18 @@ export interface Built {
 /** Where fetched packages stay, unless somebody says otherwise: in the checkout. */
 export const packageCache = fileURLToPath(new URL('../../../.muster/cache/packages', import.meta.url))
 
+/** What goes into an image: fetched packages, by their files. Throws where apt cannot have one. */
+export function packagesOf({ kernel, cache }: Pick<BuildOptions, 'kernel' | 'cache'>): Promise<string[]> {
+  return fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs)], cache)
+}
+
 /** Builds. Throws where a package cannot be had, a program is missing, or the image becomes too large; `out` is as it was then. */
 export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Promise<Built> {
   const work = await mkdtemp(path.join(tmpdir(), 'muster-agent-'))
   try {
     const [debian, tree] = [path.join(work, 'debian'), path.join(work, 'tree')]
     say('fetching packages')
-    const packages = await fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs)], cache)
+    const packages = await packagesOf({ kernel, cache })
     say(`unpacking ${packages.length} packages`)
     await mkdir(debian)
     for (const file of packages) await run('dpkg-deb', ['-x', file, debian])

@@ -1,8 +1,18 @@
 // A partition for the agent's tests: an HTTP server of Node's that gives one job, serves an image, and checks what it hears against the protocol.
 import { createReadStream, statSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
-import { type Erasure, erasure, type Inventory, inventory, type Job, type Signal, signal } from '@muster/shared/agent'
+import { type AddressInfo, createServer as createNetServer } from 'node:net'
+import {
+  type Enlistment,
+  type Erasure,
+  enlistment,
+  erasure,
+  type Inventory,
+  inventory,
+  type Job,
+  type Signal,
+  signal,
+} from '@muster/shared/agent'
 import { type ScriptResult, scriptResult } from '@muster/shared/scripts'
 
 export interface TestPartition extends AsyncDisposable {
@@ -13,6 +23,7 @@ export interface TestPartition extends AsyncDisposable {
   imageFile: string | undefined
   /** Of the run; another one ends it. */
   token: string
+  readonly enlistments: Enlistment[]
   readonly inventories: Inventory[]
   readonly signals: Signal[]
   readonly erasures: Erasure[]
@@ -43,6 +54,10 @@ export async function startPartition(): Promise<TestPartition> {
     if (path === '/image' && partition.imageFile) return serveFile(request, response, partition.imageFile)
     if (path === '/healthz') return void response.end('{}')
     if (path === '/seed/network-config') return void response.end(networkConfig)
+    if (path === '/agent/enlist') {
+      partition.enlistments.push(enlistment.parse(JSON.parse(body)))
+      return void response.writeHead(201).end(JSON.stringify({ id: 'p1-abcdef', outcome: 'created' }))
+    }
     if (request.headers.authorization !== `Bearer ${partition.token}`) {
       partition.complaints.push(`${method} ${path} without the token`)
       return void response.writeHead(401).end('{}')
@@ -61,6 +76,7 @@ export async function startPartition(): Promise<TestPartition> {
     job: undefined,
     imageFile: undefined,
     token: 'planted-token',
+    enlistments: [],
     inventories: [],
     signals: [],
     erasures: [],
@@ -73,6 +89,15 @@ export async function startPartition(): Promise<TestPartition> {
     },
   }
   return partition
+}
+
+/** An unused TCP port of the loopback; somebody could take it before we do. */
+export async function freePort(): Promise<number> {
+  const server = createNetServer()
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  const { port } = server.address() as AddressInfo
+  await new Promise(resolve => server.close(resolve))
+  return port
 }
 
 async function textOf(request: IncomingMessage): Promise<string> {

@@ -1,9 +1,10 @@
 // `npm run lab`: computers with real firmware, in name spaces of their own, live through everything Muster does with a machine.
 import { execFileSync } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, cpSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { buildAgent, packageCache } from '@muster/agent/build'
+import { packageCache } from '@muster/agent/build'
+import { imageCache, keptAgent } from '@muster/agent/built'
 import { createClient } from '@muster/shared/client'
 import { Command, Option } from 'commander'
 import { table } from '../bench/table.ts'
@@ -86,9 +87,9 @@ async function outside(): Promise<number> {
   if (why !== undefined) throw new Error(why)
   if (args.accel === 'kvm') closeSync(openSync('/dev/kvm', 'r+'))
   mkdirSync(dataDir, { recursive: true })
-  say('building the agent')
-  const agent = path.join(files, 'agent/amd64')
-  await buildAgent({ out: agent, kernel: 'cloud', cache: packageCache, say: line => say(`  ${line}`) })
+  say('building the agent, unless it is there')
+  const built = await keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: line => say(`  ${line}`) })
+  cpSync(built, path.join(files, 'agent/amd64'), { recursive: true })
   rmSync(runDir, { recursive: true, force: true })
   const faults = args.full ? faultNames : args.fault
   const parts: Inside[] = []
