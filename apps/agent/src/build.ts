@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { collectModules } from './modules.ts'
+import { collectFirmware, collectModules } from './modules.ts'
 import { fetchPackages } from './packages.ts'
 
 const run = promisify(execFile)
@@ -50,6 +50,8 @@ export interface BuildOptions {
   /** Gets vmlinuz and initrd. */
   readonly out: string
   readonly kernel: Kernel
+  /** Debian's packages of firmware; what the image's modules name of it goes in. apt must know them: most are in non-free-firmware. */
+  readonly firmware?: readonly string[]
   /** Packages that were fetched stay there. */
   readonly cache: string
   readonly say: (line: string) => void
@@ -63,17 +65,17 @@ export interface Built {
 export const packageCache = fileURLToPath(new URL('../../../.muster/cache/packages', import.meta.url))
 
 /** What goes into an image: fetched packages, by their files. Throws where apt cannot have one. */
-export function packagesOf({ kernel, cache }: Pick<BuildOptions, 'kernel' | 'cache'>): Promise<string[]> {
-  return fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs)], cache)
+export function packagesOf({ kernel, firmware = [], cache }: Pick<BuildOptions, 'kernel' | 'firmware' | 'cache'>): Promise<string[]> {
+  return fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs), ...firmware], cache)
 }
 
 /** Builds. Throws where a package cannot be had, a program is missing, or the image becomes too large; `out` is as it was then. */
-export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Promise<Built> {
+export async function buildAgent({ out, kernel, firmware = [], cache, say }: BuildOptions): Promise<Built> {
   const work = await mkdtemp(path.join(tmpdir(), 'muster-agent-'))
   try {
     const [debian, tree] = [path.join(work, 'debian'), path.join(work, 'tree')]
     say('fetching packages')
-    const packages = await packagesOf({ kernel, cache })
+    const packages = await packagesOf({ kernel, firmware, cache })
     say(`unpacking ${packages.length} packages`)
     await mkdir(debian)
     for (const file of packages) await run('dpkg-deb', ['-x', file, debian])
@@ -83,8 +85,9 @@ export async function buildAgent({ out, kernel, cache, say }: BuildOptions): Pro
     await makeTree(tree)
     await addPrograms(debian, tree)
     await makeSystemLoader(debian, path.join(tree, 'muster/grub'))
-    const count = await collectModules({ debian, tree, release, kernel })
-    say(`${count} modules`)
+    const modules = await collectModules({ debian, tree, release, kernel })
+    say(`${modules.length} modules`)
+    if (firmware.length > 0) say(`${await collectFirmware({ debian, tree, modules })} files of firmware`)
     const initrd = path.join(work, 'initrd')
     await pack(tree, initrd)
     const disk = path.join(work, 'disk.efi')

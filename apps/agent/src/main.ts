@@ -13,15 +13,16 @@ const program = new Command('npm run agent:build --')
   .addOption(
     new Option('--kernel <kind>', 'cloud: virtual machines; generic: real hardware too').choices(Object.keys(kernels)).default('generic'),
   )
+  .option('--firmware <package...>', "Debian's packages of firmware, such as firmware-bnx2x; apt must know non-free-firmware", [])
   .option('--cache <folder>', 'fetched packages stay there', packageCache)
   .addHelpText('after', '\nExamples:\n  npm run agent:build\n  npm run agent:build -- --kernel cloud --out /srv/muster/files/agent/amd64')
 
-const { out, kernel, cache } = program.parse().opts<{ out: string; kernel: Kernel; cache: string }>()
+const { out, kernel, firmware, cache } = program.parse().opts<{ out: string; kernel: Kernel; firmware: string[]; cache: string }>()
 const say = (line: string) => process.stderr.write(`  ${line}\n`)
 try {
   const startedAt = performance.now()
   say(`building the agent into ${out}`)
-  const { files } = await buildAgent({ out: path.resolve(out), kernel, cache: path.resolve(cache), say })
+  const { files } = await buildAgent({ out: path.resolve(out), kernel, firmware, cache: path.resolve(cache), say })
   for (const { name, bytes, sha256 } of files) say(`${name}  ${(bytes / 2 ** 20).toFixed(1)} MiB  sha256 ${sha256}`)
   say(`done in ${((performance.now() - startedAt) / 1000).toFixed(0)} s`)
 } catch (error) {

@@ -1,5 +1,6 @@
 // The kernel's modules that a machine in memory needs: controllers, network cards, file systems, and what these need in turn.
 import { execFile } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { copyFile, mkdir, readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -17,8 +18,11 @@ const wanted: Readonly<Record<Kernel, readonly RegExp[]>> = {
     /^(lib|crypto)\/(crc|lib).*\.ko/,
   ],
   generic: [
-    /^drivers\/net\/(ethernet|phy|mdio|virtio_net|bonding|net_failover)/,
+    /^drivers\/net\/(ethernet|phy|mdio|virtio_net|net_failover|vmxnet3|hyperv|xen-netfront)/,
     /^drivers\/(block|nvme|ata|virtio|char\/ipmi|message)\//,
+    // NVMe disks behind Intel's Volume Management Device, and the bus over which some boards reach their BMC (SSIF).
+    /^drivers\/pci\/controller\/vmd\.ko/,
+    /^drivers\/i2c\/(busses\/i2c-(i801|piix4|ismt|xgene-slimpro|designware)|i2c-smbus)/,
     /^drivers\/scsi\//,
     /^drivers\/usb\/(host|storage|common|core)\//,
     /^drivers\/hid\//,
@@ -31,8 +35,8 @@ const wanted: Readonly<Record<Kernel, readonly RegExp[]>> = {
 /** Never on a server that boots from the network, and large. */
 const unwanted = /^drivers\/(net\/(wireless|wwan|can|hamradio|usb|arcnet|fddi|ieee802154|wan)|scsi\/(pcmcia|aic94xx|be2iscsi))\//
 
-/** Copies them with their index. Answers how many. Throws where depmod is missing. */
-export async function collectModules(options: { debian: string; tree: string; release: string; kernel: Kernel }): Promise<number> {
+/** Copies them with their index. Answers their files below `tree`. Throws where depmod is missing. */
+export async function collectModules(options: { debian: string; tree: string; release: string; kernel: Kernel }): Promise<string[]> {
   const { debian, tree, release, kernel } = options
   const from = path.join(debian, 'lib/modules', release)
   const to = path.join(tree, 'lib/modules', release)
@@ -52,7 +56,23 @@ export async function collectModules(options: { debian: string; tree: string; re
   for (const name of ['modules.order', 'modules.builtin', 'modules.builtin.modinfo'])
     await copyFile(path.join(from, name), path.join(to, name))
   await run('/sbin/depmod', ['-b', tree, release])
-  return chosen.size
+  return [...chosen].map(file => path.join(to, file))
+}
+
+/** Copies what of the packages' firmware these modules say they may ask for. Answers how many files. Throws where modinfo is missing. */
+export async function collectFirmware({ debian, tree, modules }: { debian: string; tree: string; modules: string[] }): Promise<number> {
+  const { stdout } = await run('/sbin/modinfo', ['--field', 'firmware', ...modules], { maxBuffer: 16 * 2 ** 20 })
+  let count = 0
+  for (const name of [...new Set(stdout.split('\n').filter(Boolean))].sort()) {
+    const file = path.join(debian, 'lib/firmware', name)
+    if (!existsSync(file)) continue
+    const target = path.join(tree, 'lib/firmware', name)
+    await mkdir(path.dirname(target), { recursive: true })
+    // What is a link in the package is a file here.
+    await copyFile(file, target)
+    count++
+  }
+  return count
 }
 
 function isWanted(file: string, kernel: Kernel): boolean {

@@ -26,6 +26,8 @@ export interface MachineOptions {
   readonly sshPort?: number
   /** A second network port, whose other end are UDP ports of this host's loopback: a frame is a datagram. */
   readonly wire?: { readonly machine: number; readonly here: number }
+  /** The port of this host's loopback where the machine's BMC listens for its machine (ipmi_sim's VM protocol). */
+  readonly bmcPort?: number
   /** Raw files, by the way they are attached. */
   readonly disks?: readonly { readonly file: string; readonly as: 'virtio' | 'nvme' | 'scsi'; readonly serial: string }[]
 }
@@ -33,7 +35,7 @@ export interface MachineOptions {
 let count = 0
 
 export function startMachine(options: MachineOptions): VirtualMachine {
-  const { folder, system, firmware, memoryMib = 768, cpus = 1, disks = [], sshPort, wire } = options
+  const { folder, system, firmware, memoryMib = 768, cpus = 1, disks = [], sshPort, wire, bmcPort } = options
   const log = path.join(folder, `console-${++count}`)
   writeFileSync(log, '')
   const drives = disks.flatMap(({ file, as, serial }, index) => [
@@ -86,6 +88,13 @@ export function startMachine(options: MachineOptions): VirtualMachine {
             'vmxnet3,netdev=net1,mac=52:54:00:00:00:02',
           ]
         : []),
+      ...(bmcPort === undefined
+        ? []
+        : [
+            '-chardev',
+            `socket,id=bmc-line,host=127.0.0.1,port=${bmcPort},reconnect=10`,
+            ...['-device', 'ipmi-bmc-extern,id=bmc,chardev=bmc-line', '-device', 'isa-ipmi-kcs,bmc=bmc'],
+          ]),
       ...(system ? startOf(system) : []),
       ...(firmware ? uefi(path.join(folder, `vars-${count}`)) : []),
       ...['-device', 'virtio-scsi-pci'],

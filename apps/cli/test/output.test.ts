@@ -41,6 +41,19 @@ test('a list is a table, and says which partition did not answer', async () => {
   expect(code).toBe(0)
 })
 
+test('a machine says where its BMC is and how to make use of it, until it is switched by something', async () => {
+  const bmc = { address: '10.9.0.7', mac: '52:54:00:bc:bc:07', ipmi: '2.0', firmware: '9.08' }
+  server.answers['machines.get'] = () => ({ ...detailOf({ state: 'new', powerDriver: null }), inventory: { bmc } })
+  const { stdout } = await home.muster(['machine', 'get', 'lon1-4y3h7n'])
+  expect(stdout).toMatch(/BMC found +10\.9\.0\.7 {2}52:54:00:bc:bc:07 {2}IPMI 2\.0 {2}firmware 9\.08\n/)
+  expect(stdout).toContain('muster machine update lon1-4y3h7n --power-driver ipmi --power-setting address=10.9.0.7 --power-settings FILE\n')
+  // What an agent sent as an address, and is none, makes no command.
+  server.answers['machines.get'] = () => ({ ...detailOf({ powerDriver: null }), inventory: { bmc: { address: '; rm -rf /' } } })
+  expect((await home.muster(['machine', 'get', 'lon1-4y3h7n'])).stdout).not.toContain('--power-driver')
+  server.answers['machines.get'] = () => ({ ...detailOf({}), inventory: { bmc } })
+  expect((await home.muster(['machine', 'get', 'lon1-4y3h7n'])).stdout).not.toContain('--power-driver')
+})
+
 test('the status of a partition says what is wrong with it and what is weak; one that does not know the field says nothing of it', async () => {
   const status: CallAnswer<'partitions.get'> = {
     ...{

@@ -72,6 +72,21 @@ describe('enlisting', () => {
     )
   })
 
+  test('of a BMC that the machine found in itself, operators see the address, and nothing uses it before they give it credentials', async () => {
+    const bmc = { address: '10.9.0.7', mac: '52:54:00:bc:bc:07', ipmi: '2.0' }
+    const { id } = (await enlist({ ...hardware(), facts: { vendor: 'Acme', bmc } })).body
+    const seen = await partition.as('olga').machines.get({ id })
+    expect(seen).toMatchObject({ state: 'new', powerDriver: null, powerSettings: {}, inventory: { vendor: 'Acme', bmc } })
+    for (const tenant of ['alice', 'rita'] as const)
+      expect((await partition.as(tenant).machines.get({ id })).inventory).toEqual({ vendor: 'Acme' })
+    const powerSettings = { address: bmc.address, user: 'admin', password: 'secret' }
+    await partition.as('olga').machines.update({ id, powerDriver: 'ipmi', powerSettings })
+    expect(await partition.as('olga').machines.get({ id })).toMatchObject({
+      powerDriver: 'ipmi',
+      powerSettings: { address: '10.9.0.7', secrets: '***' },
+    })
+  })
+
   test('by the same machine many times at once makes one', async () => {
     const found = hardware([newMac(), newMac()])
     const answers = await Promise.all(Array.from({ length: 8 }, () => enlist(found)))

@@ -12,7 +12,7 @@ load_drivers() {
         mv /run/aliases.now /run/aliases
         sleep 0.5
     done
-    for module in sd_mod af_packet ext4 vfat nls_ascii nls_iso8859-1 ipmi_devintf ipmi_si; do modprobe -q "$module" 2>/dev/null; done
+    for module in sd_mod af_packet ext4 vfat nls_ascii nls_iso8859-1 ipmi_devintf ipmi_si ipmi_ssif; do modprobe -q "$module" 2>/dev/null; done
 }
 
 # muster.url, muster.token and muster.mode become URL, TOKEN and MODE; BOOTIF becomes BOOT_MAC.

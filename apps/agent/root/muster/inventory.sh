@@ -117,11 +117,35 @@ numa() {
     done
 }
 
-# The address of the machine's own BMC. Its password cannot be read, so nothing is made of it here.
+# Where the machine's own BMC is in the network, and what it says that it is. Its passwords cannot be read, and what else it says (its SNMP community)
+# is nobody's business. Boards with several LAN channels have an address on one of them; ipmitool's own choice is tried first.
 bmc() {
     [ -z "$ROOT" ] && command -v ipmitool >/dev/null && [ -e /dev/ipmi0 ] || { echo null; return; }
-    address=$(timeout 20 ipmitool lan print 2>/dev/null | sed -n 's/^IP Address  *: //p')
-    case $address in '' | 0.0.0.0) echo null ;; *) jq -nc --arg address "$address" '{$address}' ;; esac
+    for channel in '' 1 2 3 4 5 6 7 8; do
+        # shellcheck disable=SC2086 # No channel is no word.
+        timeout 60 ipmitool lan print $channel 2>/dev/null >/run/bmc.lan
+        # One that does not answer is not asked for its other channels.
+        [ $? -lt 124 ] || break
+        [ "$(bmc_lan </run/bmc.lan)" = '{}' ] || break
+    done
+    timeout 20 ipmitool mc info 2>/dev/null >/run/bmc.info
+    bmc_info </run/bmc.info | jq -c --argjson lan "$(bmc_lan </run/bmc.lan)" '$lan + . | if . == {} then null else . end'
+}
+
+# What `ipmitool lan print` says on the standard input; {} where it is no LAN, or has no address.
+bmc_lan() {
+    jq -Rnc '[inputs | capture("^(?<key>[^:]*[^: ]) *: (?<value>.*[^ ])")] | reverse | from_entries
+        | if (.["IP Address"] // "0.0.0.0") == "0.0.0.0" then {} else {
+            address: .["IP Address"], mac: .["MAC Address"], source: .["IP Address Source"], netmask: .["Subnet Mask"],
+            gateway: .["Default Gateway IP"], vlan: .["802.1q VLAN ID"]
+        } | with_entries(select(.value != null and .value != "0.0.0.0" and .value != "Disabled")) end'
+}
+
+# What `ipmitool mc info` says on the standard input.
+bmc_info() {
+    jq -Rnc '[inputs | capture("^(?<key>[^:]*[^: ]) *: (?<value>.*[^ ])")] | reverse | from_entries
+        | {ipmi: .["IPMI Version"], firmware: .["Firmware Revision"], manufacturerId: .["Manufacturer ID"], productId: .["Product ID"]}
+        | with_entries(select(.value != null))'
 }
 
 facts() {

@@ -1,5 +1,6 @@
 // How machines look to people: the columns of a list, one machine in full, and the answer to "why is it stuck?".
 import { createHash } from 'node:crypto'
+import { isIP } from 'node:net'
 import { requestsIn, type State, states } from '@muster/shared/life-cycle'
 import type { CredentialRotation, Explanation, Machine, MachineDetail } from '@muster/shared/machine'
 import type { Cli } from '../cli.ts'
@@ -77,6 +78,7 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Power', `${machine.power}${machine.powerSeenAt ? `, seen ${ageText(machine.powerSeenAt, now)} ago` : ''}`],
     ['Power driver', machine.powerDriver],
     ['Power settings', detail.powerSettings && JSON.stringify(detail.powerSettings)],
+    ...bmcFieldsOf(machine.id, detail),
     ['Owner', machine.owner],
     ['Allocation', machine.allocation],
     ['Operating system', machine.deployment?.os],
@@ -107,6 +109,22 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['Created', time(machine.createdAt)],
     ['Changed', time(machine.updatedAt)],
   ])
+}
+
+/**
+ * Where the machine itself found its BMC, and, while nothing switches its power, the command that takes that over: user and password are in the file,
+ * because the machine cannot know them. An inventory is whatever somebody sent who was on the machines' network: the address is shown, never used.
+ */
+function bmcFieldsOf(id: string, { inventory, powerDriver }: Partial<MachineDetail>): (readonly [string, string])[] {
+  const found = inventory?.bmc
+  if (typeof found !== 'object' || found === null) return []
+  const { address, mac, ipmi, firmware } = found as Record<string, unknown>
+  const word = (value: unknown, before = '') => (typeof value === 'string' && value !== '' ? `${before}${value}` : '')
+  const text = [word(address), word(mac), word(ipmi, 'IPMI '), word(firmware, 'firmware ')].filter(Boolean).join('  ')
+  if (text === '') return []
+  const isAddress = typeof address === 'string' && isIP(address) !== 0
+  const command = `muster machine update ${id} --power-driver ipmi --power-setting address=${String(address)} --power-settings FILE`
+  return [['BMC found', text], ...(powerDriver === null && isAddress ? [['Use it', command] as const] : [])]
 }
 
 /** `eth0  sw-01  Ethernet1/7  VLAN 42`: what each port's switch said of itself (LLDP). The inventory is whatever an agent sent. */

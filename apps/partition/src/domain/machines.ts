@@ -158,15 +158,20 @@ export async function deleteMachine(core: Core, caller: Caller, id: string): Pro
   }
 }
 
-/** One machine; operators see its power settings (secrets left out). */
+/** One machine; operators see its power settings (secrets left out), and where the agent found its BMC. */
 export async function machineDetail(core: Core, caller: Caller, id: string): Promise<MachineDetail> {
   const [row, facts, found] = await Promise.all([existingMachine(core, id), db.findInventory(core.sql, id), power.findSwitch(core.sql, id)])
   const isOperator = mayAct(caller.role, 'operator')
   return {
     ...viewOf(row, core.partition),
-    inventory: facts,
+    inventory: isOperator || facts === null ? facts : withoutOwnBmc(facts),
     powerSettings: isOperator && found ? { ...found.settings, ...(found.secrets && { secrets: '***' }) } : null,
   }
+}
+
+/** What tenants see of an inventory: the address of the BMC is an operator's business. */
+function withoutOwnBmc({ bmc: _, ...rest }: Record<string, unknown>): Record<string, unknown> {
+  return rest
 }
 
 /** Why a machine is as it is. */
