@@ -6,11 +6,13 @@ import path from 'node:path'
 import { type FreshDatabase, freshDatabase } from '@muster/embedded/test-postgres'
 import { createFront, type Front } from '@muster/front/front'
 import { migrateHome } from '@muster/front/global/db/generations'
+import type { Home } from '@muster/front/global/home'
 import { migrate } from '@muster/partition/db/migrate'
 import { type Core, defaultRules } from '@muster/partition/domain/core'
 import { startPartition } from '@muster/partition/partition'
 import { createLocalBroker, type LocalBroker } from '@muster/server/bus/local-bus'
 import { digestOf, lineageAfter } from '@muster/server/global/lineage'
+import { createSharedSealer } from '@muster/server/global/sealed'
 import { createSigner } from '@muster/server/global/signature'
 import { createLog } from '@muster/server/log'
 import { hashToken, newToken } from '@muster/server/tokens'
@@ -18,6 +20,7 @@ import { createClient } from '@muster/shared/client'
 import type { CallInput, CallName, CallOutput } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
 import { readPayload, refillJump, type SignedCopy, signedCopy } from '@muster/shared/global/copy'
+import { type DocumentKind, type Documents, documentKinds } from '@muster/shared/global/documents'
 import postgres from 'postgres'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { chance } from '../src/chaos/random.ts'
@@ -105,7 +108,7 @@ function openFront(broker: LocalBroker, databaseUrl: string | undefined, key = s
     bus,
     accepted: names,
     log,
-    global: { databaseUrl, signer: key, trustedKeys: [] },
+    global: { databaseUrl, signer: key, trustedKeys: [], sealer: createSharedSealer(Buffer.alloc(32, 'shared')) },
   })
   stops.push(async () => {
     await front.stop()
@@ -181,6 +184,37 @@ async function putInHome({ payload, signature, key }: SignedCopy, generation: nu
     await sql.end()
   }
 }
+
+async function makeAnew(url: string): Promise<void> {
+  const name = new URL(url).pathname.slice(1)
+  const sql = postgres(process.env.MUSTER_TEST_POSTGRES as string, { max: 1 })
+  try {
+    await sql`drop database ${sql(name)} with (force)`
+    await sql`create database ${sql(name)}`
+  } finally {
+    await sql.end()
+  }
+}
+
+const [madeAt, endsAt, hash] = ['2026-01-01T00:00:00.000Z', '2126-01-01T00:00:00.000Z', '0'.repeat(64)]
+const oneOfEach = Object.entries({
+  user: { role: 'user' },
+  group: { members: ['it'] },
+  token: { user: 'it', role: 'user', sha256: hash, createdAt: madeAt, expiresAt: endsAt },
+  pool: { description: 'in front' },
+  zone: {},
+  quota: { user: 'it', machines: 3 },
+  partition: { natsKey: `U${'A'.repeat(55)}`, operatingSystems: [], acceptedAt: madeAt },
+  join: { sha256: hash, createdAt: madeAt, expiresAt: endsAt },
+  webhook: { url: 'http://127.0.0.1:9/', status: 'paused', secret: `whsec_${Buffer.alloc(24, 'w').toString('base64')}` },
+  image: { os: 'debian/12', title: 'Debian 12', url: 'http://127.0.0.1:9/', sha256: hash },
+  licence: { operatingSystems: ['sles/15'], key: 'XXXX-YYYY' },
+  oidc: { issuer: 'https://issuer.example', clientId: 'muster' },
+} satisfies Record<DocumentKind, object>).map(([kind, document]) => ({
+  kind: kind as DocumentKind,
+  name: { token: 't-00000000000b', join: 'j-00000000000b', partition: 'one' }[kind] ?? 'it',
+  document,
+}))
 
 const within = async (ms: number, isSo: () => boolean | Promise<boolean>) => {
   const startedAt = Date.now()
@@ -471,6 +505,30 @@ describe('the global configuration', () => {
     expect(digests.size, figures).toBe(1)
     expect(Math.min(tally.stops, tally.kills, tally['starts cut off']), figures).toBeGreaterThan(0)
   })
+
+  test('a database that is dropped and made anew under running fronts is refilled without a restart, with every document as it was, sealed ones too', async () => {
+    const broker = createLocalBroker()
+    await using own = await freshDatabase({ template: 'global', migrate: migrateHome })
+    const partition = await start('one', broker)
+    stops.push(partition.stop)
+    const [front, other] = [openFront(broker, own.url), openFront(broker, own.url)]
+    await call(front, 'config.refill', refilling)
+    const { generation } = await call(front, 'config.change', { ...writing, put: oneOfEach })
+    await within(5_000, () => partition.core.configuration.generation === generation && other.home?.content?.generation === generation)
+    const before = front.home?.content?.documents as Documents
+    expect(documentKinds.filter(kind => Object.keys(before[kind]).length === 0)).toEqual([])
+
+    await makeAnew(own.url)
+    expect((await refusalOf(call(other, 'config.change', putUser('too-early')))).code).toBe('home-lost')
+    const refilled = await call(front, 'config.refill', refilling)
+    expect(refilled).toMatchObject({ outcome: 'refilled', from: generation })
+    await within(5_000, () => [partition.core.configuration, other.home].every(each => each?.content?.generation === refilled.generation))
+    for (const { content } of [partition.core.configuration, front.home as Home, other.home as Home])
+      expect(content?.documents).toEqual(before)
+    // What is lost with the database is the history, and the fronts' audit log.
+    expect((await call(other, 'config.history', { limit: 10 })).items.map(each => each.generation)).toEqual([refilled.generation])
+    expect(await call(other, 'config.change', putUser('later'))).toMatchObject({ outcome: 'written', generation: refilled.generation + 1 })
+  }, 60_000)
 
   test('a partition without a trusted key takes nothing, and says why', async () => {
     const sql = postgres((databases.get('three') as FreshDatabase).url, { max: 1 })

@@ -38,6 +38,11 @@ export function isDatabaseAway(error: unknown): boolean {
   return error instanceof Error && 'code' in error && typeof error.code === 'string' && awayCodes.test(error.code)
 }
 
+/** Whether the database was dropped, or what is in it: 3D000, invalid_catalog_name; 42P01, undefined_table. */
+export function isDatabaseGone(error: unknown): boolean {
+  return error instanceof postgres.PostgresError && (error.code === '3D000' || error.code === '42P01')
+}
+
 /** Whether a text of ours holds the one thing that PostgreSQL cannot store: the character NUL, as a text and within JSON. */
 export function isUnstorable(error: unknown): boolean {
   return error instanceof postgres.PostgresError && (error.code === '22021' || error.code === '22P05')

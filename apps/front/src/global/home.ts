@@ -423,20 +423,29 @@ class GlobalHome implements Home {
   async #home<Answer>(act: (sql: db.Sql) => Promise<Answer>): Promise<Answer> {
     if (!this.#sql) throw new Refusal('not-ready', 'this front has no MUSTER_GLOBAL_DATABASE_URL: it reads the global configuration only')
     try {
+      return await this.#migrated(this.#sql, act)
+    } catch (error) {
+      if (!db.isDatabaseAway(error) && !db.isDatabaseGone(error)) throw error
+      const what = db.isDatabaseGone(error) ? `was refused: ${(error as Error).message}` : 'got no answer'
+      throw new Refusal('database-away', `the front asked the PostgreSQL of the global configuration and ${what}`, {}, { cause: error })
+    }
+  }
+
+  /** Runs a statement in a database that has its tables: also in one that was dropped and made anew while this front ran. */
+  async #migrated<Answer>(sql: db.Sql, act: (sql: db.Sql) => Promise<Answer>): Promise<Answer> {
+    const wasMigrated = this.#isMigrated
+    try {
       if (!this.#isMigrated) {
         await db.migrateHome(this.#options.databaseUrl as string)
         this.#isMigrated = true
         await this.audit.takeOver()
       }
-      return await act(this.#sql)
+      return await act(sql)
     } catch (error) {
-      if (!db.isDatabaseAway(error)) throw error
-      throw new Refusal(
-        'database-away',
-        'the front asked the PostgreSQL of the global configuration and got no answer',
-        {},
-        { cause: error },
-      )
+      if (!db.isDatabaseGone(error)) throw error
+      this.#isMigrated = false
+      if (!wasMigrated) throw error
+      return this.#migrated(sql, act)
     }
   }
 

@@ -1,8 +1,8 @@
 // The generations of the global configuration: the one thing that fronts keep, together.
-import { connect, isDatabaseAway, type Sql } from '@muster/database/connect'
+import { connect, isDatabaseAway, isDatabaseGone, type Sql } from '@muster/database/connect'
 import { migrate } from '@muster/database/migrate'
 
-export { isDatabaseAway, type Sql }
+export { isDatabaseAway, isDatabaseGone, type Sql }
 
 export interface GenerationRow {
   generation: number
