@@ -51,6 +51,7 @@ export const exitOfError: { readonly [code in ErrorCode]: ExitName } = {
   'unsupported-media-type': 'unexpected',
   'invalid-input': 'usage',
   'not-installable': 'refused',
+  'not-yet-installable': 'refused',
   'no-power-driver': 'refused',
   'too-many-requests': 'unreachable',
   internal: 'unexpected',

@@ -121,3 +121,26 @@ test('a machine shows how long each step took, how its first boot went and its S
   expect(stdout).toMatch(/First boot +over; failed: modules-final\/config-x\n/)
   expect(stdout).toMatch(/SSH host key +ssh-ed25519 SHA256:[A-Za-z0-9+/]{43}\n/)
 })
+
+test('--wait asks again while the image is on its way, says what it waits for, and stops at what will not come', async () => {
+  const why = 'partition lon1 cannot install debian/12 on amd64 yet: its image bookworm is being fetched, 412 MiB so far'
+  let asked = 0
+  server.answers['machines.deploy'] = () => {
+    if (++asked === 1) throw new Refusal('not-yet-installable', why)
+    return aMachine({ state: 'deploying' })
+  }
+  server.answers['machines.get'] = () => ({ ...aMachine({ state: 'deployed' }), powerSettings: null, inventory: null })
+  const done = await home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--wait', '1m'])
+  expect([done.code, asked, done.stderr.includes(`${id}: waiting: ${why}`)]).toEqual([0, 2, true])
+
+  server.answers['machines.deploy'] = () => {
+    throw new Refusal('not-yet-installable', why)
+  }
+  // Nobody waits who was not told to; who was, no longer than that.
+  const atOnce = await home.muster(['machine', 'deploy', id, '--os', 'debian/12'])
+  expect([atOnce.code, atOnce.stderr.includes('waiting:'), atOnce.stderr.includes(why)]).toEqual([4, false, true])
+  expect(await home.muster(['machine', 'deploy', id, '--os', 'debian/12', '--wait', '300ms'])).toMatchObject({
+    code: 4,
+    stderr: expect.stringContaining(why),
+  })
+})

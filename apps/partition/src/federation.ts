@@ -77,6 +77,15 @@ export class Federation {
     ]
   }
 
+  /** Why there is no global configuration here yet, where there is to be one; undefined where there is, or this partition never asked to take part. */
+  whyUnconfigured(): string | undefined {
+    if (this.#core.configuration.content || !this.#options.settings.join) return undefined
+    const { problem } = this.#enrolment
+    return problem === undefined
+      ? 'the global configuration has not come here yet'
+      : `this partition is not part of the federation yet: ${problem}`
+  }
+
   logHasGrown(lastSeq: number): void {
     this.#busDoor?.logHasGrown(lastSeq)
   }

@@ -176,6 +176,7 @@ export async function startPartition(options: PartitionOptions): Promise<Running
       return weaknessesOf(originRules)
     },
     dhcp: () => dnsmasq?.given ?? [],
+    whyAway: (os: string, arch: string) => images.whyAway(os, arch) ?? federation.whyUnconfigured(),
     webhooks,
   }
   const metrics = createMetrics()

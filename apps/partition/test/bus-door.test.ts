@@ -27,6 +27,7 @@ async function openDoor(): Promise<{
     weaknesses: [],
     fetching: () => [],
     dhcp: () => [],
+    whyAway: () => undefined,
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   const backend = new LocalBackend({ partition: core.partition, handlers: handlers(core, self), readiness: () => [] })

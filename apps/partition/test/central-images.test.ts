@@ -5,13 +5,15 @@ import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import type { Refusal } from '@muster/shared/errors'
 import { payloadOf } from '@muster/shared/global/copy'
 import { type Change, changed, noDocuments } from '@muster/shared/global/documents'
 import { expect, onTestFinished, test } from 'vitest'
 import { keepGlobal } from '../src/db/global.ts'
 import { CentralImages, imagesFor } from '../src/domain/central-images.ts'
 import type { Core } from '../src/domain/core.ts'
-import { startCore, until } from './harness.ts'
+import { deploy } from '../src/domain/machines.ts'
+import { addMachine, operator, startCore, until } from './harness.ts'
 
 const content = Buffer.alloc(300_000, 'a disk ')
 const sha256 = createHash('sha256').update(content).digest('hex')
@@ -152,4 +154,56 @@ test('a partition has the images of what it may install; two of one name are ref
   expect(changed(noDocuments, { put: [image('ftp://images.example/12')], delete: [] })).toMatchObject({
     problems: [{ field: 'put.0.document.url' }],
   })
+})
+
+test('a deployment of what is not here says what it waits for, and whether asking again may help', async () => {
+  const core = await startEmpty()
+  const part = 2 ** 20 + 1
+  const url = await serve((request, answer) => {
+    if (request.url?.startsWith('/absent')) return void answer.writeHead(404).end()
+    answer.write(Buffer.alloc(part))
+  })
+  const images = new CentralImages(core)
+  const { id } = await addMachine(core, { state: 'allocated', owner: 'olga', allocation_id: 'a-000000000009' }, { powerDriver: 'manual' })
+  const refused = async (os: string) => {
+    const asked = deploy(core, operator, { id, os, sshKeys: [] }, (name, arch) => images.whyAway(name, arch))
+    const { code, message } = await asked.then(
+      () => expect.unreachable(),
+      error => error as Refusal,
+    )
+    return [code, message.replace('partition lon1 cannot install ', '')]
+  }
+  expect(await refused('debian/12')).toEqual([
+    'not-installable',
+    'debian/12 on amd64: its image is not here, and no document describes one',
+  ])
+
+  const absent = {
+    kind: 'image' as const,
+    name: 'noble',
+    document: { ...image(new URL('/absent', url).href).document, os: 'ubuntu/24.04' },
+  }
+  await describe(core, [image(url), absent, partition(['debian/12', 'ubuntu/24.04'])])
+  core.catalogue.select(['debian/12', 'ubuntu/24.04'])
+  expect(await refused('debian/12')).toEqual([
+    'not-yet-installable',
+    'debian/12 on amd64 yet: its image bookworm is to be fetched, and it is not its turn yet',
+  ])
+  const stopping = new AbortController()
+  const look = images.look(stopping.signal)
+  await until(async () => images.fetching[0]?.bytes === part)
+  expect(await refused('debian/12')).toEqual([
+    'not-yet-installable',
+    'debian/12 on amd64 yet: its image bookworm is being fetched, 1 MiB so far',
+  ])
+  stopping.abort()
+  await look
+  await describe(core, [absent])
+  await fetchAll(images)
+  expect(await refused('ubuntu/24.04')).toEqual([
+    'not-yet-installable',
+    expect.stringMatching(/^ubuntu\/24\.04 on amd64 yet: its image noble could not be had: .* answers 404.*; tried again in [12] min$/),
+  ])
+  core.catalogue.select(['debian/12'])
+  expect(await refused('ubuntu/24.04')).toEqual(['not-installable', 'ubuntu/24.04 on amd64: it was not selected for this partition'])
 })

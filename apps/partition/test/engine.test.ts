@@ -136,7 +136,7 @@ const scenarios: Scenario[] = [
     name: 'deploying',
     from: { state: 'allocated', ...owned },
     before: 'off',
-    ask: (core, { id }) => deploy(core, operator, { id, os: 'debian/12', sshKeys: [] }),
+    ask: (core, { id }) => deploy(core, operator, { id, os: 'debian/12', sshKeys: [] }, () => undefined),
     power: ['on'],
     ends: { state: 'deploying', waiting_for: 'the agent to install', power: 'on' },
     moves: ['allocated deploy deploying'],

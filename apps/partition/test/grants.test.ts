@@ -30,6 +30,7 @@ beforeAll(async () => {
     weaknesses: [],
     fetching: () => [],
     dhcp: () => [],
+    whyAway: () => undefined,
     webhooks: { problems: new Map(), ring: () => undefined },
   }
   backend = new LocalBackend({ partition: 'lon1', handlers: handlers(core, self), readiness: () => [] })

@@ -126,7 +126,7 @@ class Real {
 
   async request(move: Extract<Act, { kind: 'request' }>['move'], by: Caller): Promise<'carried out' | 'refused'> {
     try {
-      if (move === 'deploy') await deploy(this.#core, by, { id: this.id, os: 'debian/12', sshKeys: [] })
+      if (move === 'deploy') await deploy(this.#core, by, { id: this.id, os: 'debian/12', sshKeys: [] }, () => undefined)
       else await requestMove(this.#core, by, move, { id: this.id })
       return 'carried out'
     } catch (error) {

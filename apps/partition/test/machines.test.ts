@@ -244,7 +244,7 @@ describe('deploying', () => {
     const { id } = await add({ state: 'allocated', arch: 'arm64', ...owned }, 'manual')
     await expect(partition.as('alice').machines.deploy({ id, os: 'plan9/4' })).rejects.toMatchObject({
       code: 'not-installable',
-      message: 'partition lon1 cannot install plan9/4 on arm64',
+      message: 'partition lon1 cannot install plan9/4 on arm64: its image is not here, and no document describes one',
       facts: { available: ['debian/12', 'ubuntu/24.04'] },
     })
     expect(await movesOf(partition.sql, id)).toEqual([])

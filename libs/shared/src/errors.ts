@@ -28,6 +28,7 @@ export const errorTable = {
   'no-power-driver': { status: 422, retryable: 'no', title: 'The machine has no power settings' },
   'too-many-requests': { status: 429, retryable: 'yes', title: 'Too many requests' },
   internal: { status: 500, retryable: 'yes', title: 'Muster made a mistake' },
+  'not-yet-installable': { status: 503, retryable: 'yes', title: 'That operating system cannot be installed there yet' },
   'not-ready': { status: 503, retryable: 'yes', title: 'The server is not ready' },
   'database-away': { status: 503, retryable: 'yes', title: 'The database does not answer' },
   'bus-away': { status: 503, retryable: 'yes', title: 'The message bus is not connected' },

@@ -1,12 +1,14 @@
 // One action on several machines: a few at a time, one outcome each, and the exit code of the worst.
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Client } from '@muster/shared/client'
 import { durationMs } from '@muster/shared/duration'
+import { Refusal } from '@muster/shared/errors'
 import type { Machine } from '@muster/shared/machine'
 import type { Command } from 'commander'
 import { type Cli, type Format, formatOf, globalsOf, say } from '../cli.ts'
 import { attempt, CliError, Exit, type ExitName, worstOf } from '../exit-codes.ts'
 import { tellFailure } from '../output/problem.ts'
-import { progressFor } from '../output/progress.ts'
+import { type Progress, progressFor } from '../output/progress.ts'
 import { jsonText, ndjsonText } from '../output/show.ts'
 import { printable } from '../output/text.ts'
 import { type Judge, judgeOf, patienceMs, waitForMachines } from '../wait.ts'
@@ -63,9 +65,11 @@ export async function actOnMachines(action: Action): Promise<void> {
   const verbose = globalsOf(command).verbose === true
   const endings: ExitName[] = []
   const asked: { id: string; machine: Machine | null }[] = []
+  const progress = progressFor(cli)
+  const end = typeof wait === 'string' ? cli.now() + durationMs(wait) : undefined
   await eachAtMost(ids, async id => {
     try {
-      const machine = await attempt(`${verb} ${id}`, action.act(id))
+      const machine = await attempt(`${verb} ${id}`, wait === undefined ? action.act(id) : askUntilPossible(action, id, { progress, end }))
       asked.push({ id, machine })
       if (wait === undefined && format !== 'json') say(cli, outcomeLine(format, { id, machine }, action.text))
     } catch (error) {
@@ -74,17 +78,45 @@ export async function actOnMachines(action: Action): Promise<void> {
     }
   })
   const machines = asked.flatMap(({ machine }) => (machine ? [machine] : []))
-  const seen = wait === undefined ? machines : await waitForAll(action, machines, wait, endings)
+  const seen = wait === undefined ? machines : await waitForAll(action, machines, { progress, end, endings })
   if (format === 'json' && machines.length > 0) cli.stdout.write(jsonText(ids.length === 1 ? seen[0] : { items: seen }))
   const worst = worstOf(endings)
   if (worst !== 'ok') throw new Exit(worst)
 }
 
+/** How long what is asked for is waited for that a server does not queue, where `--wait` names no time: an image may be large, and its source slow. */
+const usualPatienceMs = 3_600_000
+const askAgainMs = 2_000
+
+/** Asks, and asks again while the server says that it cannot be done yet: nothing is queued there. Says what it waits for. */
+async function askUntilPossible(
+  { cli, act }: Action,
+  id: string,
+  { progress, end = cli.now() + usualPatienceMs }: { progress: Progress; end?: number | undefined },
+): Promise<Machine | null> {
+  for (;;) {
+    try {
+      return await act(id)
+    } catch (error) {
+      const leftMs = end - cli.now()
+      if (!(error instanceof Refusal && error.code === 'not-yet-installable') || leftMs <= 0) throw error
+      progress.update(id, `waiting: ${error.message}`)
+      await sleep(Math.min(askAgainMs * (0.75 + Math.random() / 2), leftMs), undefined, { signal: cli.signal })
+    }
+  }
+}
+
+interface Waiting {
+  readonly progress: Progress
+  /** Epoch milliseconds; as long as the life cycle lets it last where left out. */
+  readonly end: number | undefined
+  readonly endings: ExitName[]
+}
+
 /** Waits for all; adds how each ended to `endings`, and returns the machines as they were seen last. */
-async function waitForAll(action: Action, machines: readonly Machine[], wait: string | true, endings: ExitName[]): Promise<Machine[]> {
+async function waitForAll(action: Action, machines: readonly Machine[], { progress, end, endings }: Waiting): Promise<Machine[]> {
   const { cli, client, command } = action
   const format = formatOf(command)
-  const progress = progressFor(cli)
   const awaited = await waitForMachines({
     cli,
     client,
@@ -92,7 +124,7 @@ async function waitForAll(action: Action, machines: readonly Machine[], wait: st
     machines: machines.map(machine => ({
       machine,
       judge: action.judge ?? judgeOf(machine.state),
-      timeoutMs: wait === true ? patienceMs(machine.state) : durationMs(wait),
+      timeoutMs: end === undefined ? patienceMs(machine.state) : end - cli.now(),
     })),
   })
   for (const { exit } of awaited) endings.push(exit)

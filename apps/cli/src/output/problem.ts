@@ -25,6 +25,7 @@ const hints: { readonly [code in ErrorCode]?: string } = {
   'no-match': 'loosen a constraint, or wait for machines with --wait 10m',
   'quota-exceeded': 'release what is not needed (muster allocation list), or ask an admin for a larger quota',
   'key-reused': 'use a new --key for a new request',
+  'not-yet-installable': 'ask again until it is there with --wait 1h; `muster partition status NAME` shows how it goes',
   'not-installable': 'see what can be deployed where with: muster os list',
   'no-power-driver': 'tell how to reach its BMC: muster machine update ID --power-driver ipmi --power-settings FILE',
   'too-many-requests': 'try again in a moment',

@@ -56,6 +56,7 @@ export interface Self {
   fetching(): NonNullable<PartitionStatus['fetching']>
   /** What DHCP gives to anybody here. */
   dhcp(): NonNullable<PartitionStatus['dhcp']>
+  readonly whyAway: machines.WhyAway
   readonly webhooks: Pick<WebhookSender, 'problems' | 'ring'>
 }
 
@@ -96,7 +97,7 @@ export function handlers(core: Core, self: Self): Handlers {
       return stopByDefinition(core, caller, input, signal)
     },
     'machines.abort': plain('abort'),
-    'machines.deploy': (input, { caller }) => machines.deploy(core, caller, input),
+    'machines.deploy': (input, { caller }) => machines.deploy(core, caller, input, self.whyAway),
     'machines.release': plain('release'),
     'machines.markBroken': plain('markBroken'),
     'machines.fix': plain('fix'),

@@ -63,7 +63,7 @@ export class Catalogue implements Place {
   }
 
   get images(): readonly (Image & { isSupported: boolean; isSelected: boolean })[] {
-    return this.#images.map(image => ({ ...image, isSupported: isSupported(image.os), isSelected: this.#isSelected(image.os) }))
+    return this.#images.map(image => ({ ...image, isSupported: isSupported(image.os), isSelected: this.isSelected(image.os) }))
   }
 
   /** What may be installed here, as the federation says; undefined: everything whose files are here. Counts from the next {@link refresh}. */
@@ -105,7 +105,7 @@ export class Catalogue implements Place {
     this.#installable = new Map(
       architectures.map(arch => [
         arch,
-        new Set(this.#images.filter(({ os, arch: own }) => own === arch && isSupported(os) && this.#isSelected(os)).map(({ os }) => os)),
+        new Set(this.#images.filter(({ os, arch: own }) => own === arch && isSupported(os) && this.isSelected(os)).map(({ os }) => os)),
       ]),
     )
     return this.#state() === before ? 'same' : 'changed'
@@ -115,7 +115,8 @@ export class Catalogue implements Place {
     return JSON.stringify([this.#images, [...this.#agents], [...this.#installable.values()].map(names => [...names])])
   }
 
-  #isSelected(os: string): boolean {
+  /** Whether the federation lets it be installed here. */
+  isSelected(os: string): boolean {
     return this.#selection?.has(os) ?? true
   }
 

@@ -42,20 +42,30 @@ export class CentralImages {
 
   /** Which images are not here, and why, in words. */
   get problems(): string[] {
-    const now = Date.now()
     return this.#wanted().flatMap(([name, image]) => {
       const trouble = this.#troubles.get(textOf(image))
       if (!trouble || this.#isHere(image)) return []
-      const minutes = Math.max(1, Math.round((trouble.againAt - now) / 60_000))
-      return [
-        `the image ${name} (${image.os}, ${image.arch}) of the global configuration: ${trouble.reason}; tried again in ${minutes} min`,
-      ]
+      const what = `the image ${name} (${image.os}, ${image.arch}) of the global configuration`
+      return [`${what}: ${trouble.reason}; tried again in ${minutesUntil(trouble)} min`]
     })
   }
 
   /** What is on its way. */
   get fetching(): NonNullable<PartitionStatus['fetching']> {
     return this.#fetching ? [{ ...this.#fetching }] : []
+  }
+
+  /**
+   * Why an image that is described is not here to be installed, in words; undefined where none is described, or it is here. Time may mend each: what could not be had is tried again.
+   */
+  whyAway(os: string, arch: string): string | undefined {
+    const [name, image] = this.#wanted().find(([, each]) => each.os === os && each.arch === arch) ?? []
+    if (!name || !image || this.#isHere(image)) return undefined
+    const fetched = this.#fetching
+    if (fetched?.name === name) return `its image ${name} is being fetched, ${Math.floor(fetched.bytes / 2 ** 20)} MiB so far`
+    const trouble = this.#troubles.get(textOf(image))
+    if (trouble) return `its image ${name} could not be had: ${trouble.reason}; tried again in ${minutesUntil(trouble)} min`
+    return `its image ${name} is to be fetched, and it is not its turn yet`
   }
 
   /** Fetches one image that is not here and is due. `more`: there may be another. */
@@ -114,5 +124,7 @@ export class CentralImages {
     return isAsDescribed(here, wanted)
   }
 }
+
+const minutesUntil = ({ againAt }: Trouble) => Math.max(1, Math.round((againAt - Date.now()) / 60_000))
 
 const textOf = (image: ImageDocument) => JSON.stringify(image)

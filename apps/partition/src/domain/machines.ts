@@ -306,13 +306,28 @@ function sameChoices(a: readonly ScriptChoice[], b: readonly ScriptChoice[]): bo
   return text(a) === text(b)
 }
 
+/** Nothing is queued for an image that is to come: whoever wants to wait for it asks again. */
+function notInstallable({ partition, catalogue }: Core, os: string, arch: string, whyAway: WhyAway): Refusal {
+  const cannot = `partition ${partition} cannot install ${os} on ${arch}`
+  const facts = { available: [...(catalogue.installable.get(arch) ?? [])] }
+  if (!catalogue.isSelected(os)) return new Refusal('not-installable', `${cannot}: it was not selected for this partition`, facts)
+  if (catalogue.images.some(image => image.os === os && image.arch === arch))
+    return new Refusal('not-installable', `${cannot}: its image is here, and this release cannot prepare its first boot`, facts)
+  const why = whyAway(os, arch)
+  if (why !== undefined) return new Refusal('not-yet-installable', `${cannot} yet: ${why}`, facts)
+  return new Refusal('not-installable', `${cannot}: its image is not here, and no document describes one`, facts)
+}
+
 function refuseWithoutPower(row: db.MachineRow): void {
   if (row.power_driver === null)
     throw new Refusal('no-power-driver', `${row.id} has no power driver; set powerDriver and powerSettings first`)
 }
 
+/** Why what is not here to be installed may come by itself, in words; undefined: it will not. */
+export type WhyAway = (os: string, arch: string) => string | undefined
+
 /** Asks for a deployment. The operating system must be one this partition can install on that architecture. */
-export async function deploy(core: Core, caller: Caller, input: CallInput<'machines.deploy'>): Promise<Machine> {
+export async function deploy(core: Core, caller: Caller, input: CallInput<'machines.deploy'>, whyAway: WhyAway): Promise<Machine> {
   const secrets: Omit<DeploymentSecrets, 'sshKeys'> = {
     ...readUserData(input.userData),
     ...(input.secrets && { oneTime: input.secrets }),
@@ -325,12 +340,7 @@ export async function deploy(core: Core, caller: Caller, input: CallInput<'machi
       refuseForeign(caller, found)
       refuseWithoutPower(found)
       const image = core.catalogue.imageFor(input.os, found.arch)
-      const installable = core.catalogue.installable.get(found.arch)
-      if (!image || !installable?.has(input.os)) {
-        const why = image ? ': it was not selected for this partition' : ''
-        const available = [...(installable ?? [])]
-        throw new Refusal('not-installable', `partition ${core.partition} cannot install ${input.os} on ${found.arch}${why}`, { available })
-      }
+      if (!image || !core.catalogue.isSelected(input.os)) throw notInstallable(core, input.os, found.arch, whyAway)
       layoutFor(image, found, input.storage)
       refuseWithoutLicence(core, input.os)
       const network = input.network ?? found.network

@@ -254,7 +254,7 @@ export const machines = {
       storage: storageLayout.optional().describe('how its disks are to be, where the image is a root tarball; flat where left out'),
       dataSource: z.enum(dataSources).optional().describe('how the installed system reads its metadata; the image says so where left out'),
     },
-    ['not-installable', 'no-power-driver', 'already-taken'],
+    ['not-installable', 'not-yet-installable', 'no-power-driver', 'already-taken'],
   ),
   release: move('release', 'Give a machine back', 'user', { erase: releaseErase }),
   markBroken: move('mark-broken', 'Take a machine out of service', 'operator', { reason: z.string().max(1000).default('') }),
@@ -415,7 +415,7 @@ function move<const Shape extends z.core.$ZodShape>(
   summary: string,
   role: 'user' | 'operator',
   shape: Shape,
-  errors: readonly ('no-power-driver' | 'not-installable' | 'machine-owned' | 'already-taken')[] = [],
+  errors: readonly ('no-power-driver' | 'not-installable' | 'not-yet-installable' | 'machine-owned' | 'already-taken')[] = [],
 ) {
   return declareCall({
     summary,
