@@ -21,6 +21,8 @@ import { onTestFinished } from 'vitest'
 import { until } from './servers.ts'
 
 export const adminToken = 'planted-token-of-the-admin'
+/** A change of the global configuration is in force everywhere within so long. */
+const promisedMs = 5_000
 const names = ['one', 'two'] as const
 type Name = (typeof names)[number]
 const signer = createSigner('07'.repeat(32))
@@ -42,7 +44,7 @@ export interface Federation {
   start(name: Name, where: 'connected' | 'cut off'): Promise<RunningPartition>
   /** Puts a document; answers the generation. */
   put(kind: DocumentKind, name: string, document: Record<string, unknown>): Promise<number>
-  /** Resolves once both partitions hold that generation. */
+  /** Resolves once both partitions hold that generation, within the time that is promised: else it rejects. */
   taken(generation: number): Promise<void>
   /** Who a token lets in at a server. */
   who(at: string, token: string): Promise<{ name: string; role: string }>
@@ -120,7 +122,8 @@ export async function startFederation(): Promise<Federation> {
     lines,
     start: (name, where) => start(name, where === 'connected' ? broker : createLocalBroker()),
     put: async (kind, name, document) => (await admin.config.change({ put: [{ kind, name, document }] })).generation,
-    taken: generation => until(() => Object.values(partitions).every(({ core }) => core.configuration.generation >= generation)),
+    taken: generation =>
+      until(() => Object.values(partitions).every(({ core }) => core.configuration.generation >= generation), promisedMs),
     who: async (at, token) => (await createClient({ url: at, token }).session.whoami()).caller,
   }
 }
