@@ -1,5 +1,5 @@
 // What people and scripts read: tables, JSON, explanations, progress.
-import type { CallAnswer } from '@muster/shared/contract/contract'
+import type { CallAnswer, CallOutput } from '@muster/shared/contract/contract'
 import { Refusal } from '@muster/shared/errors'
 import { expect, test } from 'vitest'
 import { eachWithServer } from './ground.ts'
@@ -85,6 +85,52 @@ test('the status of a partition says what is wrong with it and what is weak; one
   const { weaknesses: _, dhcp: __, ...older } = status
   server.answers['partitions.get'] = () => older
   expect(await home.muster(['partition', 'status', 'lon1'])).toMatchObject({ code: 0, stdout: expect.not.stringContaining('Weakness') })
+})
+
+test('config status counts against what is in force at the front, and says how each copy differs from it', async () => {
+  const [digest, other] = ['a'.repeat(64), 'b'.repeat(64)]
+  const name = (index: number) => `p${String(index).padStart(2, '0')}`
+  const copy = (index: number, generation = 57, own = digest) => ({
+    ...{ partition: name(index), generation, digest: own, takenAt: '2026-01-02T03:00:00Z', heardAt: null, problems: [] },
+  })
+  const all = Array.from({ length: 50 }, (_, index) => copy(index))
+  const coverage = (silent: readonly string[]) => {
+    const partitions = all.map(({ partition }) => ({
+      ...{ name: partition, outcome: silent.includes(partition) ? ('silent' as const) : ('answered' as const), ms: 3 },
+    }))
+    return { asked: 50, answered: 50 - silent.length, partitions }
+  }
+  const status = async (answer: Partial<CallOutput<'config.copies'>>) => {
+    server.answers['config.copies'] = () => ({ items: all, nextCursor: null, coverage: coverage([]), ...answer })
+    const { stdout, stderr } = await home.muster(['config', 'status'])
+    const rows = stdout.split('\n').map(line => line.split(/ {2,}/))
+    return { rows, of: (index: number) => rows.find(([partition]) => partition === name(index))?.join(' '), stderr }
+  }
+  const inForce = { generation: 57, digest, changedAt: '2026-01-02T03:00:00Z' }
+
+  const late = await status({
+    items: [...all.slice(0, 48), copy(48, 55)],
+    ...{ inForce, another: [], coverage: coverage(['p49']) },
+    lastHeard: [{ partition: 'p49', generation: 56, digest: other }],
+  })
+  expect(late.rows[0]?.slice(0, 4).map(title => title.trim())).toEqual(['PARTITION', 'GENERATION', 'AGE', 'DRIFT'])
+  expect(late.of(48)).toMatch(/^p48 55 .+ behind 2 -$/)
+  expect(late.of(49)).toMatch(/^p49 56 - behind 1 silent: this is what it held/)
+  expect(late.of(0)).not.toContain('behind')
+  expect(late.stderr).toMatch(/^generation 57, written .+ ago, is applied on 48 of 50 partitions$/m)
+
+  const nobody = await status({ inForce: { ...inForce, generation: 58, digest: other }, another: [], lastHeard: [] })
+  expect(nobody.of(7)).toMatch(/behind 1 -$/)
+  expect(nobody.stderr).toContain('is applied on 0 of 50 partitions')
+
+  const parted = await status({
+    items: [...all.slice(0, 48), copy(48, 57, other), copy(49, 55, other)],
+    ...{ inForce, another: ['p49'], lastHeard: [] },
+  })
+  for (const index of [48, 49]) expect(parted.of(index)).toMatch(/another history -$/)
+  expect(parted.stderr).toContain('is applied on 48 of 50 partitions')
+  // A partition, asked alone, and a front of an older release.
+  expect((await status({ items: [copy(0)], coverage: wholeCoverage })).stderr).toBe('generation 57 is applied on 1 of 1 partitions\n')
 })
 
 test('JSON is the answer as the API gave it', async () => {

@@ -16,6 +16,11 @@ export type Here = {
   readonly [Name in CallName]?: (input: CallInput<Name>, context: CallContext) => CallOutput<Name> | Promise<CallOutput<Name>>
 }
 
+/** What a front knows beside what the partitions answered, by the call's name. */
+export type Beside = {
+  readonly [Name in CallName]?: (gathered: CallOutput<Name>) => Promise<Partial<CallOutput<Name>>>
+}
+
 export interface FederationOptions {
   readonly name: string
   readonly bus: Bus
@@ -23,6 +28,7 @@ export interface FederationOptions {
   readonly calls: PartitionCalls
   readonly limits: Limits
   readonly here: Here
+  readonly beside: Beside
   /** What `best` means. */
   readonly allocate: (input: never, context: CallContext) => Promise<object>
   readonly onLogGrowth: Backend['onLogGrowth']
@@ -59,7 +65,9 @@ export function createFederation(options: FederationOptions): Backend {
             return spreadOver(options, { callName, call, input, context, spread: call.spread })
         }
       }
-      return (await answer()) as CallOutput<Name>
+      const answered = (await answer()) as CallOutput<Name>
+      const more = await options.beside[callName]?.(answered)
+      return more ? { ...answered, ...more } : answered
     },
   }
 }

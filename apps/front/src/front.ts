@@ -14,7 +14,7 @@ import type { Documents, UserDocument } from '@muster/shared/global/documents'
 import { allocate } from './allocate/allocate.ts'
 import { createFederation, type Here, watchLogs } from './federation.ts'
 import type { BrokerFile } from './global/broker-file.ts'
-import { changeOwn, configCalls } from './global/calls.ts'
+import { besideCopies, changeOwn, configCalls } from './global/calls.ts'
 import { enrolmentCalls } from './global/enrolment.ts'
 import { type Home, type HomeOptions, openHome } from './global/home.ts'
 import { startRetention } from './global/retention.ts'
@@ -76,6 +76,7 @@ export function createFront(options: FrontOptions): Front {
       'session.whoami': (_, { caller }) => ({ caller, server: { kind: 'front', name, version } }),
       ...configured?.here,
     },
+    beside: home ? besideCopies(home) : {},
   })
   return {
     backend,

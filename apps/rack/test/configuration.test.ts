@@ -414,6 +414,8 @@ describe('the global configuration', () => {
     await expect(first?.core.configuration.take(offered)).rejects.toThrow('does not follow')
     expect(partitions.usersOf()).toBe('a,b,c a,b,c')
     expect(await refusalOf(put(front, 'w'))).toMatchObject({ code: 'home-lost', message: expect.stringContaining('--database-wins') })
+    const seen = await call(front, 'config.copies', {})
+    expect(seen).toMatchObject({ inForce: { generation: empty + 4 }, another: expect.arrayContaining(['one', 'two']) })
     const refilled = await call(front, 'config.refill', refilling)
     expect(refilled).toMatchObject({ outcome: 'refilled', from: empty + 3, generation: empty + 4 + refillJump })
     await partitions.hold(refilled.generation)

@@ -213,37 +213,65 @@ function addRevert(parent: Command, cli: Cli): void {
 
 function addStatus(parent: Command, cli: Cli): void {
   const command = parent.command('status').summary('which generation every partition holds')
-  command.description(`${calls.copies.summary}, and how far it is behind the one in force.`)
+  command.description(`${calls.copies.summary}, since when, and how far that is from the one in force.`)
   examples(command, ['config status', 'config status -o json'])
   command.action(async () => {
     const { client } = await connect(cli, command)
     const copies = await attempt('ask for the copies', client.config.copies())
-    const newest = Math.max(0, ...copies.items.map(({ generation }) => generation))
-    const current = copies.items.filter(({ generation }) => generation === newest).length
-    showList(cli, formatOf(command), copies, copyShape(cli, newest))
-    if (formatOf(command) !== 'json')
-      remark(
-        cli,
-        newest === 0
-          ? 'Nobody has written a configuration yet.'
-          : `generation ${newest} is applied on ${current} of ${copies.coverage.asked} partitions`,
-      )
+    const {
+      generation,
+      digest = null,
+      changedAt = null,
+    } = copies.inForce ?? {
+      // A partition knows no more than its own copy, and a front of an older release says nothing.
+      generation: Math.max(0, ...copies.items.map(item => item.generation)),
+    }
+    const lastHeard = (copies.lastHeard ?? []).map(held => ({ ...held, takenAt: null, heardAt: null, problems: [] }))
+    const rows = [...copies.items.map(copy => ({ ...copy, isHeard: true })), ...lastHeard.map(copy => ({ ...copy, isHeard: false }))].map(
+      copy => ({ ...copy, drift: driftOf(copy, { generation, digest, another: copies.another ?? [] }) }),
+    )
+    const format = formatOf(command)
+    if (format === 'json' || format === 'ndjson') return showList(cli, format, copies, copyShape(cli))
+    showList(cli, format, { ...copies, items: rows.sort((a, b) => (a.partition < b.partition ? -1 : 1)) }, copyShape(cli))
+    const applied = rows.filter(({ drift, isHeard }) => drift === '' && isHeard).length
+    const since = changedAt ? `, written ${ageText(changedAt, cli.now())} ago,` : ''
+    remark(
+      cli,
+      generation === 0
+        ? 'Nobody has written a configuration yet.'
+        : `generation ${generation}${since} is applied on ${applied} of ${copies.coverage.asked} partitions`,
+    )
   })
 }
 
-const copyShape = (cli: Cli, newest: number): Shape<HeldCopy> => ({
+/** How far a copy is from what is in force; empty where it is the same. */
+function driftOf(
+  copy: Pick<HeldCopy, 'partition' | 'generation' | 'digest'>,
+  inForce: { generation: number; digest: string | null; another: readonly string[] },
+): string {
+  const behind = inForce.generation - copy.generation
+  const isOther = behind === 0 && inForce.digest !== null && copy.digest !== inForce.digest
+  if (isOther || inForce.another.includes(copy.partition)) return 'another history'
+  if (behind === 0) return ''
+  return behind > 0 ? `behind ${behind}` : `ahead ${-behind}`
+}
+
+/** `isHeard`: it answered; otherwise this is what it last said. */
+type CopyRow = HeldCopy & { readonly drift?: string; readonly isHeard?: boolean }
+
+const copyShape = (cli: Cli): Shape<CopyRow> => ({
   columns: [
     { title: 'PARTITION', text: ({ partition }) => partition },
     { title: 'GENERATION', text: ({ generation }) => String(generation), align: 'right' },
-    {
-      title: 'BEHIND',
-      text: ({ generation }) => (generation === newest ? '' : String(newest - generation)),
-      align: 'right',
-      style: ({ generation }) => (generation === newest ? undefined : 'yellow'),
-    },
-    { title: 'TAKEN', text: ({ takenAt }) => (takenAt ? `${ageText(takenAt, cli.now())} ago` : 'never') },
+    { title: 'AGE', text: ({ takenAt }) => (takenAt ? ageText(takenAt, cli.now()) : ''), align: 'right' },
+    { title: 'DRIFT', text: ({ drift = '' }) => drift, style: () => 'yellow' },
     { title: 'HEARD', text: ({ heardAt }) => (heardAt ? `${ageText(heardAt, cli.now())} ago` : 'not since its start'), wide: true },
-    { title: 'PROBLEMS', text: ({ problems }) => problems.join('; '), least: 12, leaves: 8 },
+    {
+      title: 'PROBLEMS',
+      text: ({ problems, isHeard = true }) => (isHeard ? problems.join('; ') : 'silent: this is what it held when it was last heard'),
+      least: 12,
+      leaves: 8,
+    },
   ],
   name: ({ partition }) => partition,
   none: 'There are no partitions.',

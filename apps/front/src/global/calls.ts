@@ -7,7 +7,7 @@ import { Refusal } from '@muster/shared/errors'
 import { documentsOf, noGeneration, ownKeysOf } from '@muster/shared/global/copy'
 import { type Documents, differences, endedMark, type UserDocument } from '@muster/shared/global/documents'
 import { grantOfUser } from '@muster/shared/global/grants'
-import type { Here } from '../federation.ts'
+import type { Beside, Here } from '../federation.ts'
 import type { Home, WriteOptions } from './home.ts'
 
 /** One short function per call. */
@@ -25,6 +25,11 @@ export function configCalls(home: Home): Here {
       return { from, to, differences: differences(await home.documentsAt(from), await home.documentsAt(to)) }
     },
   }
+}
+
+/** Whether every partition has what is in force is for a front to say: a change that nobody has taken yet is in no copy. */
+export function besideCopies(home: Home): Beside {
+  return { 'config.copies': ({ items }) => home.compare(items) }
 }
 
 /** What people change of their own, without an admin: nothing but this. */

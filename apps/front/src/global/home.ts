@@ -12,6 +12,7 @@ import type { Bus, BusSubscription } from '@muster/shared/bus/bus'
 import { frontGroup } from '@muster/shared/bus/permissions'
 import { type copyReply, copyRequest, protocolVersion, subjects } from '@muster/shared/bus/protocol'
 import type { Caller } from '@muster/shared/contract/call'
+import type { HeldCopy } from '@muster/shared/contract/config'
 import type { CallAnswer, CallInput } from '@muster/shared/contract/contract'
 import { pools } from '@muster/shared/contract/labels'
 import { Refusal, wrongFields } from '@muster/shared/errors'
@@ -75,6 +76,8 @@ export interface Home {
   revert(by: Caller, to: number, options: WriteOptions): Promise<Written>
   /** Ends a loss, or a dispute of two histories: the one that `wins` is in force with a generation that no other can be newer than. */
   refill(by: Caller, options: CallInput<'config.refill'>): Promise<CallAnswer<'config.refill'>>
+  /** What is in force, and how far these copies and those of the other partitions are from it. */
+  compare(copies: readonly HeldCopy[]): Promise<Pick<CallAnswer<'config.copies'>, 'inForce' | 'another' | 'lastHeard'>>
   history(limit: number): Promise<Pick<CopyContent, 'generation' | 'changedAt' | 'changedBy' | 'note'>[]>
   /** Throws not-found for a generation that is not kept. */
   documentsAt(generation: number): Promise<Documents>
@@ -233,6 +236,30 @@ class GlobalHome implements Home {
     })
     await this.#insert(next, newest)
     return { outcome: 'refilled', generation, partition: row ? null : other.partition, from: winner.content.generation }
+  }
+
+  async compare(copies: readonly HeldCopy[]) {
+    const content = await this.newest()
+    const lastHeard = this.#heldByPartitions().filter(({ partition }) => !copies.some(copy => copy.partition === partition))
+    const known = copies.flatMap(({ partition, generation, digest }) => (digest === null ? [] : [{ partition, generation, digest }]))
+    return {
+      inForce: {
+        generation: content?.generation ?? noGeneration,
+        digest: this.#inForce?.digest ?? null,
+        changedAt: content?.changedAt ?? null,
+      },
+      another: (await this.#othersIfKnown([...known, ...lastHeard])).map(({ partition }) => partition),
+      lastHeard,
+    }
+  }
+
+  async #othersIfKnown<Copy extends Held>(copies: readonly Copy[]): Promise<Copy[]> {
+    try {
+      return await this.#ofAnotherHistory(copies)
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error
+      return [] // a database that is away: nobody can tell
+    }
   }
 
   async history(limit: number) {

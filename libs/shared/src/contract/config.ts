@@ -139,11 +139,20 @@ export const config = {
   }),
   copies: declareCall({
     summary: 'Which generation each partition holds',
+    description:
+      'A front says beside it which generation is in force, whose copy is of another history, and what those that do not answer held when they were last heard.',
     rest: { method: 'GET', path: '/config/copies' },
     status: 200,
     role: 'operator',
     input: z.strictObject({}),
-    answer: pageOf(heldCopy),
+    answer: pageOf(heldCopy).extend({
+      /** What the front that was asked has in force; generation 0: nothing. A partition says nothing of it. */
+      inForce: z.object({ generation: z.number().int(), digest: z.string().nullable(), changedAt: timestamp.nullable() }).optional(),
+      /** The partitions whose copy is of another history than that. */
+      another: z.array(partitionName).optional(),
+      /** What partitions that did not answer held when this front last heard of them. */
+      lastHeard: z.array(z.object({ partition: partitionName, generation: z.number().int(), digest: z.string() })).optional(),
+    }),
     spread: {
       kind: 'gather',
       merge: ({ answers }: Gathered<Page<HeldCopy>>) => ({
