@@ -9,7 +9,7 @@ import { subjects } from '@muster/shared/bus/protocol'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { checks } from '../src/conformance/checks.ts'
 import { Broken, FarEnd } from '../src/conformance/far-end.ts'
-import { makeReady, type Servers, startServers } from './servers.ts'
+import { makeReady, type Servers, startServers, until } from './servers.ts'
 
 let broker: Awaited<ReturnType<typeof startBroker>>
 let servers: Servers
@@ -30,6 +30,8 @@ beforeAll(async () => {
     const bus = await connect(party.kind, inboxOf(party))
     return party.kind === 'partition' && party.name === 'liar1' ? lying(bus) : bus
   })
+  const { generation } = await servers.front.as.admin.config.change({ put: [{ kind: 'user', name: 'ann', document: { role: 'user' } }] })
+  await until(() => servers.partitions.every(({ core }) => core.configuration.generation === generation))
   for (const [index, partition] of servers.partitions.entries()) {
     const made = await Promise.all(
       [0, 1, 2].map(number =>
@@ -124,6 +126,15 @@ const lies: Record<string, { lie: Lie; broken: string }> = {
     lie: { said: (each, subject) => (callOnly(subject) ? withoutSecondEvent(each) : each) },
     broken: 'numbers its events without gaps',
   },
+  'about its configuration, handing out a copy that nobody signed so': {
+    lie: {
+      said: (each, subject) => {
+        const ok = each.ok as { text?: string } | undefined
+        return callOnly(subject) && ok?.text ? { ...each, ok: { ...ok, text: ok.text.replace('ann', `ann${holds++}`) } } : each
+      },
+    },
+    broken: 'hands out the copy of the configuration',
+  },
   'about holds, with another machine each time': {
     lie: {
       said: (each, subject) => {
@@ -155,7 +166,7 @@ test.each(Object.entries(lies))('a partition that lies %s is found out', { timeo
   }
 })
 
-test('the program tells people and scripts, and its exit code is the verdict', { timeout: 60_000 }, async () => {
+test('the program tells people and scripts, and its exit code is the verdict', { timeout: 90_000 }, async () => {
   const ended = await conformance('--partition', 'good1', '--no-take', '--json')
   expect(ended.code, ended.stderr).toBe(0)
   const { results } = JSON.parse(ended.stdout) as { results: { check: string; outcome: string }[] }

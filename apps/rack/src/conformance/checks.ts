@@ -1,9 +1,21 @@
 // The promises of a partition on the bus, one check each: what a front relies on (docs/protocol.md).
-import { busCalls, keyRecord, logNotice, presenceEveryMs, presenceLimitMs, protocolVersion, subjects } from '@muster/shared/bus/protocol'
+import { digestOf } from '@muster/server/global/lineage'
+import { frontGroup } from '@muster/shared/bus/permissions'
+import {
+  busCalls,
+  copyRequest,
+  keyRecord,
+  logNotice,
+  presenceEveryMs,
+  presenceLimitMs,
+  protocolVersion,
+  subjects,
+} from '@muster/shared/bus/protocol'
 import { allocation } from '@muster/shared/contract/allocations'
 import { calls } from '@muster/shared/contract/contract'
 import { events } from '@muster/shared/contract/events'
 import { session } from '@muster/shared/contract/session'
+import { fetchCopy, partOf, readPayload, type SignedCopy } from '@muster/shared/global/copy'
 import { newAllocationId, randomText } from '@muster/shared/ids'
 import { Broken, type FarEnd } from './far-end.ts'
 
@@ -134,6 +146,31 @@ export const checks: readonly Check[] = [
     )
     return undefined
   }),
+  declare('hands out the copy of the configuration that it says it holds, and takes none that no key it trusts has signed', async far => {
+    const answer = await far.ask('config.copy', { have: 0, part: 0 }, { role: 'admin' })
+    if (answer.kind === 'problem' && answer.problem.code === 'not-found') return { skipped: 'it keeps no configuration' }
+    const held = await copyOf(far)
+    if (!held) return { skipped: 'it holds no configuration yet' }
+    const { generation } = readPayload(held.payload).content
+    const same = await far.want('config.copy', { have: generation, part: 0 }, busCalls['config.copy'].answer, { role: 'admin' })
+    must(same.generation === generation, `it says that it holds generation ${same.generation}, and hands out ${generation}`)
+    must(same.text === undefined, 'it hands its copy to somebody who has it')
+    await far.refused('forbidden', 'config.copy', { have: 0, part: 0 })
+    const [notice] = await far.listenPresence(presenceEveryMs * 1.5)
+    const told = notice?.configuration
+    must(told === undefined || told.digest === digestOf(held.payload), 'its presence tells of another copy than it hands out')
+    // As a front would offer them: newer than what it holds, in other words under the same number, and older.
+    const forged = [generation + 1, generation, generation - 1].map(number => ({
+      ...held,
+      payload: JSON.stringify({ ...JSON.parse(held.payload), generation: number, note: 'conformance' }),
+    }))
+    const asked = await offerCopies(far, forged, generation + 1)
+    must(
+      (await copyOf(far))?.payload === held.payload,
+      `it took a copy in place of its generation ${generation} whose signature is not right`,
+    )
+    return asked === 0 ? { skipped: 'it did not ask for a newer configuration that was announced' } : undefined
+  }),
   declare('confirms and drops nothing that was never held', async far => {
     const never = newAllocationId()
     await far.refused('nothing-allocated', 'allocation.confirm', { allocation: never })
@@ -192,6 +229,35 @@ export const checks: readonly Check[] = [
     return undefined
   }),
 ]
+
+const copyOf = (far: FarEnd) =>
+  fetchCopy(0, question => far.want('config.copy', question, busCalls['config.copy'].answer, { role: 'admin' })).catch((error: Error) => {
+    throw error instanceof Broken ? error : new Broken(`the copy that it hands out is none: ${error.message}`, { cause: error })
+  })
+
+/** Fronts beside this one may be asked in its stead, so it is announced again and again. */
+const offer = { mostMs: 5_000, everyMs: 400, afterMs: 600 }
+
+/** Announces a generation, and gives one copy after the other to whoever asks. Answers how often that was. */
+async function offerCopies(far: FarEnd, copies: readonly SignedCopy[], generation: number): Promise<number> {
+  let asked = 0
+  const subscription = await far.bus.subscribe(subjects.configurationCopy, { group: frontGroup }, ({ data, reply }) => {
+    const question = copyRequest.parse(JSON.parse(Buffer.from(data).toString()))
+    const copy = copies[asked++ % copies.length]
+    // Offered as newer than what the asker has, whatever it says itself.
+    const part = partOf({ generation: question.have + 1, text: JSON.stringify(copy) }, question)
+    reply?.(Buffer.from(JSON.stringify({ v: protocolVersion, ...part })))
+  })
+  const pause = (ms: number) => new Promise(resolve => setTimeout(resolve, ms))
+  for (const startedAt = Date.now(); asked < 2 * copies.length && Date.now() - startedAt < offer.mostMs; ) {
+    far.bus.publish(subjects.configuration, Buffer.from(JSON.stringify({ v: protocolVersion, generation })))
+    await pause(offer.everyMs)
+  }
+  // Time to take it, for who would.
+  await pause(offer.afterMs)
+  subscription.stop()
+  return asked
+}
 
 const hold = (far: FarEnd, wish: ReturnType<typeof holdOf>) => far.want('allocation.hold', wish, busCalls['allocation.hold'].answer)
 
