@@ -529,7 +529,10 @@ describe('the global configuration', () => {
       expect(content?.documents).toEqual(before)
     // What is lost with the database is the history, and the fronts' audit log.
     expect((await call(other, 'config.history', { limit: 10 })).items.map(each => each.generation)).toEqual([refilled.generation])
-    expect(await call(other, 'config.change', putUser('later'))).toMatchObject({ outcome: 'written', generation: refilled.generation + 1 })
+    expect(await call(other, 'config.change', putUser('after-the-drop'))).toMatchObject({
+      outcome: 'written',
+      generation: refilled.generation + 1,
+    })
   }, 60_000)
 
   test('a partition without a trusted key takes nothing, and says why', async () => {
