@@ -275,3 +275,14 @@ test('closing lets requests under way finish, and cuts what takes too long', asy
     await expect(door.send('GET', '/whoami')).rejects.toThrow()
   }
 })
+
+test('pages of other origins are let read nothing: no preflight is answered, no header allows one', async () => {
+  const door = await testDoor()
+  const preflight = { 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization' }
+  for (const path of ['/api/v1/machines', '/trpc/machines.list', '/healthz'])
+    for (const method of ['OPTIONS', 'GET']) {
+      const { status, headers } = await fetch(door.url + path, { method, headers: { origin: 'https://evil.example', ...preflight } })
+      expect([...headers.keys()].filter(name => name.startsWith('access-control-'))).toEqual([])
+      if (method === 'OPTIONS') expect(status).toBe(405)
+    }
+})
