@@ -1,9 +1,11 @@
 // How partitions become part of a federation, over a real nats-server that lets in whom the front tells it: asked with a token, accepted by an admin, retired, taken back,
 // and accepted anew after the loss of a disk. A partition that is not accepted works by itself.
-import { spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import { findProgram } from '@muster/embedded/find-program'
 import { natsUrlIn } from '@muster/embedded/nats-server'
 import { freshDatabase } from '@muster/embedded/test-postgres'
@@ -25,7 +27,7 @@ import { randomText } from '@muster/shared/ids'
 import { hashPassword } from '@muster/shared/password'
 import { Secret } from '@muster/shared/secret'
 import { createUser } from '@nats-io/nkeys'
-import { afterAll, beforeAll, expect, test, vi } from 'vitest'
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest'
 import { writeVirtualFiles } from '../src/federation/files.ts'
 
 const program = findProgram('nats-server')
@@ -102,6 +104,8 @@ interface Partition extends RunningPartition {
   readonly databaseUrl: string
   readonly admin: Client
   problems(): Promise<string[]>
+  /** What its log says of why it is not part of the federation, oldest first. */
+  readonly told: readonly string[]
   stop(): Promise<void>
 }
 
@@ -117,6 +121,11 @@ async function startOne(name: string, token: string, options: { databaseUrl?: st
     for (let end = own.pop(); end; end = own.pop()) await end()
   }
   stops.push(stop)
+  const told: string[] = []
+  const note = (line: string) => {
+    const { msg } = JSON.parse(line) as { msg: string }
+    if (msg.startsWith('not part of the federation')) told.push(msg)
+  }
   const running = await startPartition({
     settings: {
       partition: name,
@@ -133,13 +142,13 @@ async function startOne(name: string, token: string, options: { databaseUrl?: st
       url: undefined,
       rules: defaultRules,
     },
-    log,
+    log: createLog({ level: 'warn', name, destination: { write: note } }),
     own: (_, end) => own.push(end),
     onSuperseded: () => undefined,
     check: 'answers',
   })
   const admin = createClient({ url: running.url, token: adminToken })
-  return { ...running, databaseUrl, admin, problems: async () => (await admin.partitions.get({ name })).problems, stop }
+  return { ...running, databaseUrl, admin, told, problems: async () => (await admin.partitions.get({ name })).problems, stop }
 }
 
 /** As `muster partition token create` makes it. */
@@ -199,6 +208,14 @@ async function putSettings(subnets: Record<string, ReturnType<typeof subnet>> | 
   await front.admin.config.change({ put: [{ kind: 'partition', name: 'par2', document }] })
 }
 
+const cli = fileURLToPath(new URL('../../cli/src/main.ts', import.meta.url))
+
+/** What the command line says, asked of a partition by an admin. */
+async function muster(partition: Partition, words: readonly string[]): Promise<string> {
+  const env = { PATH: process.env.PATH, HOME: folder, MUSTER_URL: partition.url, MUSTER_TOKEN: adminToken }
+  return (await promisify(execFile)(process.execPath, [cli, ...words], { env, cwd: folder, timeout: 30_000 })).stdout
+}
+
 const heard = (name: string) => front.front.presence.standing(name) === 'present'
 const patient = { timeout: 30_000, interval: 50 }
 
@@ -225,6 +242,7 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   expect(await vi.waitUntil(async () => (await par2.problems())[0], patient)).toMatch(
     /^not part of the federation: asked to take part with the key U[A-Z2-7]{55}: it waits for an admin: muster partition accept$/,
   )
+  await vi.waitUntil(async () => (await par2.problems())[0] === par2.told.at(-1), patient)
   expect(heard('par2')).toBe(false)
   expect((await front.admin.partitions.list({})).items.map(({ name }) => name)).toEqual(['lon1'])
 
@@ -296,6 +314,7 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   }, patient)
   expect(taken?.remark).toMatch(/^the name is taken, by the partition with the key U/)
   expect((await vi.waitUntil(async () => (await anew.problems())[0], patient)) as string).toContain('the name is taken')
+  expect(anew.told).toEqual([expect.stringContaining('the name is taken')])
   await expect(front.admin.enrolment.accept({ name: 'par2', operatingSystems: ['debian/12'] })).rejects.toMatchObject({
     code: 'already-exists',
   })
@@ -305,22 +324,40 @@ test.skipIf(program === undefined)('a federation is made, grows, loses a partiti
   await vi.waitUntil(() => anew.core.rules.erase === 'full', patient)
 })
 
-test.skipIf(program === undefined)('what is wrong is told where the partition shows its problems', { timeout: 120_000 }, async () => {
-  const tell = async (partition: Partition) => (await vi.waitUntil(async () => (await partition.problems())[0], patient)) as string
-  const unreachable = await startOne('rom1', 'any', { frontUrl: 'http://127.0.0.1:9' })
-  expect(await tell(unreachable)).toMatch(/^not part of the federation: the front at http:\/\/127\.0\.0\.1:9 cannot be reached: /)
-  const stranger = await startOne('rom2', 'nobody gave this token')
-  expect(await tell(stranger)).toMatch(
-    /refused: the join token is not known here, was used, or has expired: muster partition token create$/,
-  )
-  const other = await startOne('rom3', await joinToken({ partition: 'rom4' }))
-  expect(await tell(other)).toMatch(/refused: this join token is for a partition rom4, not for rom3$/)
-  // Nobody of them is heard, or waits.
-  expect((await front.admin.enrolment.list()).items).toEqual([])
-  expect(front.front.presence.known()).not.toContain('rom1')
+test.skipIf(program === undefined)(
+  'what is wrong is told where the partition shows its problems, and once in its log',
+  { timeout: 120_000 },
+  async () => {
+    const fetched = vi.spyOn(globalThis, 'fetch')
+    onTestFinished(() => fetched.mockRestore())
+    const asks = (name: string) => fetched.mock.calls.filter(([, request]) => String(request?.body).includes(`"name":"${name}"`)).length
+    const tell = async (partition: Partition) => (await vi.waitUntil(async () => (await partition.problems())[0], patient)) as string
+    const unreachable = await startOne('rom1', 'any', { frontUrl: 'http://127.0.0.1:9' })
+    expect(await tell(unreachable)).toMatch(/^not part of the federation: the front at http:\/\/127\.0\.0\.1:9 cannot be reached: /)
+    const stranger = await startOne('rom2', 'nobody gave this token')
+    expect(await tell(stranger)).toMatch(
+      /refused: the join token is not known here, was used, or has expired: muster partition token create$/,
+    )
+    const other = await startOne('rom3', await joinToken({ partition: 'rom4' }))
+    expect(await tell(other)).toMatch(/refused: this join token is for a partition rom4, not for rom3$/)
+    expect(await muster(stranger, ['partition', 'status', 'rom2'])).toMatch(
+      /Problem +not part of the federation: .* the join token is not known here/,
+    )
+    // Each goes on asking, and says it once.
+    await vi.waitUntil(() => ['rom1', 'rom2', 'rom3'].every(name => asks(name) >= 2), patient)
+    const told = { unreachable: unreachable.told, stranger: stranger.told, other: other.told }
+    expect(told).toEqual({
+      unreachable: [expect.stringContaining(' cannot be reached: ')],
+      stranger: [expect.stringContaining(' the join token is not known here')],
+      other: [expect.stringContaining(' this join token is for a partition rom4, not for rom3')],
+    })
+    // Nobody of them is heard, or waits.
+    expect((await front.admin.enrolment.list()).items).toEqual([])
+    expect(front.front.presence.known()).not.toContain('rom1')
 
-  const refused = await startOne('rom5', await joinToken())
-  await vi.waitUntil(async () => (await front.admin.enrolment.list()).items.length > 0, patient)
-  await front.admin.enrolment.refuse({ name: 'rom5' })
-  await vi.waitUntil(async () => (await refused.problems())[0]?.includes('the join token is not known here'), patient)
-})
+    const refused = await startOne('rom5', await joinToken())
+    await vi.waitUntil(async () => (await front.admin.enrolment.list()).items.length > 0, patient)
+    await front.admin.enrolment.refuse({ name: 'rom5' })
+    await vi.waitUntil(async () => (await refused.problems())[0]?.includes('the join token is not known here'), patient)
+  },
+)
