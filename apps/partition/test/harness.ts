@@ -190,8 +190,8 @@ export interface TestPartition {
   readonly core: Core
   readonly sql: Sql
   readonly lines: string[]
-  readonly tokens: Readonly<Record<'olga' | 'alice' | 'bob' | 'rita', string>>
-  /** The typed client of one of four people: olga operates, alice and bob use, rita reads. */
+  readonly tokens: Readonly<Record<'ada' | 'olga' | 'alice' | 'bob' | 'rita', string>>
+  /** The typed client of one of five people: ada administers, olga operates, alice and bob use, rita reads. */
   as(name: keyof TestPartition['tokens']): Client
   /** A bare request; what comes back, as text. */
   ask(method: string, path: string, options?: { token?: string; body?: unknown; headers?: Record<string, string> }): Promise<Answer>
@@ -205,6 +205,7 @@ export interface Answer {
 }
 
 const people: Record<keyof TestPartition['tokens'], Exclude<Role, 'public'>> = {
+  ada: 'admin',
   olga: 'operator',
   alice: 'user',
   bob: 'user',
