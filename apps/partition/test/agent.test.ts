@@ -378,6 +378,28 @@ describe('signals', () => {
     expect((await partition.ask('GET', `/boot/ipxe/${machine.interfaces[0]?.mac}`)).text).toContain('boot from disk')
   })
 
+  test('of an installation leave in the log how long each stage took, and those that a power loss repeated twice', async () => {
+    const ago = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
+    const machine = await add({
+      state: 'deploying',
+      run: 'r1',
+      deployment: { os: 'debian/12', startedAt: ago(90), installedAt: null, deployedAt: null },
+    })
+    await partition.sql`update machines set state_since = now() - interval '90 s' where id = ${machine.id}`
+    for (const step of ['download', 'download', 'write', 'download', 'write'])
+      expect((await post('signal', { status: 'working', step }, tokenOf(machine))).status).toBe(204)
+    await post('signal', { status: 'done', step: 'install' }, tokenOf(machine))
+    expect((await partition.ask('POST', `/metadata/${tokenOf(machine, 'metadata')}/phone-home`)).status).toBe(204)
+    expect(await reread(partition.core, machine.id)).toMatchObject({ state: 'deployed' })
+    const [event] = await partition.sql<{ data: { took: { seconds: number; stages: { stage: string; seconds: number }[] } } }[]>`
+      select data from events where machine_id = ${machine.id} and kind = 'machine.moved'`
+    const { seconds, stages } = (event as { data: { took: { seconds: number; stages: { stage: string; seconds: number }[] } } }).data.took
+    expect(stages.map(({ stage }) => stage)).toEqual(['power', 'download', 'write', 'download', 'write', 'first boot'])
+    expect(stages[0]?.seconds).toBeGreaterThanOrEqual(90)
+    // Each is rounded by itself.
+    expect(Math.abs(stages.reduce((sum, stage) => sum + stage.seconds, 0) - seconds)).toBeLessThanOrEqual(3)
+  })
+
   test('that make no sense are refused', async () => {
     const machine = await add({ state: 'commissioning', run: 'r1' })
     for (const wrong of [

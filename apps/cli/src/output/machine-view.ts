@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { isIP } from 'node:net'
 import { requestsIn, type State, states } from '@muster/shared/life-cycle'
 import type { CredentialRotation, Explanation, Machine, MachineDetail } from '@muster/shared/machine'
+import { secondsBetween, stagesOf } from '@muster/shared/stages'
 import type { Cli } from '../cli.ts'
 import type { Shape } from './show.ts'
 import { type Column, fieldsText } from './table.ts'
@@ -142,15 +143,10 @@ function neighboursOf(inventory: MachineDetail['inventory'] | undefined): string
 /** How long each step of the deployment took, as far as it has come. */
 function timingText({ deployment }: Machine): string | undefined {
   if (!deployment) return undefined
-  const { startedAt, steps = [], installedAt, deployedAt } = deployment
-  const begun = [{ step: 'power', at: startedAt }, ...steps, ...(installedAt ? [{ step: 'first boot', at: installedAt }] : [])]
-  const seconds = (from: string, to: string) => `${Math.round((Date.parse(to) - Date.parse(from)) / 1000)} s`
-  const parts = begun.flatMap(({ step, at }, index) => {
-    const end = begun[index + 1]?.at ?? deployedAt
-    return end ? [`${step} ${seconds(at, end)}`] : []
-  })
+  const { startedAt, deployedAt } = deployment
+  const parts = stagesOf(deployment).map(({ stage, seconds }) => `${stage} ${seconds} s`)
   if (parts.length === 0) return undefined
-  return `${deployedAt ? `${seconds(startedAt, deployedAt)}: ` : ''}${parts.join(', ')}`
+  return `${deployedAt ? `${secondsBetween(startedAt, deployedAt)} s: ` : ''}${parts.join(', ')}`
 }
 
 function firstBootText({ deployment }: Machine): string | undefined {

@@ -189,7 +189,7 @@ export async function receiveSignal(core: Core, machine: db.MachineRow, signal: 
     patch: {
       progress: signal.progress ?? row.progress,
       waiting_for: isInstalled ? 'the first boot of the installed system to phone home' : describe(signal),
-      ...(state === 'deploying' && row.deployment && { deployment: withStep(row.deployment, signal.step) }),
+      ...(state === 'deploying' && row.deployment && !isInstalled && { deployment: withStep(row.deployment, signal.step) }),
       ...(isInstalled && { netboot: false, deployment: row.deployment && { ...row.deployment, installedAt: new Date().toISOString() } }),
     },
     // A heartbeat is not worth an event; a step is.
@@ -230,10 +230,10 @@ async function endErasure(core: Core, machine: db.MachineRow): Promise<void> {
 /** So many different steps at most: an agent cannot make the row grow. */
 const stepsMax = 20
 
-/** Notes when a step began; a heartbeat within it changes nothing. */
+/** Notes when a step began; a heartbeat within it changes nothing. An agent that lost its power begins at the first step again, and that counts as one more. */
 function withStep(deployment: Deployment, step: string): Deployment {
   const { steps = [] } = deployment
-  if (steps.length >= stepsMax || steps.some(known => known.step === step)) return deployment
+  if (steps.length >= stepsMax || steps.at(-1)?.step === step) return deployment
   return { ...deployment, steps: [...steps, { step, at: new Date().toISOString() }] }
 }
 

@@ -9,6 +9,7 @@ import { Refusal } from '@muster/shared/errors'
 import { randomText } from '@muster/shared/ids'
 import { lifeCycle, type MoveName, outcomeOf, type State } from '@muster/shared/life-cycle'
 import type { Deployment, ErasePolicy, Fault } from '@muster/shared/machine'
+import { type Stage, secondsBetween, stagesOf } from '@muster/shared/stages'
 import * as allocations from '../db/allocations.ts'
 import { inTransaction, type Sql } from '../db/connect.ts'
 import { changeMachine, findMachine, type MachineChange, type MachinePatch, type MachineRow } from '../db/machines.ts'
@@ -91,7 +92,7 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
       events: [
         {
           kind: 'machine.moved',
-          data: { move: request.move, from: row.state, to: next.to, ...(fault && { fault }), ...request.data },
+          data: { move: request.move, from: row.state, to: next.to, ...(fault && { fault }), ...tookOf(row), ...request.data },
         },
       ],
     }
@@ -104,6 +105,16 @@ export async function moveMachine(core: Core, request: MoveRequest): Promise<Mov
   }
   throw new Refusal('stale-version', `${request.move} ${request.id}: it was changed ${maxAttempts} times while this was tried`)
 }
+
+/** What took how long, of the work that a move ends: the machine forgets it, the log does not. */
+function tookOf({ state, state_since: since, deployment }: MachineRow): { took?: { seconds: number; stages?: Stage[] } } {
+  if (!statesOfWork.has(state)) return {}
+  const now = new Date().toISOString()
+  const seconds = secondsBetween(since.toISOString(), now)
+  return { took: { seconds, ...(state === 'deploying' && deployment && { stages: stagesOf(deployment, now) }) } }
+}
+
+const statesOfWork: ReadonlySet<State> = new Set(['commissioning', 'deploying', 'releasing'])
 
 /** The change; where it is of the deployment's network document too, with the addresses that this has. */
 async function changeWithAddresses(core: Core, row: MachineRow, change: MachineChange): Promise<MachineRow | undefined> {
