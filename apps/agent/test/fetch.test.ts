@@ -1,5 +1,5 @@
 // The agent's fetching of images by itself: its shell, run by busybox on this computer, against a server that breaks off in the middle.
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
@@ -128,17 +128,19 @@ interface Put {
   readonly how: 'write_while_fetching' | 'fetch_then_write'
   readonly digest?: string
   readonly diskBytes?: number
+  /** What the server gives. */
+  readonly given?: Buffer
 }
 
 /** The two ways of install.sh, with memory of its own below /run, where the disk is a file that says "precious". Answers what it said, and the digest of the disk then. */
-async function put({ how, digest = sha256(image), diskBytes = 2 ** 20 }: Put): Promise<{ said: string; disk: string }> {
+async function put({ how, given = image, digest = sha256(given), diskBytes = 2 ** 20 }: Put): Promise<{ said: string; disk: string }> {
   const text = `for each in /run /dev/shm /sys/block; do mount -t tmpfs tmpfs $each; done
     cd "$1" && . ./http.sh && . ./fetch.sh && . ./install.sh
     stand() { :; }; say() { :; }; fail() { echo "failed in $*"; cp /dev/shm/disk "$COPY"; exit 1; }
     mkdir -p /sys/block/shm/disk; echo ${diskBytes / 512} >/sys/block/shm/disk/size
     form=disk image=$2 wanted=$3 size=$4 disk=shm/disk; printf precious >/dev/shm/disk; ${how}; cp /dev/shm/disk "$COPY"`
   const copy = path.join(folder, 'disk')
-  const words = [text, 'sh', path.dirname(script), url, digest, String(image.length)]
+  const words = [text, 'sh', path.dirname(script), url, digest, String(given.length)]
   const child = spawn('unshare', ['--mount', 'busybox', 'sh', '-c', ...words], {
     env: { PATH: process.env.PATH, PIECE: String(pieceBytes), COPY: copy },
     stdio: ['ignore', 'pipe', 'inherit'],
@@ -184,4 +186,30 @@ test.skipIf(!mayMount)(
     })
   },
   60_000,
+)
+
+const small = image.subarray(0, pieceBytes + 123)
+/** How people pack images; all but gzip say in them how large they are unpacked. */
+const packings = { raw: undefined, gzip: ['gzip', '-c'], xz: ['xz', '-c'], zstd: ['zstd', '-qc', `--stream-size=${small.length}`] } as const
+const missingPackers = missingPrograms(['gzip', 'xz', 'zstd'], 'gzip xz-utils zstd')
+test.skipIf(!mayMount || missingPackers !== undefined).for(Object.entries(packings))(
+  'an image is written as it was before it was packed, whichever way it goes: %s',
+  { timeout: 60_000 },
+  async ([packing, packer]) => {
+    const given = packer === undefined ? small : spawnSync(packer[0], packer.slice(1), { input: small }).stdout
+    if (packer !== undefined) expect(sha256(given)).not.toBe(sha256(small))
+    answer = (request, response) => {
+      const { start, end } = part(request)
+      const last = Math.min(end, given.length - 1)
+      response.writeHead(206, { 'content-length': last - start + 1, 'content-range': `bytes ${start}-${last}/${given.length}` })
+      response.end(given.subarray(start, last + 1))
+    }
+    for (const how of ['write_while_fetching', 'fetch_then_write'] as const)
+      expect(await put({ how, given }), how).toEqual({ said: '', disk: sha256(small) })
+    if (packing !== 'gzip')
+      expect(await put({ how: 'fetch_then_write', given, diskBytes: 4096 })).toEqual({
+        said: `failed in write the image has ${small.length} bytes, /dev/shm/disk only 4096\n`,
+        disk: sha256(Buffer.from('precious')),
+      })
+  },
 )

@@ -161,10 +161,10 @@ overwrite() {
     done
 }
 
-# Reads 64 KiB at 64 places over the whole disk, past the cache. Says how many there are, or where one is not zero, and fails.
+# Reads 64 KiB at 64 places (SAMPLES) over the whole disk, past the cache. Says how many there are, or where one is not zero, and fails.
 read_samples() {
     echo 3 >/proc/sys/vm/drop_caches
-    count=64 index=0
+    count=${SAMPLES:-64} index=0
     while [ $index -lt $count ]; do
         block=$(((bytes / 65536) * index / count))
         if [ "$(dd if="/dev/$disk" bs=65536 skip=$block count=1 2>/dev/null | tr -d '\0' | wc -c)" != 0 ]; then

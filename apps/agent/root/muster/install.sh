@@ -63,7 +63,8 @@ unpack() {
     case $(packing "$1") in
         gzip) gzip -dc ;;
         zstd) zstd -dcq ;;
-        xz) xz -dc ;;
+        # busybox's own comes before any in the path, and knows less.
+        xz) /usr/bin/xz -dc ;;
         raw) cat ;;
     esac
 }
@@ -85,7 +86,7 @@ unpacked_size() {
     case $(packing "$1") in
         raw) wc -c <"$1" ;;
         zstd) zstd -lv "$1" 2>/dev/null | sed -n 's/^Decompressed Size:.*(\([0-9]*\) B)$/\1/p' ;;
-        xz) xz --robot -l "$1" 2>/dev/null | awk '$1 == "totals" { print $5 }' ;;
+        xz) /usr/bin/xz --robot -l "$1" 2>/dev/null | awk '$1 == "totals" { print $5 }' ;;
     esac
 }
 
