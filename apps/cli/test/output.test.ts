@@ -348,6 +348,36 @@ test('a power order is over when none is left and the BMC shows it', async () =>
   expect(stderr).toBe('lon1-4y3h7n: power on running\nlon1-4y3h7n: power on\n')
 })
 
+test('a machine shows what an agent found in it, as far as it is what it should be', async () => {
+  const disks = ['nvme0n1', 'sda'].map(name => ({ name, serial: '', model: '', sizeBytes: 480e9, kind: 'ssd' as const }))
+  server.answers['machines.get'] = () => ({
+    ...detailOf({ disks }),
+    inventory: {
+      gpus: [{ address: '0000:3b:00.0', class: '0x030200', vendor: '0x10de', device: '0x20b5', driver: 'nvidia' }, 'nonsense'],
+      numa: [
+        { node: 0, cpus: '0-15', memoryMib: 65_536 },
+        { node: 1, cpus: '16-31', memoryMib: 65_536 },
+      ],
+      disks: [
+        { name: 'nvme0n1', wearPercent: 7, healthy: true },
+        { name: 'sda', healthy: false },
+      ],
+      lldp: 'nonsense',
+    },
+  })
+  const { stdout } = await home.muster(['machine', 'get', 'lon1-4y3h7n'])
+  const lines = stdout.split('\n').map(line => line.replace(/ {2,}/g, '  '))
+  expect(lines).toEqual(
+    expect.arrayContaining([
+      'Disk  nvme0n1  480 GB  ssd  7 % worn',
+      'Disk  sda  480 GB  ssd  says that it fails',
+      'GPU  0000:3b:00.0  10de:20b5  nvidia',
+      'NUMA node  0  CPUs 0-15  64 GiB',
+      'NUMA node  1  CPUs 16-31  64 GiB',
+    ]),
+  )
+})
+
 test('tags are changed one by one, and again where somebody else was faster', async () => {
   let tries = 0
   server.answers['machines.get'] = () => detailOf({ tags: ['gpu', 'old'], version: 3 + tries })

@@ -109,6 +109,16 @@ pci() {
     done
 }
 
+# Of PCI devices, one JSON object a line: displays (class 0x03) and accelerators (0x12). Not what a BMC draws its console with (ASPEED; Matrox G200; XGI;
+# Huawei's Hi171x), and not what a hypervisor does (Bochs, Cirrus, QXL, virtio): nobody can compute on those.
+gpus() {
+    jq -c 'select(
+        (.class | startswith("0x12"))
+        or ((.class | startswith("0x03"))
+            and ([.vendor] | inside(["0x1a03", "0x102b", "0x18ca", "0x1234", "0x1013"]) | not)
+            and (["\(.vendor):\(.device)"] | inside(["0x19e5:0x1711", "0x1b36:0x0100", "0x1af4:0x1050"]) | not)))'
+}
+
 numa() {
     for node in "$ROOT"/sys/devices/system/node/node[0-9]*; do
         [ -r "$node/cpulist" ] || continue
@@ -155,13 +165,14 @@ facts() {
     dimms >/run/dimms
     numa >/run/numa
     pci >/run/pci
+    gpus </run/pci >/run/gpus
     bmc >/run/bmc
     neighbours >/run/neighbours
     jq -n --arg systemVendor "$(dmi sys_vendor)" --arg product "$(dmi product_name)" --arg serial "$(dmi product_serial)" --arg uuid "$(dmi product_uuid)" \
         --arg boardVendor "$(dmi board_vendor)" --arg boardProduct "$(dmi board_name)" --arg biosVendor "$(dmi bios_vendor)" \
         --arg biosVersion "$(dmi bios_version)" --arg biosDate "$(dmi bios_date)" --arg firmware "$firmware" --arg model "$model" \
         --argjson sockets "$sockets" --arg kernel "$(uname -r)" \
-        --slurpfile dimms /run/dimms --slurpfile numa /run/numa --slurpfile pci /run/pci --slurpfile disks /run/disks --slurpfile bmc /run/bmc \
+        --slurpfile dimms /run/dimms --slurpfile numa /run/numa --slurpfile pci /run/pci --slurpfile gpus /run/gpus --slurpfile disks /run/disks --slurpfile bmc /run/bmc \
         --slurpfile lldp /run/neighbours '
         def said: with_entries(select(.value != ""));
         {
@@ -169,7 +180,7 @@ facts() {
             firmware: {type: $firmware},
             cpu: {$model, $sockets},
             $dimms, $numa, $pci,
-            gpus: [$pci[] | select(.class | startswith("0x03"))],
+            $gpus,
             disks: [$disks[] | del(.model, .sizeBytes, .kind) | with_entries(select(.value != ""))],
             bmc: $bmc[0],
             $lldp,

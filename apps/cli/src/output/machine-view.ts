@@ -91,7 +91,13 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
     ['CPUs', machine.cpus],
     ['Memory', memoryText(machine.memoryMib)],
     ...machine.disks.map(
-      disk => ['Disk', [disk.name, diskText(disk.sizeBytes), disk.kind, disk.model, disk.serial].filter(Boolean).join('  ')] as const,
+      disk =>
+        [
+          'Disk',
+          [disk.name, diskText(disk.sizeBytes), disk.kind, disk.model, disk.serial, healthOf(disk.name, detail.inventory)]
+            .filter(Boolean)
+            .join('  '),
+        ] as const,
     ),
     ...machine.interfaces.map(
       port =>
@@ -100,6 +106,8 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
           [port.mac, port.name, port.speedMbps ? `${port.speedMbps} Mbit/s` : '', port.subnet, port.ip].filter(Boolean).join('  '),
         ] as const,
     ),
+    ...gpusOf(detail.inventory).map(text => ['GPU', text] as const),
+    ...nodesOf(detail.inventory).map(text => ['NUMA node', text] as const),
     ...neighboursOf(detail.inventory).map(text => ['Neighbour', text] as const),
     ['Pool', machine.pool],
     ['Zone', machine.zone],
@@ -128,16 +136,49 @@ function bmcFieldsOf(id: string, { inventory, powerDriver }: Partial<MachineDeta
   return [['BMC found', text], ...(powerDriver === null && isAddress ? [['Use it', command] as const] : [])]
 }
 
-/** `eth0  sw-01  Ethernet1/7  VLAN 42`: what each port's switch said of itself (LLDP). The inventory is whatever an agent sent. */
-function neighboursOf(inventory: MachineDetail['inventory'] | undefined): string[] {
-  const heard = Array.isArray(inventory?.lldp) ? (inventory.lldp as unknown[]) : []
-  return heard.flatMap(each => {
+type Inventory = MachineDetail['inventory'] | undefined
+
+/** The objects in a list of the inventory. That is whatever an agent sent: what is none is left out. */
+function entriesOf(inventory: Inventory, list: string): { text: (name: string) => string; value: (name: string) => unknown }[] {
+  const found = inventory?.[list]
+  return (Array.isArray(found) ? (found as unknown[]) : []).flatMap(each => {
     if (typeof each !== 'object' || each === null) return []
     const said = each as Record<string, unknown>
-    const word = (name: string) => (typeof said[name] === 'string' ? said[name] : '')
-    const vlan = word('vlan') && `VLAN ${word('vlan')}`
-    return [[word('port'), word('system') || word('chassis'), word('portId'), word('portDescription'), vlan].filter(Boolean).join('  ')]
+    return [{ text: (name: string) => (typeof said[name] === 'string' ? said[name] : ''), value: (name: string) => said[name] }]
   })
+}
+
+/** `eth0  sw-01  Ethernet1/7  VLAN 42`: what each port's switch said of itself (LLDP). */
+function neighboursOf(inventory: Inventory): string[] {
+  return entriesOf(inventory, 'lldp').map(({ text }) => {
+    const vlan = text('vlan') && `VLAN ${text('vlan')}`
+    return [text('port'), text('system') || text('chassis'), text('portId'), text('portDescription'), vlan].filter(Boolean).join('  ')
+  })
+}
+
+/** `0000:3b:00.0  10de:20b5  nvidia`: as `lspci -n` writes vendor and device. */
+function gpusOf(inventory: Inventory): string[] {
+  return entriesOf(inventory, 'gpus').map(({ text }) => {
+    const id = [text('vendor'), text('device')].map(number => number.replace(/^0x/, '')).join(':')
+    return [text('address'), id, text('driver')].filter(Boolean).join('  ')
+  })
+}
+
+/** `0  CPUs 0-15,32-47  64 GiB`. */
+function nodesOf(inventory: Inventory): string[] {
+  return entriesOf(inventory, 'numa').map(({ text, value }) => {
+    const memoryMib = value('memoryMib')
+    return [value('node'), `CPUs ${text('cpus')}`, typeof memoryMib === 'number' ? memoryText(memoryMib) : ''].join('  ')
+  })
+}
+
+/** What a disk says of its own health, where it says anything. */
+function healthOf(disk: string, inventory: Inventory): string {
+  const found = entriesOf(inventory, 'disks').find(({ text }) => text('name') === disk)
+  const wear = found?.value('wearPercent')
+  return [typeof wear === 'number' ? `${wear} % worn` : '', found?.value('healthy') === false ? 'says that it fails' : '']
+    .filter(Boolean)
+    .join(', ')
 }
 
 /** How long each step of the deployment took, as far as it has come. */
