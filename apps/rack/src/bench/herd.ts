@@ -1,6 +1,7 @@
 // Machines that ask for their script all at once, each on a connection of its own, as loaders do. On bare sockets: on two cores a costlier client would take its CPU
 // from what is measured, and its own turns would be counted as waiting.
 import { connect } from 'node:net'
+import { kernelArguments } from '@muster/shared/agent'
 
 const limitMs = 60_000
 
@@ -8,16 +9,22 @@ export interface Herd {
   latenciesMs: number[]
   /** No answer, no 200, or no script. */
   lost: number
+  /** Scripts with a token: those of machines that have work to do. */
+  working: number
 }
 
 export async function herd(server: URL, macs: readonly string[]): Promise<Herd> {
   const answers = await Promise.all(macs.map(mac => ask(server, mac)))
-  const latenciesMs = answers.filter(latency => latency !== undefined)
-  return { latenciesMs, lost: answers.length - latenciesMs.length }
+  const scripts = answers.filter(answer => answer !== undefined)
+  return {
+    latenciesMs: scripts.map(({ latencyMs }) => latencyMs),
+    lost: answers.length - scripts.length,
+    working: scripts.filter(({ isWork }) => isWork).length,
+  }
 }
 
 /** Milliseconds from before the connection until the script is whole; undefined: lost. */
-function ask(server: URL, mac: string): Promise<number | undefined> {
+function ask(server: URL, mac: string): Promise<{ latencyMs: number; isWork: boolean } | undefined> {
   return new Promise(resolve => {
     const askedAt = performance.now()
     const pieces: Buffer[] = []
@@ -28,7 +35,8 @@ function ask(server: URL, mac: string): Promise<number | undefined> {
     socket.once('error', () => resolve(undefined))
     socket.once('close', () => {
       const latencyMs = performance.now() - askedAt
-      resolve(isScript(Buffer.concat(pieces).toString('latin1')) ? latencyMs : undefined)
+      const answer = Buffer.concat(pieces).toString('latin1')
+      resolve(isScript(answer) ? { latencyMs, isWork: answer.includes(` ${kernelArguments.token}=`) } : undefined)
     })
   })
 }

@@ -11,3 +11,14 @@ export function table(head: readonly string[], rows: readonly (readonly (string 
 }
 
 export const percent = (share: number) => `${Math.round(share * 100)} %`
+
+/** What was wanted, and whether it came so; undefined: this run cannot tell. */
+export interface Goal {
+  goal: string
+  met: boolean | undefined
+}
+
+/** A line each. A goal that is not met fails nothing: machines and their neighbours differ. */
+export function goalsText(goals: readonly Goal[]): string {
+  return goals.map(({ goal, met }) => `  goal ${goal}: ${met === undefined ? 'not measured' : met ? 'met' : 'not met'}`).join('\n')
+}
