@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import type { MachineRow } from '../src/db/machines.ts'
 import { machineToken, type TokenPurpose } from '../src/domain/machine-token.ts'
 import { Seal } from '../src/domain/seal.ts'
-import { addMachine, movesOf, newMac, reread, runPartition, type TestPartition, writeImage } from './harness.ts'
+import { addMachine, movesOf, newMac, reread, runPartition, type TestPartition, until, writeImage } from './harness.ts'
 
 let partition: TestPartition
 const ends: (() => Promise<void>)[] = []
@@ -398,6 +398,15 @@ describe('signals', () => {
     expect(stages[0]?.seconds).toBeGreaterThanOrEqual(90)
     // Each is rounded by itself.
     expect(Math.abs(stages.reduce((sum, stage) => sum + stage.seconds, 0) - seconds)).toBeLessThanOrEqual(3)
+    // Of other work by the machine there is a number only, and the last counts.
+    await partition.as('olga').machines.release({ id: machine.id })
+    await until(async () => (await reread(partition.core, machine.id)).state === 'ready')
+    expect(await partition.as('rita').machines.explain({ id: machine.id })).toMatchObject({
+      lastWork: [
+        { state: 'deploying', endedAt: expect.any(String), seconds, stages },
+        { state: 'releasing', seconds: expect.any(Number) },
+      ],
+    })
   })
 
   test('that make no sense are refused', async () => {

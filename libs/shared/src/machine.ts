@@ -202,6 +202,18 @@ export const explanation = z.object({
   allowed: z.array(z.enum(moveNames)),
   /** The power orders under way or waiting, oldest first. */
   powerOrders: z.array(powerOrder),
+  /** How long the last commissioning, deployment and release took, each where the log still has it, however it ended. */
+  lastWork: z
+    .array(
+      z.object({
+        state,
+        endedAt: timestamp,
+        seconds: z.number().int(),
+        /** Of a deployment. */
+        stages: z.array(z.object({ stage: z.string(), seconds: z.number().int() })).optional(),
+      }),
+    )
+    .optional(),
   /** The last rotation of its BMC's password, while it is under way and after it failed. */
   credentialRotation: credentialRotation.optional(),
 })

@@ -208,6 +208,11 @@ function rotationText({ state, askedBy, askedAt, fault }: CredentialRotation, no
   return `rotation ${state}, asked by ${askedBy} ${ageText(askedAt, now)} ago${fault ? `: ${fault.message}` : ''}`
 }
 
+function workText({ endedAt, seconds, stages }: NonNullable<Explanation['lastWork']>[number], now: number): string {
+  const parts = (stages ?? []).map(stage => `${stage.stage} ${stage.seconds} s`).join(', ')
+  return `${seconds} s, ended ${ageText(endedAt, now)} ago${parts && `: ${parts}`}`
+}
+
 /** Why a machine is as it is, and what may be asked of it. */
 export function explanationOf(cli: Cli, explanation: Explanation): string {
   const now = cli.now()
@@ -231,6 +236,7 @@ export function explanationOf(cli: Cli, explanation: Explanation): string {
     ],
     ['Hint', explanation.lastFault?.hint],
     ['Boot script', explanation.bootScriptGivenTo && `given to ${explanation.bootScriptGivenTo}`],
+    ...(explanation.lastWork ?? []).map(work => [`Last ${work.state}`, workText(work, now)] as const),
     ['Next step', explanation.nextStep],
     ['Allowed', explanation.allowed.join(', ')],
   ])

@@ -1,5 +1,7 @@
 // The event log. A change inserts its events in its own statement, without a number; the sequencer numbers what is committed, so that a
 // reader never sees a number before a lower one.
+import type { State } from '@muster/shared/life-cycle'
+import type { Stage } from '@muster/shared/stages'
 import type { Sql } from './connect.ts'
 import { isSeenBy, type SeenBy } from './machines.ts'
 
@@ -43,6 +45,20 @@ export async function numberEvents(sql: Sql, limit: number): Promise<LogLook> {
           select distinct given.machine_id as id, m.version from given left join machines m on m.id = given.machine_id
           where given.machine_id is not null) as changed), '[]') as machines`
   return { lastSeq: look?.last_seq ?? 0, firstGiven: look?.first_given ?? null, machines: look?.machines ?? [] }
+}
+
+export interface WorkRow {
+  state: State
+  at: Date
+  took: { seconds: number; stages?: Stage[] }
+}
+
+/** The last time that a machine ended each kind of work. */
+export function lastWork(sql: Sql, machine: string): Promise<WorkRow[]> {
+  return sql<WorkRow[]>`
+    select distinct on (data ->> 'from') data ->> 'from' as state, at, data -> 'took' as took
+    from events where machine_id = ${machine} and kind = 'machine.moved' and data ? 'took'
+    order by data ->> 'from', id desc`
 }
 
 export async function lastSequenceNumber(sql: Sql): Promise<number> {

@@ -13,6 +13,7 @@ import { joinedKeys } from '@muster/shared/ssh-key'
 import { holderOfTask } from '../db/boots.ts'
 import { byHand, notePower } from '../db/by-hand.ts'
 import { inTransaction, isDuplicate } from '../db/connect.ts'
+import { lastWork } from '../db/events.ts'
 import * as db from '../db/machines.ts'
 import * as power from '../db/power.ts'
 import { latestRotation } from '../db/rotations.ts'
@@ -176,12 +177,13 @@ function withoutOwnBmc({ bmc: _, ...rest }: Record<string, unknown>): Record<str
 
 /** Why a machine is as it is. */
 export async function explainMachine(core: Core, id: string): Promise<Explanation> {
-  const [row, orders, rotation, found, holder] = await Promise.all([
+  const [row, orders, rotation, found, holder, work] = await Promise.all([
     existingMachine(core, id),
     power.openOrders(core.sql, id),
     latestRotation(core.sql, id),
     power.findSwitch(core.sql, id),
     holderOfTask(core.sql, id),
+    lastWork(core.sql, id),
   ])
   const { does, wantedPower } = lifeCycle[row.state]
   const facts = { from: row.state, origin: row.origin_state, isOwned: row.allocation_id !== null }
@@ -201,6 +203,7 @@ export async function explainMachine(core: Core, id: string): Promise<Explanatio
     nextStep: nextStep(row, { allowed, order: orders[0], holder }),
     allowed: row.locked ? [] : allowed,
     powerOrders: orders.map(orderViewOf),
+    ...(work.length > 0 && { lastWork: work.map(({ state, at, took }) => ({ state, endedAt: at.toISOString(), ...took })) }),
     ...(rotation && rotation.state !== 'done' && { credentialRotation: rotationViewOf(rotation) }),
   }
 }
