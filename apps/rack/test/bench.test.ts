@@ -51,6 +51,10 @@ test('a quick run measures allocations, power and booting, finds no wrong result
   expect(total(result.p1?.cases)).toBeGreaterThan(0)
   expect(total(result.p2?.cases)).toBeGreaterThan(0)
   expect(output).toMatch(/^P1 {2}/m)
+  // Whether the goals of time are met is for people to read.
+  expect(output).toMatch(/^ {2}goal p99 of the scripts ≤ 200 ms: (not )?met$/m)
+  expect(output).toMatch(/^ {2}goal no script lost: met$/m)
+  expect(result.boot).toMatchObject({ working: 60 })
 })
 
 test('a small rack is commissioned to the last machine, and allocations are the same with the audit log as without', {
@@ -60,6 +64,7 @@ test('a small rack is commissioned to the last machine, and allocations are the 
   expect(code, progress).toBe(0)
   const result = JSON.parse(output.trimEnd().split('\n').at(-1) as string)
   expect(result).toMatchObject({ faults: [], commission: { few: { machines: 6, others: {} }, many: { machines: 24, others: {} } } })
+  expect(output).toMatch(/^ {2}goal 2000 machines in ≤ 300 s: not measured$/m)
   const sides = (result.audit.cases as Record<'written' | 'skipped', { allocations: number }>[]).map(each => [each.written, each.skipped])
   expect(sides).toHaveLength(4)
   for (const [written, skipped] of sides) expect(written?.allocations).toBe(skipped?.allocations)

@@ -57,7 +57,7 @@ export async function measureCommissioning(plan: Plan, say: (line: string) => vo
     },
     { goal: 'four times as many in ≤ 4.4 times as long', met: growth.seconds <= 4.4 },
   ]
-  const text = `P7  from the button to ready, one partition, a BMC each 
+  const text = `P7  from the button to ready, one partition, a BMC each
 ${table(['machines', 's', 'per s', 'partition ms', 'postgres ms', 'rack ms', 'idle ms/s'], rows)}
   ${growth.machines} times as many: ${growth.seconds} times as long, ${growth.serverCpuEach} times the servers’ CPU for each (what they cost while they wait counts too)
 ${goalsText(goals)}`
