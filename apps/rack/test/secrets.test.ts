@@ -1,24 +1,45 @@
 // R17: secrets stay secret. Every kind of secret that people and machines give is planted in a federation, used rightly and wrongly, and then searched for in all that
-// comes out: logs at their most talkative, answers of every call that looks, events, the audit log, metrics, and the rows of every table.
+// comes out: logs at their most talkative, answers of every call that looks, events, the audit log, metrics, webhooks, the command line, and the rows of every table.
+import { execFile } from 'node:child_process'
+import { createServer, type Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { machineToken } from '@muster/partition/domain/machine-token'
 import { createLog } from '@muster/server/log'
+import { hashToken } from '@muster/server/tokens'
 import { calls } from '@muster/shared/contract/contract'
 import { hashPassword } from '@muster/shared/password'
 import postgres from 'postgres'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { makeReady, type Servers, startServers, until } from './servers.ts'
+import { keysOfServers, makeReady, type Servers, startServers, until } from './servers.ts'
 
 const lines: string[] = []
+const cli = fileURLToPath(new URL('../../cli/src/main.ts', import.meta.url))
 let servers: Servers
+/** What webhooks were sent, headers and bodies. */
+const told: string[] = []
+let listener: Server
 
 beforeAll(async () => {
   const log = createLog({ level: 'trace', name: 'all', destination: { write: line => void lines.push(line) } })
   servers = await startServers(['lon1', 'par2'], undefined, log)
+  listener = createServer(async (request, response) => {
+    told.push(`${JSON.stringify(request.headers)} ${(await request.toArray()).join('')}`)
+    response.writeHead(204).end()
+  })
+  await new Promise<void>(resolve => listener.listen(0, '127.0.0.1', resolve))
 }, 60_000)
-afterAll(() => servers[Symbol.asyncDispose]())
+afterAll(async () => {
+  listener?.close()
+  await servers?.[Symbol.asyncDispose]()
+})
 
 const planted = {
   bmc: 'planted-bmc-7q2xkd',
   bmcTooLong: 'planted-bmc-password-that-is-far-too-long-for-ipmi-3f9s',
+  redfish: 'planted-redfish-4jd92k',
+  join: 'planted-join-token-of-a-partition-6sk20dkq1',
   oneTime: 'planted-one-time-secret-81hd',
   userData: 'planted-user-data-k29d',
   password: 'planted-password-of-zoe-55sk',
@@ -30,17 +51,17 @@ const planted = {
 }
 
 /** As it stands, and as hex or base64 would hide it, whatever stands before it. */
-function formsOf(secret: string): string[] {
+function formsOf(secret: string | Buffer): string[] {
   const bytes = Buffer.from(secret)
   const shifted = [0, 1, 2].map(shift =>
     Buffer.concat([Buffer.alloc(shift, ' '), bytes])
       .toString('base64')
       .slice(shift === 0 ? 0 : 4, -4),
   )
-  return [secret, bytes.toString('hex'), ...shifted]
+  return [bytes.toString(), bytes.toString('hex'), ...shifted]
 }
 
-async function use(): Promise<{ machine: string; session: string; given: string[] }> {
+async function use(): Promise<{ machine: string; session: string; given: string[]; ofMachine: string[] }> {
   const { admin, operator } = servers.front.as
   const [lon1] = servers.partitions as [Servers['partitions'][number]]
   const body = {
@@ -57,6 +78,11 @@ async function use(): Promise<{ machine: string; session: string; given: string[
   const { id: machine } = await operator.machines.create(body)
   const tooLong = { ...body, hostname: 'other', powerSettings: { ...body.powerSettings, password: planted.bmcTooLong } }
   await expect(operator.machines.create(tooLong)).rejects.toMatchObject({ code: 'invalid-input' })
+  // Nobody listens there, which is known at once.
+  const redfish = { address: 'https://127.0.0.1:19', user: 'root', password: planted.redfish }
+  const spoken = { powerDriver: 'redfish', powerSettings: redfish, interfaces: [{ name: 'eth0', mac: '52:54:00:99:00:02' }] }
+  const { id: safe } = await operator.machines.create({ ...body, ...spoken, hostname: 'safe' })
+  await operator.machines.commission({ id: safe })
   await makeReady(lon1, [machine])
   const { id } = await operator.allocations.create({ constraints: { machines: [machine] } })
   expect(id).not.toBeNull()
@@ -67,9 +93,21 @@ async function use(): Promise<{ machine: string; session: string; given: string[
   await admin.config.change({ put: [{ kind: 'user', name: 'zoe', document: { role: 'operator', password } }] })
   const plain = { kind: 'user' as const, name: 'zed', document: { role: 'user', password: planted.plainPassword } }
   await expect(admin.config.change({ put: [plain] })).rejects.toMatchObject({ code: 'invalid-input' })
-  const hook = { url: 'http://127.0.0.1:9/', events: ['*'], secret: `whsec_${planted.webhook}` }
+  const hook = { url: `http://127.0.0.1:${(listener.address() as AddressInfo).port}/`, events: ['*'], secret: `whsec_${planted.webhook}` }
   await admin.config.change({ put: [{ kind: 'webhook', name: 'planted', document: hook }] })
 
+  const [createdAt, expiresAt] = [0, 3_600_000].map(inMs => new Date(Date.now() + inMs).toISOString())
+  const joining = { sha256: hashToken(planted.join), partition: 'rom3', createdAt, expiresAt }
+  await admin.config.change({ put: [{ kind: 'join', name: 'j-000000000001', document: joining }] })
+  const application = { version: '0', url: 'http://127.0.0.1:9', natsKey: `U${'A'.repeat(55)}`, operatingSystems: [] }
+  for (const [name, token] of [
+    ['rom3', planted.join],
+    ['rom4', planted.join],
+    ['rom4', `${planted.join}0`],
+  ] as const)
+    await servers.front.as.operator.enrolment.ask({ ...application, name, token }).catch(() => undefined)
+
+  const ofMachine = await useMachineTokens(lon1, machine)
   const anybody = servers.front.as.operator
   const { token: session } = await anybody.session.login({ user: 'zoe', password: planted.password })
   await expect(anybody.session.login({ user: 'zoe', password: planted.wrongPassword })).rejects.toMatchObject({ code: 'unauthenticated' })
@@ -82,7 +120,50 @@ async function use(): Promise<{ machine: string; session: string; given: string[
       body: JSON.stringify({ powerSettings: { password: planted.bmc } }),
     })
   }
-  return { machine, session, given: Object.values(servers.front.tokens) }
+  return { machine, session, given: Object.values(servers.front.tokens), ofMachine }
+}
+
+/** The tokens of a machine's run, used at every door of machines, rightly and wrongly. */
+async function useMachineTokens({ url, core, databaseUrl }: Servers['partitions'][number], id: string): Promise<string[]> {
+  const sql = postgres(databaseUrl, { max: 1 })
+  const [row] = await sql<{ run: string }[]>`select run from machines where id = ${id}`
+  await sql.end()
+  const tokens = (['agent', 'metadata'] as const).map(purpose => machineToken(core.seal, purpose, { id, run: row?.run as string }))
+  const statuses: number[] = []
+  for (const token of tokens) {
+    const headers = { authorization: `Bearer ${token}` }
+    statuses.push((await fetch(`${url}/agent/job`, { headers })).status)
+    statuses.push((await fetch(`${url}/agent/signal`, { method: 'POST', headers, body: '{' })).status)
+    statuses.push((await fetch(`${url}/metadata/${token}/user-data`)).status)
+    statuses.push((await fetch(`${url}/metadata/${token}/secrets/nothing`, { method: 'POST' })).status)
+  }
+  expect(statuses).toEqual([200, 400, 401, 401, 401, 401, 200, 409])
+  return tokens.map(token => token.split('.').at(-1) as string)
+}
+
+/** What the command line says of it all, to an admin. */
+async function saidByCli(machine: string): Promise<string[]> {
+  const { url, tokens } = servers.front
+  const env = { PATH: process.env.PATH, HOME: tmpdir(), MUSTER_URL: url, MUSTER_TOKEN: tokens.admin }
+  const commands = [
+    ['machine', 'get', machine, '-o', 'json'],
+    ['machine', 'explain', machine],
+    ['event', 'list'],
+    ['config', 'get'],
+    ['audit', 'list'],
+    ['webhook', 'status'],
+    ['--verbose', 'machine', 'deploy', machine, '--os', 'debian/12'],
+  ]
+  return Promise.all(
+    commands.map(
+      words =>
+        new Promise<string>(resolve => {
+          execFile(process.execPath, [cli, ...words], { env, timeout: 60_000 }, (_, stdout, stderr) =>
+            resolve(`muster ${words.join(' ')}: ${stdout}${stderr}`),
+          )
+        }),
+    ),
+  )
 }
 
 /** What every call answers that only looks, at front and partition, with names filled in as far as there are any. */
@@ -142,7 +223,7 @@ test('the search finds what hex and base64 hide, wherever in a text it stands', 
 })
 
 test('a planted secret is found in no log, event, answer or table', { timeout: 90_000 }, async () => {
-  const { machine, session, given } = await use()
+  const { machine, session, given, ofMachine } = await use()
   // Until the BMC has been tried and complained of, and the changes are in the audit log.
   await until(() => lines.some(line => line.includes('192.0.2.77')))
   await until(async () => (await servers.front.as.admin.audit.list({})).items.some(({ call }) => call === 'machines.deploy'))
@@ -151,18 +232,24 @@ test('a planted secret is found in no log, event, answer or table', { timeout: 9
     ['log', lines],
     ['answer', await answers(machine)],
     ['table of the fronts', await rowsOf(servers.homeUrl)],
+    ['webhook', told],
+    ['word of the command line', await saidByCli(machine)],
   ])
   for (const { name, databaseUrl } of servers.partitions) outputs.set(`table of ${name}`, await rowsOf(databaseUrl))
   // Where nothing was looked at, nothing is found.
   expect(outputs.get('log')?.length).toBeGreaterThan(20)
   expect(outputs.get('answer')?.filter(text => / 200 /.test(text.slice(0, 200))).length).toBeGreaterThan(40)
   expect(outputs.get('answer')?.join('\n')).toContain('machines.deploy')
+  await until(() => told.some(text => text.includes('machine.moved')))
+  expect(outputs.get('word of the command line')?.join('\n')).toMatch(/vault.*machine\.moved.*zoe.*machines\.deploy.*deploying/s)
   expect(outputs.get('table of lon1')?.join('\n')).toContain('vault')
   expect(outputs.get('table of the fronts')?.join('\n')).toContain('zoe')
 
   const secrets = [
     ...Object.entries(planted),
     ['session', session] as const,
+    ...['lon1', 'par2'].flatMap(name => Object.entries(keysOfServers(name))),
+    ...ofMachine.map((token, index) => [`token of a machine ${index}`, token] as const),
     ...given.map((token, index) => [`token ${index}`, token] as const),
   ]
   const found: string[] = []

@@ -24,8 +24,13 @@ import type { Role } from '@muster/shared/contract/call'
 import postgres from 'postgres'
 import { writeVirtualFiles } from '../src/federation/files.ts'
 
-const configSigner = createSigner('07'.repeat(32))
+const configSeed = '07'.repeat(32)
+const configSigner = createSigner(configSeed)
 const sharedKey = Buffer.alloc(32, 'shared')
+const keyOf = (partition: string) => Buffer.alloc(32, partition)
+
+/** The keys that the servers are started with, as those of the fronts and of a partition are. */
+export const keysOfServers = (partition: string) => ({ configSeed: Buffer.from(configSeed, 'hex'), sharedKey, key: keyOf(partition) })
 
 export const testRoles = ['read-only', 'user', 'operator', 'admin'] as const satisfies readonly Role[]
 
@@ -150,7 +155,7 @@ function settingsFor(partition: string, databaseUrl: string, tokensFile: string,
     databaseUrl,
     connections: 6,
     nats: undefined,
-    key: Buffer.alloc(32, partition),
+    key: keyOf(partition),
     sharedKey,
     tokensFile,
     configKeys: [configSigner.publicKey],
