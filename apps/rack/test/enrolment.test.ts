@@ -2,6 +2,7 @@
 // and accepted anew after the loss of a disk. A partition that is not accepted works by itself.
 import { execFile, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { OutgoingMessage } from 'node:http'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -328,9 +329,10 @@ test.skipIf(program === undefined)(
   'what is wrong is told where the partition shows its problems, and once in its log',
   { timeout: 120_000 },
   async () => {
-    const fetched = vi.spyOn(globalThis, 'fetch')
-    onTestFinished(() => fetched.mockRestore())
-    const asks = (name: string) => fetched.mock.calls.filter(([, request]) => String(request?.body).includes(`"name":"${name}"`)).length
+    const sent = vi.spyOn(OutgoingMessage.prototype, 'end')
+    onTestFinished(() => sent.mockRestore())
+    const asks = (name: string) =>
+      sent.mock.calls.filter(([body]) => /"token":/.test(String(body)) && String(body).includes(`"name":"${name}"`)).length
     const tell = async (partition: Partition) => (await vi.waitUntil(async () => (await partition.problems())[0], patient)) as string
     const unreachable = await startOne('rom1', 'any', { frontUrl: 'http://127.0.0.1:9' })
     expect(await tell(unreachable)).toMatch(/^not part of the federation: the front at http:\/\/127\.0\.0\.1:9 cannot be reached: /)
