@@ -168,6 +168,8 @@ describe('the boot door', () => {
       const after = await contents()
       return Object.keys(after).filter(name => JSON.stringify(after[name]) !== JSON.stringify(before[name]))
     }
+    // The events of the machines made here are numbered a moment later.
+    await until(async () => (await sql`select from events where seq is null limit 1`).length === 0)
     const before = await contents()
     expect(await script(newMac())).toContain('Muster: enlist')
     expect(await script(macOf(deployed))).toContain('boot from disk')
