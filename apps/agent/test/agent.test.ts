@@ -49,7 +49,7 @@ const tools = [
 ]
 const missing = missingPrograms(tools, 'qemu-system-x86 cpio zstd kmod e2fsprogs fdisk grub-common openssh-client btrfs-progs ovmf')
 /** Under emulation, on a computer that others use too. */
-const bootLimitMs = 240_000
+const bootLimitMs = 360_000
 
 const noShellcheck = missingPrograms(['shellcheck'], 'shellcheck')
 test.skipIf(noShellcheck !== undefined)("the agent's shell is sound", async () => {
