@@ -1,8 +1,10 @@
-// R3: a partition needs nobody. Its front and its broker are killed under load; on its own API machines are allocated, installed, switched and
-// given back as before, and not one call fails.
+// R3: a partition needs nobody. Its front and its broker are killed under load; on its own API a user of the global configuration has machines allocated,
+// booted, installed, told who they are (metadata), switched and given back as before, and not one call fails; then it is killed itself, and starts and works
+// with nobody there. When they are back, they find everything as it is, and nothing has to be mended.
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { newToken } from '@muster/server/tokens'
 import { type Client, createClient } from '@muster/shared/client'
 import type { Machine } from '@muster/shared/machine'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
@@ -12,9 +14,12 @@ const machines = 6
 const workers = 4
 const cyclesBefore = 1
 const cyclesAfter = 4
+const cyclesAfterItsOwnRestart = 2
 
 let federation: Federation
 let dataDir: string
+/** On the partition's own API: an admin of the tokens file, and a user whom only the global configuration knows. */
+let admin: Client
 let client: Client
 
 beforeAll(async () => {
@@ -31,11 +36,20 @@ beforeAll(async () => {
     broker: 'always the embedded',
   })
   const [partition] = federation.partitions as [Federation['partitions'][number]]
-  client = createClient({ url: partition.url, token: federation.token })
-  await vi.waitFor(async () => expect((await client.partitions.status({})).machines.ready).toBe(machines), {
-    timeout: 60_000,
-    interval: 200,
+  const patient = { timeout: 60_000, interval: 200 }
+  admin = createClient({ url: partition.url, token: federation.token })
+  await vi.waitFor(async () => expect((await admin.partitions.status({})).machines.ready).toBe(machines), patient)
+  const { token, sha256 } = newToken()
+  const times = { createdAt: new Date().toISOString(), expiresAt: '2099-01-01T00:00:00.000Z' }
+  const [front] = federation.fronts as [Federation['fronts'][number]]
+  await createClient({ url: front.url, token: federation.token }).config.change({
+    put: [
+      { kind: 'user', name: 'una', document: { role: 'user' } },
+      { kind: 'token', name: 't-000000000001', document: { user: 'una', role: 'user', sha256, ...times } },
+    ],
   })
+  client = createClient({ url: partition.url, token })
+  await vi.waitFor(() => client.session.whoami(), patient)
 }, 120_000)
 afterAll(async () => {
   await federation?.stop()
@@ -67,7 +81,9 @@ async function cycle(): Promise<void> {
   expect(free).toMatchObject({ allocation: null, owner: null })
 }
 
-it('without front and broker every call of a partition’s own API goes on as before', { timeout: 300_000 }, async () => {
+it('without front and broker every call of a partition’s own API goes on as before, also when it was killed itself', {
+  timeout: 400_000,
+}, async () => {
   let cycles = 0
   let areAway = false
   const work = Array.from({ length: workers }, async () => {
@@ -89,6 +105,38 @@ it('without front and broker every call of a partition’s own API goes on as be
 
   expect(cycles).toBeGreaterThanOrEqual(workers * (cyclesBefore + cyclesAfter))
   expect(federation.broker?.isRunning).toBe(false)
-  const status = await client.partitions.status({})
-  expect(status).toMatchObject({ machines: { ready: machines }, overdue: 0, faulty: 0, problems: [] })
+
+  // Its own turn. Nobody can tell it anything when it comes back.
+  const [partition] = federation.partitions as [Federation['partitions'][number]]
+  await partition.child.kill()
+  await partition.child.start()
+  const again = Array.from({ length: workers }, async () => {
+    for (let left = cyclesAfterItsOwnRestart; left > 0; left--) {
+      await cycle()
+      cycles++
+    }
+  })
+  await Promise.all(again)
+  expect([front.child.isRunning, federation.broker?.isRunning]).toEqual([false, false])
+  const status = await admin.partitions.status({})
+  expect(status).toMatchObject({
+    machines: { ready: machines },
+    overdue: 0,
+    faulty: 0,
+    problems: [{ problem: expect.stringContaining('not on the bus') }],
+  })
+
+  const rowsOf = async (from: Client) =>
+    (await from.machines.list({})).items.map(({ id, state, owner, version }) => ({ id, state, owner, version }))
+  const before = await rowsOf(admin)
+  const copies = await admin.config.copies({})
+  const held = copies.items.map(({ generation, digest }) => ({ generation, digest }))
+  expect(held).toHaveLength(1)
+  await federation.broker?.start()
+  await front.child.start()
+  const there = createClient({ url: front.url, token: federation.token })
+  const patient = { timeout: 60_000, interval: 200 }
+  await vi.waitFor(async () => expect((await admin.partitions.status({})).problems).toEqual([]), patient)
+  await vi.waitFor(async () => expect(await rowsOf(there)).toEqual(before), patient)
+  expect((await admin.config.copies({})).items).toMatchObject(held)
 })
