@@ -47,6 +47,9 @@ const shape: Shape<AuditEntry> = {
   none: 'Nothing was changed.',
 }
 
+/** Attempts of one kind are counted for a minute before they are an entry that can be read. */
+const noneRefused = 'Nobody was refused, or only within the last minute: attempts of a kind are counted for so long.'
+
 interface ListOptions {
   readonly since?: string
   readonly actor?: string
@@ -78,14 +81,15 @@ function addList(parent: Command, cli: Cli): void {
     if (refused && given.call !== undefined)
       throw new CliError('usage', '--refused and --call cannot both be given: refused attempts are entries of their own')
     const filter = { ...given, ...(refused && { call: refusedCall }) }
+    const shown = refused ? { ...shape, none: noneRefused } : shape
     const { client } = await connect(cli, command)
     if (fronts) {
       const input = checked(calls.fronts, { ...filter, ...(since !== undefined && { after: parseCount(since) }) })
-      showList(cli, formatOf(command), await attempt('read the log of the fronts', client.audit.fronts(input)), shape)
+      showList(cli, formatOf(command), await attempt('read the log of the fronts', client.audit.fronts(input)), shown)
       return
     }
     const input = checked(calls.list, { ...filter, ...(since !== undefined && { after: since }) })
-    showList(cli, formatOf(command), await attempt('read the audit log', client.audit.list(input)), shape)
+    showList(cli, formatOf(command), await attempt('read the audit log', client.audit.list(input)), shown)
   })
 }
 
