@@ -1,7 +1,7 @@
 // `muster config …`: what belongs to the whole federation; who changed it, and whether every partition has it.
 import { config as calls, type Generation, type HeldCopy } from '@muster/shared/contract/config'
 import type { CallOutput, CallRequest } from '@muster/shared/contract/contract'
-import { type Difference, documentKinds } from '@muster/shared/global/documents'
+import { type Difference, type DocumentKind, documentKinds } from '@muster/shared/global/documents'
 import { Argument, type Command } from 'commander'
 import { type Cli, examples, type Fill, formatOf, remark } from '../cli.ts'
 import { connect } from '../connection.ts'
@@ -114,6 +114,18 @@ function documentsIn(text: string, file: string): unknown[] {
   if (typeof content === 'object' && content !== null && 'documents' in content && Array.isArray(content.documents))
     return content.documents
   throw new CliError('usage', `${file} is no list of documents such as [{"kind":"user","name":"alice","document":{"role":"user"}}]`)
+}
+
+/** Deletes a document, and says what that did. */
+export async function deleteDocument(
+  cli: Cli,
+  command: Command,
+  { kind, name }: { kind: DocumentKind; name: string },
+  verb: 'delete' | 'revoke' = 'delete',
+): Promise<void> {
+  const input = checked(calls.change, { delete: [{ kind, name }], note: `${kind} ${name} ${verb}d` })
+  const { client } = await connect(cli, command)
+  tellChange(cli, command, await attempt(`${verb} ${kind} ${name}`, client.config.change(input)))
 }
 
 /** Says what a change did, a line per document. */

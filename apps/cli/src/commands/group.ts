@@ -10,7 +10,7 @@ import { attempt, CliError } from '../exit-codes.ts'
 import { type Shape, showList } from '../output/show.ts'
 import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
-import { tellChange } from './config.ts'
+import { deleteDocument, tellChange } from './config.ts'
 
 type Documents = CallOutput<'config.get'>['documents']
 
@@ -91,11 +91,7 @@ function addDelete(parent: Command, cli: Cli): void {
     'Deletes a group: its members have nothing from it any more. Its quotas, and what providers map to it, have to go first.',
   )
   examples(command, ['group delete lab'])
-  command.action(async (name: string) => {
-    const input = checked(calls.change, { delete: [{ kind: 'group', name }], note: `group ${name} deleted` })
-    const { client } = await connect(cli, command)
-    tellChange(cli, command, await attempt(`delete group ${name}`, client.config.change(input)))
-  })
+  command.action((name: string) => deleteDocument(cli, command, { kind: 'group', name }))
 }
 
 function addMembers(parent: Command, cli: Cli, verb: 'add' | 'remove'): void {

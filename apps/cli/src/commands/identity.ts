@@ -16,7 +16,7 @@ import { ageText } from '../output/text.ts'
 import { collect } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
 import { newPassword, type PasswordOptions } from '../secrets.ts'
-import { tellChange } from './config.ts'
+import { deleteDocument, tellChange } from './config.ts'
 
 const grantedRoles = roles.filter(role => role !== 'public')
 const roleOption = (text: string) => new Option('--role <role>', text).choices(grantedRoles)
@@ -266,9 +266,5 @@ export const fillToken: Fill = (command, cli) => {
   const revoke = command.command('revoke').alias('delete').summary('end a token').argument('<id>', 'id of the token, as the list shows it')
   revoke.description('Ends a token. Partitions that can be reached know within seconds; one that is cut off lets it in until it expires.')
   examples(revoke, ['token revoke t-4y3h7nqk2c5d'])
-  revoke.action(async (id: string) => {
-    const input = checked(calls.change, { delete: [{ kind: 'token', name: id }], note: `token ${id} revoked` })
-    const { client } = await connect(cli, revoke)
-    tellChange(cli, revoke, await attempt(`revoke token ${id}`, client.config.change(input)))
-  })
+  revoke.action((id: string) => deleteDocument(cli, revoke, { kind: 'token', name: id }, 'revoke'))
 }

@@ -7,7 +7,7 @@ import { connect } from '../connection.ts'
 import { attempt, CliError } from '../exit-codes.ts'
 import { type Shape, showList } from '../output/show.ts'
 import { checked } from '../schema-options.ts'
-import { tellChange } from './config.ts'
+import { deleteDocument, tellChange } from './config.ts'
 
 interface Quota {
   readonly name: string
@@ -49,11 +49,7 @@ export const fillQuota: Fill = (command, cli) => {
   const remove = command.command('delete').alias('rm').summary('delete a quota').argument('<name>', 'name of the quota')
   remove.description('Deletes a quota: it binds nobody any more.')
   examples(remove, ['quota delete lab-gpu'])
-  remove.action(async (name: string) => {
-    const input = checked(calls.change, { delete: [{ kind: 'quota', name }], note: `quota ${name} deleted` })
-    const { client } = await connect(cli, remove)
-    tellChange(cli, remove, await attempt(`delete quota ${name}`, client.config.change(input)))
-  })
+  remove.action((name: string) => deleteDocument(cli, remove, { kind: 'quota', name }))
 }
 
 interface SetOptions {

@@ -14,7 +14,7 @@ import { ageText, printable } from '../output/text.ts'
 import { collect, parseCount } from '../quantities.ts'
 import { checked } from '../schema-options.ts'
 import { readInput, readSecretFile, secretIn } from '../secrets.ts'
-import { tellChange } from './config.ts'
+import { deleteDocument, tellChange } from './config.ts'
 
 /** `muster webhook` with its subcommands. */
 export const fillWebhook: Fill = (command, cli) => {
@@ -154,11 +154,7 @@ function addDelete(parent: Command, cli: Cli): void {
   const command = parent.command('delete').alias('rm').summary('send it nothing more').argument('<name>', 'name of the webhook')
   command.description('Deletes a webhook. What it was not told yet, and its dead letters, are forgotten; the events stay in the log.')
   examples(command, ['webhook delete audit'])
-  command.action(async (name: string) => {
-    const input = checked(config.change, { delete: [{ kind: 'webhook', name }], note: `webhook ${name} deleted` })
-    const { client } = await connect(cli, command)
-    tellChange(cli, command, await attempt(`delete webhook ${name}`, client.config.change(input)))
-  })
+  command.action((name: string) => deleteDocument(cli, command, { kind: 'webhook', name }))
 }
 
 const deliveryShape = (cli: Cli): Shape<WebhookDelivery> => ({
