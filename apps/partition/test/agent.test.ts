@@ -11,7 +11,7 @@ import { addMachine, movesOf, newMac, reread, runPartition, type TestPartition, 
 let partition: TestPartition
 const ends: (() => Promise<void>)[] = []
 beforeAll(async () => {
-  partition = await runPartition({}, end => void ends.push(end))
+  partition = await runPartition({ rules: { place: 'lab' } }, end => void ends.push(end))
 })
 afterAll(async () => {
   for (const end of ends.reverse()) await end()
@@ -87,6 +87,15 @@ describe('enlisting', () => {
     })
   })
 
+  test('brings no settings of a controller outside a lab: an anonymous caller would have us log in anywhere, and switch off what answers', async () => {
+    const production = await runPartition()
+    const bmc = { driver: 'ipmi', settings: { address: '127.0.0.1', user: 'a', password: 'b' } }
+    const refused = await production.ask('POST', '/agent/enlist', { body: { ...hardware(), bmc } })
+    expect(refused.status).toBe(422)
+    expect(JSON.parse(refused.text)).toMatchObject({ errors: [{ field: 'bmc', message: expect.stringContaining('MUSTER_PLACE=lab') }] })
+    expect(await production.sql`select from machines`).toHaveLength(0)
+  })
+
   test('by the same machine many times at once makes one', async () => {
     const found = hardware([newMac(), newMac()])
     const answers = await Promise.all(Array.from({ length: 8 }, () => enlist(found)))
@@ -150,7 +159,7 @@ describe('enlisting', () => {
   })
 
   test('commissions where the partition is set so, also when it died in between', async () => {
-    const eager = await runPartition({ rules: { enlisted: 'commission' } })
+    const eager = await runPartition({ rules: { enlisted: 'commission', place: 'lab' } })
     const found = { ...hardware(), bmc: { driver: 'ipmi', settings: { address: '127.0.0.1:1', user: 'a', password: 'b' } } }
     const ask = () => eager.ask('POST', '/agent/enlist', { body: found })
     const { id } = JSON.parse((await ask()).text) as { id: string }

@@ -266,7 +266,7 @@ test('an agent that knows no scripts is not believed, and old results are forgot
 })
 
 test('a machine that enlists where machines are commissioned at once gets the tests of the rule', async () => {
-  const partition = await runPartition({ rules: { enlisted: 'commission', tests: ['disk-health'] } })
+  const partition = await runPartition({ rules: { enlisted: 'commission', tests: ['disk-health'], place: 'lab' } })
   const body = {
     arch: 'amd64',
     cpus: 4,

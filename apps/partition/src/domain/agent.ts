@@ -28,7 +28,7 @@ export async function machineOfToken(core: Core, purpose: TokenPurpose, token: s
   return { ...row, run: claims.run }
 }
 
-/** What a machine can find of its own controller. Nothing else: an anonymous caller must not make this server call any address by any means. */
+/** What a simulated machine may say of its own controller. */
 const foundInBand = new Set(['ipmi', 'redfish'])
 
 /** A machine announces itself. A known MAC changes nothing: an anonymous caller must not rewrite what we know. */
@@ -59,10 +59,7 @@ async function insertEnlisted(core: Core, input: Enlistment, hostname: string | 
       `${waiting} machines have enlisted and wait to be commissioned or deleted; no more are taken (MUSTER_ENLISTED_MOST, or enlistedMost of the partition's document)`,
     )
   const id = newMachineId(core.partition)
-  if (input.bmc && !foundInBand.has(input.bmc.driver)) {
-    const message = `a machine finds ${[...foundInBand].join(' or ')} in itself, not ${input.bmc.driver}`
-    throw wrongFields([{ field: 'bmc.driver', message }])
-  }
+  if (input.bmc) refuseStrangeBmc(core, input.bmc.driver)
   const stored = input.bmc
     ? storedPowerSettings(core, id, input.bmc.driver, input.bmc.settings)
     : { driver: null, settings: {}, secrets: null }
@@ -91,6 +88,20 @@ async function insertEnlisted(core: Core, input: Enlistment, hostname: string | 
   noteChange(core, row)
   await commissionIfWanted(core, row)
   return { id, outcome: 'created' }
+}
+
+/**
+ * Who enlists is anybody: settings of a controller would have this server call any address with any password, and switch off whatever answers there.
+ * Real agents tell what they found as a fact, and an operator makes it the power driver; a lab's simulated machines bring it with them.
+ */
+function refuseStrangeBmc(core: Core, driver: string): void {
+  if (core.rules.place !== 'lab') {
+    const message = 'settings of a controller are taken from machines in labs only (MUSTER_PLACE=lab); an operator gives the power driver'
+    throw wrongFields([{ field: 'bmc', message }])
+  }
+  if (foundInBand.has(driver)) return
+  const message = `a machine finds ${[...foundInBand].join(' or ')} in itself, not ${driver}`
+  throw wrongFields([{ field: 'bmc.driver', message }])
 }
 
 /** Also for a machine that is known and still new: the partition may have died between the two. */

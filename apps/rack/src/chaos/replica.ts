@@ -33,6 +33,8 @@ export async function startReplica(
       MUSTER_TOKENS_FILE: path.join(dataDir, 'tokens.json'),
       MUSTER_FILES: path.join(dataDir, 'files'),
       MUSTER_ENLISTED: 'commission',
+      // Simulated machines bring their controllers with them.
+      MUSTER_PLACE: 'lab',
       LOG_LEVEL: 'warn',
       HOST: '127.0.0.1',
       PORT: String(port),

@@ -108,6 +108,8 @@ async function start(options: FederationOptions, stops: (() => Promise<void>)[],
         MUSTER_CONFIG_PUBLIC_KEY: config.publicKey,
         MUSTER_FILES: files,
         MUSTER_ENLISTED: 'commission',
+        // Simulated machines bring their controllers with them.
+        MUSTER_PLACE: 'lab',
         HOST: host,
         // Somebody may have set it for the command line, where it is the front's.
         MUSTER_URL: url,

@@ -250,6 +250,7 @@ async function startLab(runDir: string, more: Readonly<Record<string, string>> =
       MUSTER_DNS_ZONE: lan.zone,
       LOG_LEVEL: 'debug',
       MUSTER_ENLISTED: 'keep as new',
+      MUSTER_PLACE: 'production',
       // Emulated processors, and several of them on two real ones.
       MUSTER_AGENT_SILENCE: '5m',
       MUSTER_AGENT_START: '5m',
