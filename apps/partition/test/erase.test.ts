@@ -3,6 +3,7 @@
 import { createVerifier } from '@muster/server/global/signature'
 import { expect, test } from 'vitest'
 import type { MachineRow } from '../src/db/machines.ts'
+import { machineToken } from '../src/domain/machine-token.ts'
 import { requestMove } from '../src/domain/machines.ts'
 import { addMachine, runPartition, startCore, type TestPartition, until } from './harness.ts'
 import { settingsOf, startBmcs, type VirtualMachine } from './virtual-bmc.ts'
@@ -171,10 +172,37 @@ test('an aborted release says by whom and what is left, its agent is heard no mo
 test.each([
   [{ erase: null, disks_used: true }, 'its disks were not to be erased'],
   [{ erase: null, disks_used: false }, 'its disks hold nothing of an owner'],
-  [{ erase: 'full' as const, disks_used: true, disks: [] }, 'no disk of it is known, none is erased'],
+  [{ erase: 'full' as const, disks_used: true, disks: [] }, 'not erased: any disk (none of it is known)'],
 ])('the fault of an aborted release: %o', async (columns, says) => {
   const core = await startCore()
   const { id } = await addMachine(core, { ...used, state: 'releasing', ...columns })
   const { state, fault } = await requestMove(core, { name: 'olga', role: 'operator' }, 'abort', { id })
   expect([state, fault?.message]).toEqual(['failed_releasing', `olga aborted the release; ${says}`])
+})
+
+test('disks of one serial number need a certificate each, by their names within the controller; names that change at a boot change nothing', async () => {
+  const partition = await runPartition({ rules: { erase: 'quick' } })
+  const disk = (name: string, serial: string) => ({ name, serial, model: 'Disk', sizeBytes: 1e12, kind: 'nvme' as const })
+  const erased = async (known: ReturnType<typeof disk>[], told: ReturnType<typeof disk>[]) => {
+    const machine = await addMachine(
+      partition.core,
+      { ...used, state: 'releasing', erase: 'quick', run: 'r1', attention_at: null },
+      { disks: known },
+    )
+    const tell = say(partition, machineToken(partition.core.seal, 'agent', { id: machine.id, run: 'r1' }))
+    for (const each of told) expect(await tell('erasure', erasureOf(each as never))).toBe(204)
+    await tell('signal', done)
+    const { state, fault } = await partition.as('olga').machines.get({ id: machine.id })
+    return fault?.message ?? state
+  }
+  const spaces = [disk('nvme0n1', 'N1'), disk('nvme0n2', 'N1')]
+  expect(await erased(spaces, spaces.slice(0, 1))).toContain('did not say that it erased nvme0n2')
+  expect(await erased(spaces, [disk('nvme1n1', 'N1'), disk('nvme1n1', 'N1')])).toContain('nvme0n2')
+  expect(await erased(spaces, [disk('nvme1n2', 'N1'), disk('nvme1n1', 'N1')])).toBe('releasing')
+  // The power went after the first; at the next boot the other one had its name.
+  const pair = [disk('sda', 'S1'), disk('sdb', 'S2')]
+  expect(await erased(pair, [disk('sda', 'S1'), disk('sda', 'S2')])).toBe('releasing')
+  // Nobody knows which disks an adopted machine has: its agent must have found one.
+  expect(await erased([], [])).toContain('did not say that it erased any disk')
+  expect(await erased([], pair)).toBe('releasing')
 })

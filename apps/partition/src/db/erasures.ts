@@ -5,6 +5,7 @@ export interface ErasureRow {
   id: number
   machine_id: string
   run: string
+  /** What tells the disk from the machine's others; its name is in the payload. */
   disk: string
   at: Date
   payload: string
@@ -18,8 +19,8 @@ export async function insertErasure(sql: Sql, row: Omit<ErasureRow, 'id'>): Prom
 }
 
 /** What was said of the disks erased in a run. */
-export async function erasuresOfRun(sql: Sql, machine: string, run: string): Promise<{ disk: string; payload: string }[]> {
-  return await sql<{ disk: string; payload: string }[]>`select disk, payload from erasures where machine_id = ${machine} and run = ${run}`
+export async function erasuresOfRun(sql: Sql, machine: string, run: string): Promise<{ payload: string }[]> {
+  return await sql<{ payload: string }[]>`select payload from erasures where machine_id = ${machine} and run = ${run}`
 }
 
 /** Latest first. */

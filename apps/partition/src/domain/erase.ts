@@ -41,14 +41,18 @@ export async function receiveErasure(core: Core, machine: MachineRow & { run: st
   const { id, hostname, owner, run } = machine
   const payload = JSON.stringify({ format: 1, partition: core.partition, machine: id, hostname, owner, at: at.toISOString(), ...erasure })
   const { signature, key } = core.certifier.sign(payload)
-  await insertErasure(core.sql, { machine_id: id, run, disk: erasure.disk, at, payload, signature, key })
+  await insertErasure(core.sql, { machine_id: id, run, disk: diskKey(machine, erasure), at, payload, signature, key })
 }
 
-/** The disks of the machine that have no certificate of this run, by name. Disks are told by serial number where they have one: names may change at any boot. */
+/** What stands for the disks of a machine of which none is known. */
+const unknownDisks = 'any disk (none of it is known)'
+
+/** The disks of the machine that have no certificate of this run, by name. Where none is known, what the agent finds is to be erased, and that is something. */
 export async function disksLeft(core: Core, machine: MachineRow): Promise<string[]> {
   const told = machine.run === null ? [] : await erasuresOfRun(core.sql, machine.id, machine.run)
-  const done = new Set(told.map(({ payload }) => diskKey(erasureIn(payload))))
-  return machine.disks.filter(({ name, serial }) => !done.has(diskKey({ disk: name, serial }))).map(({ name }) => name)
+  if (machine.disks.length === 0) return told.length === 0 ? [unknownDisks] : []
+  const done = new Set(told.map(({ payload }) => diskKey(machine, erasureIn(payload))))
+  return machine.disks.filter(({ name, serial }) => !done.has(diskKey(machine, { disk: name, serial }))).map(({ name }) => name)
 }
 
 /** What a release that ends now would leave on the disks, in words. */
@@ -57,10 +61,18 @@ export async function leftUnerased(core: Core, machine: MachineRow): Promise<str
   if (machine.erase === null) return 'its disks were not to be erased'
   const left = await disksLeft(core, machine)
   if (left.length > 0) return `not erased: ${left.join(', ')}`
-  return machine.disks.length === 0 ? 'no disk of it is known, none is erased' : 'its disks are erased, but the agent had not ended'
+  return 'its disks are erased, but the agent had not ended'
 }
 
-const diskKey = ({ disk, serial }: { disk: string; serial: string }) => (serial === '' ? `name ${disk}` : `serial ${serial}`)
+/**
+ * What tells a disk of the machine from its others: its serial number, since names may change at any boot. Several that say the same one (namespaces of one
+ * NVMe controller) are told by their names within it as well.
+ */
+function diskKey({ disks }: Pick<MachineRow, 'disks'>, { disk, serial }: { disk: string; serial: string }): string {
+  if (serial === '') return `name ${disk}`
+  const isShared = disks.filter(other => other.serial === serial).length > 1
+  return isShared ? `serial ${serial} ${disk.replace(/^nvme\d+(?=n\d+$)/, '')}` : `serial ${serial}`
+}
 
 const erasureIn = (payload: string) => JSON.parse(payload) as Erasure & { owner: string | null }
 
