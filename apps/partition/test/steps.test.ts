@@ -89,12 +89,13 @@ test('an old look at the power is no loss of it', () => {
   expect(decide(facts({ state: 'commissioning' }, order({ state: 'running', ended_at: null })))).toMatchObject({ kind: 'wait' })
 })
 
-test('a machine that loses its power again and again fails, and says so', () => {
-  expect(decide(facts({ state: 'commissioning' }, order({}), 3))).toMatchObject({
-    kind: 'fail',
-    move: 'fail',
-    fault: { code: 'power-lost' },
-  })
+test('a machine that is off again and again fails: its power was lost where its agent had been heard, or it had its system', () => {
+  const off = (row: Partial<MachineRow>) => decide(facts({ state: 'deploying', ...row }, order({}), 3))
+  const heard = { last_signal_at: after, waiting_for: 'the agent: write (40 %)' }
+  expect(off(heard)).toMatchObject({ kind: 'fail', fault: { code: 'power-lost', message: expect.stringContaining('3 times, at write') } })
+  expect(off({ netboot: false })).toMatchObject({ kind: 'fail', fault: { code: 'power-lost' } })
+  const fault = { code: 'agent-missing', message: expect.stringContaining('never heard'), hint: expect.stringContaining('console') }
+  expect(off({})).toMatchObject({ kind: 'fail', move: 'fail', fault })
 })
 
 test('a machine is given back when its disks are erased, and then seen off', () => {

@@ -106,16 +106,7 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs, agentStartMs }:
   if (own.state === 'failed' && machine.state !== 'rescue') return failedOrder(own)
   if (own.state === 'queued' || own.state === 'running') return { kind: 'wait', reason, againMs: lookAgainMs }
   if (isLost(machine, own)) {
-    if (ownCount >= powerLossLimit && machine.state !== 'rescue')
-      return {
-        kind: 'fail',
-        move: 'fail',
-        fault: {
-          code: 'power-lost',
-          message: `the machine was found off ${ownCount} times`,
-          hint: 'somebody or something takes its power: look at it, then try again',
-        },
-      }
+    if (ownCount >= powerLossLimit && machine.state !== 'rescue') return { kind: 'fail', move: 'fail', fault: lostFault(machine, ownCount) }
     const drift = 'seen off, wanted on'
     if (machine.netboot || machine.state === 'rescue') return { kind: 'order', wish: intoNetwork, reason, drift }
     return { kind: 'order', wish: { action: 'on', boot: 'disk' }, reason: 'the power on, for its first boot', drift }
@@ -152,6 +143,21 @@ function viaAgent({ machine, own, ownCount, now, agentSilenceMs, agentStartMs }:
   // What the agent last said tells more than "the agent".
   const said = machine.last_signal_at === null ? null : machine.waiting_for
   return { kind: 'wait', reason: said ?? waitsFor, againMs: Math.min(lookAgainMs, isAgentExpected ? agentSilenceMs : agentStartMs) }
+}
+
+/** An agent that cannot work (no driver, no address, no job) says so on its console and goes off: who was never heard is not known to have lost its power. */
+function lostFault(machine: MachineRow, times: number): Omit<Fault, 'since'> {
+  if (machine.last_signal_at === null && machine.netboot)
+    return {
+      code: 'agent-missing',
+      message: `the machine was found off ${times} times after it had been powered on into the network, and its agent was never heard`,
+      hint: 'an agent that finds no network port, no DHCP server or no job says so on its console and goes off; refusals of this partition are events of the machine (machine.boot-refused, machine.agent-refused)',
+    }
+  return {
+    code: 'power-lost',
+    message: `the machine was found off ${times} times${saidAt(machine)}`,
+    hint: 'somebody or something takes its power, or the partition refuses its agent (event machine.agent-refused): look at it, then try again',
+  }
 }
 
 /** What the agent said last that it is at: a machine that a test brings down is down in that test. */
