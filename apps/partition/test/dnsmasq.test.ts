@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { newToken } from '@muster/server/tokens'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
-import { isInNetwork } from '@muster/shared/network'
+import { isInNetwork, networkDocument } from '@muster/shared/network'
 import fc from 'fast-check'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { readSettings } from '../src/config.ts'
@@ -24,6 +24,7 @@ import {
   dnsmasqHosts,
   dnsmasqNames,
   dnsmasqOptions,
+  documentedHosts,
   loaders,
   rangesInForce,
   shareOfRanges,
@@ -148,6 +149,21 @@ describe('what dnsmasq is told', () => {
     )
   })
 
+  test('leads host names to the first address of the network document in force, where nothing else has the name', () => {
+    const document = (...addresses: string[]) =>
+      networkDocument.parse({
+        ethernets: { lan: { mac: '52:54:00:00:00:05', addresses } },
+        vlans: { san: { id: 7, link: 'lan', addresses: ['10.7.0.5/24'] } },
+      })
+    const own = { hostname: 'node5', network: document('10.98.0.50/24', '10.98.0.51/24'), deployment_network: null }
+    const hosts = (machine: Parameters<typeof documentedHosts>[0][number], reserved: Parameters<typeof documentedHosts>[1] = []) =>
+      documentedHosts([machine], reserved).map(({ address, names }) => [address, ...names])
+    expect(hosts(own)).toEqual([['10.98.0.50', 'node5']])
+    expect(hosts({ ...own, deployment_network: document('10.98.0.60/24') })).toEqual([['10.98.0.60', 'node5']])
+    expect(hosts({ ...own, network: null })).toEqual([])
+    expect(hosts(own, [{ address: '10.98.0.9', mac: null, names: ['node5'] }])).toEqual([])
+  })
+
   test.each([
     ['10.0.0.9-10.0.0.5/24', 'ends before it begins'],
     ['10.0.0.5-10.0.1.9/24', 'ends outside the network'],
@@ -258,6 +274,11 @@ describe.skipIf(why !== undefined)('a network that a partition serves', { timeou
     const stranger = await site.ask('52:54:00:aa:aa:aa', ['-x', '0x5d:0007'])
     expect(stranger.ip).not.toBe(ipxe.ip)
     expect(stranger.boot_file).toBe('snponly.efi')
+    // A machine that is off has no address; nobody else gets its name.
+    await addMachine(site.core, { hostname: 'db1' })
+    await site.told('db1')
+    expect((await site.ask('52:54:00:aa:aa:ab', ['-x', 'hostname:db1'])).ip).toBeTruthy()
+    expect(await site.resolve('db1.lab.example').catch(String)).not.toMatch(/Address: 10\.98\.0\.1\d\d/)
   })
 
   test('follows its machines: a change is served within 3 s, 2,000 at once are told in one or two goes, and what is gone has no name', async () => {

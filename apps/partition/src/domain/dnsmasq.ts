@@ -1,8 +1,9 @@
 // What dnsmasq is told: DHCP, TFTP and DNS of one partition as its configuration, a pure function of settings, machines and subnets. doors/dnsmasq.ts
 // runs it.
 import path from 'node:path'
-import { bitsOf, isInNetwork, networksOverlap } from '@muster/shared/network'
+import { bitsOf, isInNetwork, networksOverlap, staticAddresses } from '@muster/shared/network'
 import { z } from 'zod'
+import type { Documented } from '../db/addresses.ts'
 
 /** First-stage loaders by what a firmware says it is (DHCP option 93, RFC 4578 and IANA's list). `http`: it boots over HTTP by itself (UEFI 2.5). */
 export const loaders = [
@@ -179,6 +180,8 @@ function addressLines({ rule, ranges, folder }: NetworkServices): string[] {
     // Who has the word in a network denies what it does not know, and that may be the other replica's to give.
     ...(rule === 'alone' ? ['dhcp-authoritative'] : []),
     `dhcp-hostsfile=${path.join(folder, networkFiles.hosts)}`,
+    // A stranger that calls itself as a machine of ours is not that in the zone.
+    'dhcp-ignore-names=tag:!known',
     `dhcp-optsfile=${path.join(folder, networkFiles.options)}`,
     ...ranges.map(
       ({ from, to, prefix }, index) => `dhcp-range=set:${rangeTag(index)},${from},${to},${netmask(prefix)},${leaseSeconds / 60}m`,
@@ -326,7 +329,17 @@ export function dnsmasqHosts(
     .join('')
 }
 
-/** The names file, as /etc/hosts: what leads to reserved addresses, in the zone and by itself. */
+/** Where host names lead by machines' network documents: to the first address of what is in force, unless the name leads to a reserved one. */
+export function documentedHosts(documented: readonly Omit<Documented, 'id'>[], reserved: readonly ReservedHost[]): ReservedHost[] {
+  const taken = new Set(reserved.flatMap(({ names }) => names))
+  return documented.flatMap(({ hostname, network, deployment_network }) => {
+    const document = deployment_network ?? network
+    const [first] = document === null ? [] : staticAddresses(document)
+    return first === undefined || taken.has(hostname) ? [] : [{ address: first.address, mac: null, names: [hostname] }]
+  })
+}
+
+/** The names file, as /etc/hosts: what leads to addresses that are not leased, in the zone and by itself. */
 export function dnsmasqNames(reserved: readonly ReservedHost[], zone: string): string {
   return reserved
     .filter(({ names }) => names.length > 0)

@@ -10,7 +10,7 @@ import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { PartitionStatus } from '@muster/shared/contract/partitions'
-import { type AddressRow, allReserved } from '../db/addresses.ts'
+import { type AddressRow, allReserved, documentedMachines } from '../db/addresses.ts'
 import { leasedTo, saveLeases } from '../db/boots.ts'
 import { networkHosts } from '../db/machines.ts'
 import { saveNetworkServices } from '../db/network-services.ts'
@@ -24,6 +24,7 @@ import {
   dnsmasqHosts,
   dnsmasqNames,
   dnsmasqOptions,
+  documentedHosts,
   leaseIn,
   leaseSeconds,
   leasesIn,
@@ -63,7 +64,7 @@ export class Dnsmasq {
   #isForRanges = false
   readonly #bell = new Bell()
   /** Given, and not yet told to the other replicas. */
-  readonly #given: { readonly bell: Bell; leases: { mac: string; address: string }[] } = { bell: new Bell(), leases: [] }
+  readonly #given = { bell: new Bell(), leases: new Map<string, { mac: string; address: string }>() }
   /** Once it is up. */
   #child: ChildProcess | undefined
   #hosts: 'as it reads them when it starts' | 'changed since' = 'as it reads them when it starts'
@@ -206,7 +207,7 @@ export class Dnsmasq {
     this.#core.log.debug({ dnsmasq: text }, 'dnsmasq')
     const lease = this.#settings.rule === 'shared' ? leaseIn(text) : undefined
     if (lease) {
-      this.#given.leases.push(lease)
+      this.#given.leases.set(`${lease.mac} ${lease.address}`, lease)
       this.#given.bell.ring()
     }
     if (!text.startsWith('started')) return
@@ -216,8 +217,16 @@ export class Dnsmasq {
   }
 
   async #tellLeases(): Promise<'idle'> {
-    const leases = this.#given.leases.splice(0)
-    if (leases.length > 0) await saveLeases(this.#core.sql, leases, leaseSeconds)
+    const { leases } = this.#given
+    const told = [...leases]
+    if (told.length === 0) return 'idle'
+    await saveLeases(
+      this.#core.sql,
+      told.map(([, lease]) => lease),
+      leaseSeconds,
+    )
+    // Not before: another replica that was not told would refuse these machines their scripts. What was renewed meanwhile is told again.
+    for (const [key, lease] of told) if (leases.get(key) === lease) leases.delete(key)
     return 'idle'
   }
 
@@ -249,12 +258,18 @@ export class Dnsmasq {
     const { folder, zone } = this.#settings
     mkdirSync(folder, { recursive: true })
     const { sql } = this.#core
-    const [machines, rows, subnets] = await Promise.all([networkHosts(sql), allReserved(sql), this.takeRanges()])
+    const [machines, rows, documented, subnets] = await Promise.all([
+      networkHosts(sql),
+      allReserved(sql),
+      documentedMachines(sql),
+      this.takeRanges(),
+    ])
     await this.announce()
     const reserved = rows.map(reservedHost)
+    const named = [...reserved, ...documentedHosts(documented, reserved)]
     const texts = [
       [networkFiles.hosts, dnsmasqHosts(machines, reserved)],
-      [networkFiles.names, zone === undefined ? '' : dnsmasqNames(reserved, zone)],
+      [networkFiles.names, zone === undefined ? '' : dnsmasqNames(named, zone)],
       [networkFiles.options, dnsmasqOptions(this.#own, subnets)],
     ] as const
     const changed = texts.filter(([name, text]) => replaceIfOther(path.join(folder, name), text) === 'changed')
