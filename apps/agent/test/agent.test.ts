@@ -22,13 +22,13 @@ import { promisify } from 'node:util'
 import { builtInScripts, type JobScript, type ParameterValue, parametersOf, type ScriptHead } from '@muster/shared/scripts'
 import { storageLayout } from '@muster/shared/storage'
 import { planStorage, storageLine } from '@muster/shared/storage-plan'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, type TestContext, test } from 'vitest'
 import { buildAgent, imageBytesMax, packageCache } from '../src/build.ts'
 import { imageCache, keptAgent } from '../src/built.ts'
 import { missingPrograms } from './needs.ts'
 import { startNeighbour } from './neighbour.ts'
 import { freePort, networkConfig, startPartition, type TestPartition } from './partition.ts'
-import { emptyDisk, startMachine, type VirtualMachine } from './virtual-machine.ts'
+import { emptyDisk, type MachineOptions, startMachine, type VirtualMachine } from './virtual-machine.ts'
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../root/', import.meta.url))
@@ -93,8 +93,6 @@ function markedFile(name: string, { owner, attribute, value }: { owner: number; 
 describe.skipIf(missing !== undefined)('the agent', () => {
   let folder: string
   let image: { folder: string; kernel: string; initrd: string }
-  const machines: VirtualMachine[] = []
-  const partitions: TestPartition[] = []
 
   beforeAll(async () => {
     folder = mkdtempSync(path.join(tmpdir(), 'muster-agent-test-'))
@@ -102,40 +100,51 @@ describe.skipIf(missing !== undefined)('the agent', () => {
     const built = await keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: () => undefined })
     image = { folder: built, kernel: path.join(built, 'vmlinuz'), initrd: path.join(built, 'initrd') }
   }, 1_000_000)
-  afterAll(async () => {
-    for (const machine of machines) await machine.kill()
-    for (const partition of partitions) await partition[Symbol.asyncDispose]()
+  afterAll(() => {
     if (folder) rmSync(folder, { recursive: true, force: true })
   })
 
-  async function partitionFor(): Promise<TestPartition> {
+  /** What one attempt of a test needs. All of it ends with the attempt: the next one finds no file, and no machine that still has its disks. */
+  async function stage({ onTestFinished }: Pick<TestContext, 'onTestFinished'>) {
+    const own = mkdtempSync(path.join(folder, 'attempt-'))
     const partition = await startPartition()
-    partitions.push(partition)
-    return partition
+    const machines: VirtualMachine[] = []
+    onTestFinished(async () => {
+      for (const machine of machines) await machine.kill()
+      await partition[Symbol.asyncDispose]()
+      rmSync(own, { recursive: true, force: true })
+    })
+    const start = (options: Omit<MachineOptions, 'folder'>): VirtualMachine => {
+      const machine = startMachine({ folder: own, ...options })
+      machines.push(machine)
+      return machine
+    }
+    return {
+      folder: own,
+      partition,
+      start,
+      boot: (mode: string, more: Omit<MachineOptions, 'folder' | 'system'> = {}) => {
+        const args = [`muster.url=${partition.url}`, `muster.mode=${mode}`, `muster.token=${partition.token}`]
+        return start({ system: { kernel: image.kernel, initrd: image.initrd, args }, ...more })
+      },
+      disk: (name: string, bytes?: number) => disk(own, name, bytes),
+    }
   }
 
-  function boot(partition: TestPartition, mode: string, more: Partial<Parameters<typeof startMachine>[0]> = {}): VirtualMachine {
-    const args = [`muster.url=${partition.url}`, `muster.mode=${mode}`, `muster.token=${partition.token}`]
-    const system = { kernel: image.kernel, initrd: image.initrd, args }
-    const machine = startMachine({ folder, system, ...more })
-    machines.push(machine)
-    return machine
-  }
-
-  const disk = (name: string, bytes = 256 * 2 ** 20) => emptyDisk(path.join(folder, name), bytes)
+  const disk = (own: string, name: string, bytes = 256 * 2 ** 20) => emptyDisk(path.join(own, name), bytes)
   const virtio = (file: string) => [{ file, as: 'virtio' as const, serial: 'DISK-1' }]
   // Each heartbeat costs an emulated processor a second.
   const common = { machine: 'p1-abcdef', heartbeatMs: 4_000 }
   const digestOf = (file: string) => createHash('sha256').update(readFileSync(file)).digest('hex')
 
   /** A small system: a partition table and a file system with /etc, packed. */
-  async function makeImage(name: string): Promise<string> {
-    const tree = path.join(folder, `${name}-tree`)
+  async function makeImage(own: string): Promise<string> {
+    const tree = path.join(own, 'image-tree')
     mkdirSync(path.join(tree, 'etc/cloud/cloud.cfg.d'), { recursive: true })
     mkdirSync(path.join(tree, 'var/lib/cloud/instance'), { recursive: true })
     writeFileSync(path.join(tree, 'etc/os-release'), 'ID=test\n')
     writeFileSync(path.join(tree, 'etc/filler'), Buffer.alloc(4 * 2 ** 20, 'some of it '))
-    const [raw, system] = [disk(`${name}.img`, 64 * 2 ** 20), disk(`${name}.btrfs`, 60 * 2 ** 20)]
+    const [raw, system] = [disk(own, 'image.img', 64 * 2 ** 20), disk(own, 'image.btrfs', 60 * 2 ** 20)]
     await run('mkfs.btrfs', ['--quiet', '--mixed', '--rootdir', tree, system])
     execFileSync('sfdisk', ['--quiet', raw], { input: 'label: gpt\nstart=2048, size=122880\n' })
     const target = openSync(raw, 'r+')
@@ -168,8 +177,8 @@ describe.skipIf(missing !== undefined)('the agent', () => {
   }
 
   /** A system that only says with what it was booted: the agent's kernel, and a memory image of busybox and one script. */
-  async function makeTarball(name: string): Promise<string> {
-    const [tree, memory] = [path.join(folder, `${name}-tree`), path.join(folder, `${name}-memory`)]
+  async function makeTarball(own: string): Promise<string> {
+    const [tree, memory] = [path.join(own, 'tree'), path.join(own, 'memory')]
     for (const each of ['etc', 'boot', 'sbin', 'srv']) mkdirSync(path.join(tree, each), { recursive: true })
     for (const each of ['bin', 'proc', 'dev']) mkdirSync(path.join(memory, each), { recursive: true })
     copyFileSync('/bin/busybox', path.join(memory, 'bin/busybox'))
@@ -182,7 +191,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
     await run('sh', ['-c', archive, 'sh', path.join(tree, 'boot/initrd.img-6.1-test')], { cwd: memory })
     copyFileSync(image.kernel, path.join(tree, 'boot/vmlinuz-6.1-test'))
     for (const tool of ['mdadm', 'lvm']) writeFileSync(path.join(tree, 'sbin', tool), '#!/bin/sh\n', { mode: 0o755 })
-    const [plain, tarball] = [path.join(folder, `${name}.plain`), path.join(folder, `${name}.tar`)]
+    const [plain, tarball] = [path.join(own, 'plain'), path.join(own, 'tarball.tar')]
     await run('tar', ['--create', '--file', plain, '--owner=0', '--group=0', '.'], { cwd: tree })
     // What a user of this host may not make, or this host's disk not keep: said in the archive alone.
     writeFileSync(
@@ -216,8 +225,8 @@ describe.skipIf(missing !== undefined)('the agent', () => {
 
   test.concurrent(
     'commissions: sends the inventory of all its hardware with the switch that it heard, runs scripts and tells of each, is heard on the way, and says that it is done',
-    async ({ expect }) => {
-      const partition = await partitionFor()
+    async ({ expect, onTestFinished }) => {
+      const { partition, boot, disk } = await stage({ onTestFinished })
       const ownText = '#!/bin/sh\necho "{\\"kernel\\": \\"$(uname -s)\\"}" >"$RESULT"\necho "of $vendor"\n'
       const own = { name: 'own', kind: 'commissioning' as const, on: 'machine' as const, timeoutSeconds: 60 }
       partition.job = {
@@ -240,7 +249,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
         { file: disk('commission-nvme'), as: 'nvme' as const, serial: 'NVME-7' },
       ]
       const neighbour = await startNeighbour()
-      const machine = boot(partition, 'commission', { disks, wire: neighbour.wire, cpus: 2 })
+      const machine = boot('commission', { disks, wire: neighbour.wire, cpus: 2 })
       await machine.ended(bootLimitMs * 2).finally(neighbour.stop)
       expect(partition.complaints, machine.console()).toEqual([])
       expect(partition.inventories).toMatchObject([
@@ -304,12 +313,12 @@ describe.skipIf(missing !== undefined)('the agent', () => {
 
   test.concurrent(
     'installs: the image is on the disk byte for byte, with the seed of its first boot, and the machine restarts',
-    async ({ expect }) => {
-      const partition = await partitionFor()
-      const file = await makeImage('good')
+    async ({ expect, onTestFinished }) => {
+      const { folder, partition, boot, disk } = await stage({ onTestFinished })
+      const file = await makeImage(folder)
       partition.job = installJob(partition, file)
       const target = disk('install')
-      const machine = boot(partition, 'install', { disks: virtio(target) })
+      const machine = boot('install', { disks: virtio(target) })
       await machine.ended(bootLimitMs)
       expect(partition.complaints, machine.console()).toEqual([])
       expect(partition.signals.at(-1), machine.console().slice(-2_000)).toMatchObject({ status: 'done', step: 'install', progress: 100 })
@@ -336,24 +345,24 @@ describe.skipIf(missing !== undefined)('the agent', () => {
 
   test.concurrent(
     'a root tarball gets the disks of its layout, though the power goes in the middle, and boots from them under BIOS and UEFI',
-    async ({ expect }) => {
-      const partition = await partitionFor()
+    async ({ expect, onTestFinished }) => {
+      const { folder, partition, start, boot, disk } = await stage({ onTestFinished })
       const facts = ['vda', 'vdb'].map((name, index) => ({ name, serial: `DISK-${index}`, model: '', sizeBytes, kind: 'ssd' as const }))
       const plan = planStorage(storageLayout.parse(mirrored), facts)
       if (plan.kind === 'unfit') throw new Error(JSON.stringify(plan.problems))
-      const file = await makeTarball('tarball')
+      const file = await makeTarball(folder)
       const job = installJob(partition, file)
       partition.job = { ...job, image: { ...job.image, form: 'tar' }, storage: plan.steps.map(storageLine) }
       const files = facts.map(({ name }) => disk(`layout-${name}`, sizeBytes))
       const disks = files.map((each, index) => ({ file: each, as: 'virtio' as const, serial: `DISK-${index}` }))
-      const first = boot(partition, 'install', { disks })
+      const first = boot('install', { disks })
       // By its own words: a heartbeat may come before and after, and not in between.
       const isMade = () => first.console().includes('writing test/1 to')
       for (const end = Date.now() + bootLimitMs; !isMade(); await new Promise(resolve => setTimeout(resolve, 100)))
         if (Date.now() > end || partition.signals.at(-1)?.status === 'failed') throw new Error(first.console().slice(-2_000))
       await first.kill()
       // Its disks are where they were not before.
-      const machine = boot(partition, 'install', { disks: disks.toReversed() })
+      const machine = boot('install', { disks: disks.toReversed() })
       await machine.ended(bootLimitMs)
       expect(partition.complaints, machine.console()).toEqual([])
       expect(partition.signals.at(-1), machine.console().slice(-2_000)).toMatchObject({
@@ -386,8 +395,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
         expect(ask(half, 'stat /etc/marked')).toMatch(/User:\s+1234 /)
       }
       for (const firmware of [undefined, 'uefi' as const]) {
-        const installed = startMachine({ folder, disks, ...(firmware && { firmware }) })
-        machines.push(installed)
+        const installed = start({ disks, ...(firmware && { firmware }) })
         await installed.ended(bootLimitMs)
         expect(installed.console().slice(-2_000)).toMatch(
           /the system boots with BOOT_IMAGE=\/boot\/vmlinuz-6\.1-test root=UUID=\S{36} ro console=ttyS0/,
@@ -399,8 +407,8 @@ describe.skipIf(missing !== undefined)('the agent', () => {
 
   test.concurrent(
     'erases: a disk that erases itself and one that is overwritten hold nothing of their owner, and each is told of',
-    async ({ expect }) => {
-      const partition = await partitionFor()
+    async ({ expect, onTestFinished }) => {
+      const { partition, boot, disk } = await stage({ onTestFinished })
       partition.job = { kind: 'erase', ...common, method: 'full' }
       const [first, second] = [disk('erase-1', 48 * 2 ** 20), disk('erase-2', 40 * 2 ** 20 + 512)]
       for (const file of [first, second]) writeFileSync(file, Buffer.alloc(statSync(file).size, 'precious '))
@@ -408,7 +416,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
         { file: first, as: 'virtio' as const, serial: 'DISK-1' },
         { file: second, as: 'nvme' as const, serial: 'DISK-2' },
       ]
-      const machine = boot(partition, 'erase', { disks })
+      const machine = boot('erase', { disks })
       await machine.ended(bootLimitMs)
       expect(partition.complaints, machine.console().slice(-2_000)).toEqual([])
       expect(partition.signals.at(-1), machine.console().slice(-2_000)).toMatchObject({ status: 'done', step: 'erase' })
@@ -429,13 +437,13 @@ describe.skipIf(missing !== undefined)('the agent', () => {
 
   test.concurrent(
     'is a rescue system: whose key was named logs in as root, and nobody else; it switches itself off when it hears that its run is over',
-    async ({ expect }) => {
-      const partition = await partitionFor()
+    async ({ expect, onTestFinished }) => {
+      const { folder, partition, boot, disk } = await stage({ onTestFinished })
       const keys = ['mine', 'other'].map(name => path.join(folder, `rescue-${name}`))
       for (const key of keys) await run('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', key])
       partition.job = { kind: 'rescue', ...common, sshKeys: [readFileSync(`${keys[0]}.pub`, 'utf8').trim()] }
       const sshPort = await freePort()
-      const machine = boot(partition, 'rescue', { disks: virtio(disk('rescue')), sshPort })
+      const machine = boot('rescue', { disks: virtio(disk('rescue')), sshPort })
       const told = () => partition.signals.find(({ message }) => message.includes('ssh root@'))?.message
       for (const end = Date.now() + bootLimitMs; told() === undefined; ) {
         if (Date.now() > end) throw new Error(machine.console().slice(-2_000))
