@@ -38,18 +38,15 @@ export interface Running {
   closeStdout(): void
 }
 
-/** A compile cache shared by all tests of a run: what is measured elsewhere need not slow this down. */
-const cache = mkdtempSync(join(tmpdir(), 'muster-cli-cache-'))
-process.on('exit', () => rmSync(cache, { recursive: true, force: true }))
-
 /** An empty home; `env` is what every run in it sees. */
 export function aHome(env: Record<string, string> = {}): Home {
   const folder = mkdtempSync(join(tmpdir(), 'muster-cli-'))
   const start = (words: readonly string[], options: RunOptions = {}): Running => {
+    const { PATH, NODE_COMPILE_CACHE } = process.env
     const [program, ...rest] = [...(options.by ?? []), process.execPath, main, ...words] as [string, ...string[]]
     const child = spawn(program, rest, {
       cwd: folder,
-      env: { PATH: process.env.PATH, HOME: folder, NO_COLOR: '1', NODE_COMPILE_CACHE: cache, ...env, ...options.env },
+      env: { PATH, NODE_COMPILE_CACHE, HOME: folder, NO_COLOR: '1', ...env, ...options.env },
       stdio: ['pipe', 'pipe', 'pipe'],
     })
     const texts = { stdout: '', stderr: '' }

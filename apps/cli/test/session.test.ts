@@ -113,7 +113,7 @@ async function onTerminal(words: string, typed: readonly { question: string; lin
   const main = fileURLToPath(new URL('../src/main.ts', import.meta.url))
   const child = spawn('script', ['-qec', `${process.execPath} ${main} ${words}`, '/dev/null'], {
     cwd: home.folder,
-    env: { PATH: process.env.PATH, HOME: home.folder, NO_COLOR: '1' },
+    env: { PATH: process.env.PATH, HOME: home.folder, NO_COLOR: '1', NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE },
   })
   const waiting = [...typed]
   let shown = ''

@@ -676,6 +676,7 @@ async function openSite() {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: {
         PATH: `${process.env.PATH}:/usr/sbin`,
+        NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE,
         MUSTER_PARTITION: 'lon1',
         DATABASE_URL: url,
         MUSTER_KEY: '07'.repeat(32),

@@ -89,7 +89,7 @@ describe('the settings', () => {
   const main = new URL('../src/main.ts', import.meta.url).pathname
   function start(env: Record<string, string>): Promise<{ code: number | null; text: string }> {
     const child: ChildProcess = spawn(process.execPath, [main], {
-      env: { PATH: process.env.PATH ?? '', ...env },
+      env: { PATH: process.env.PATH ?? '', NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE, ...env },
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     let text = ''

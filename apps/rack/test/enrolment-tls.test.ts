@@ -64,6 +64,7 @@ async function startFront(natsUrl: string): Promise<typeof front> {
   const child = spawn(process.execPath, [frontMain], {
     env: {
       PATH: process.env.PATH,
+      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE,
       NATS_URL: natsUrl,
       NATS_CA_FILE: path.join(folder, 'broker.crt'),
       MUSTER_TOKENS_FILE: tokensFile,

@@ -213,7 +213,8 @@ const cli = fileURLToPath(new URL('../../cli/src/main.ts', import.meta.url))
 
 /** What the command line says, asked of a partition by an admin. */
 async function muster(partition: Partition, words: readonly string[]): Promise<string> {
-  const env = { PATH: process.env.PATH, HOME: folder, MUSTER_URL: partition.url, MUSTER_TOKEN: adminToken }
+  const { PATH, NODE_COMPILE_CACHE } = process.env
+  const env = { PATH, NODE_COMPILE_CACHE, HOME: folder, MUSTER_URL: partition.url, MUSTER_TOKEN: adminToken }
   return (await promisify(execFile)(process.execPath, [cli, ...words], { env, cwd: folder, timeout: 30_000 })).stdout
 }
 

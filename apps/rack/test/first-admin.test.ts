@@ -27,6 +27,7 @@ async function newFederation() {
   onTestFinished(() => home.drop())
   const settings: Record<string, string> = {
     PATH: process.env.PATH as string,
+    NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE as string,
     NATS_URL: broker.url,
     NATS_TOKEN: 'bus',
     MUSTER_CONFIG_KEY: '09'.repeat(32),

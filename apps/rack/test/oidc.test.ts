@@ -48,7 +48,7 @@ function aPerson() {
   const muster = async (words: readonly string[], meanwhile: (said: string) => Promise<unknown> | undefined = () => undefined) => {
     const child = spawn(process.execPath, [main, ...words], {
       cwd: folder,
-      env: { PATH: process.env.PATH, HOME: folder, NO_COLOR: '1' },
+      env: { PATH: process.env.PATH, HOME: folder, NO_COLOR: '1', NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE },
       stdio: ['ignore', 'pipe', 'pipe'],
     })
     let [stdout, stderr] = ['', '']

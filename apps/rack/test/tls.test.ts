@@ -53,7 +53,10 @@ async function startSecure() {
       execFile(
         process.execPath,
         [main, ...words],
-        { env: { PATH: process.env.PATH, HOME: folder, NO_COLOR: '1', ...env }, cwd: folder },
+        {
+          env: { PATH: process.env.PATH, HOME: folder, NO_COLOR: '1', NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE, ...env },
+          cwd: folder,
+        },
         (error, stdout, stderr) => resolve({ code: typeof error?.code === 'number' ? error.code : 0, stdout, stderr }),
       ),
     )

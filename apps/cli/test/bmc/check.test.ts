@@ -231,7 +231,7 @@ test.skipIf(!hasScript)('on a terminal the password is asked for and not shown',
   const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url))
   const child = spawn('script', ['-qec', `${process.execPath} ${main} bmc power status ${virtual.url()}`, '/dev/null'], {
     cwd: home.folder,
-    env: { PATH: process.env.PATH, HOME: home.folder, NO_COLOR: '1' },
+    env: { PATH: process.env.PATH, HOME: home.folder, NO_COLOR: '1', NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE },
   })
   let shown = ''
   let hasTyped = false
