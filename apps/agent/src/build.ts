@@ -87,7 +87,7 @@ export async function buildAgent({ out, kernel, firmware = [], cache, say }: Bui
     await makeSystemLoader(debian, path.join(tree, 'muster/grub'))
     const modules = await collectModules({ debian, tree, release, kernel })
     say(`${modules.length} modules`)
-    if (firmware.length > 0) say(`${await collectFirmware({ debian, tree, modules })} files of firmware`)
+    for (const name of firmware) await addFirmware({ name, packages, work, tree, modules, say })
     const initrd = path.join(work, 'initrd')
     await pack(tree, initrd)
     const disk = path.join(work, 'disk.efi')
@@ -96,6 +96,27 @@ export async function buildAgent({ out, kernel, firmware = [], cache, say }: Bui
   } finally {
     await rm(work, { recursive: true, force: true })
   }
+}
+
+/** What the modules may ask for of one package of firmware. Its licence is the vendor's, and goes with it: who gives the image on gives that on too. */
+async function addFirmware(options: {
+  name: string
+  packages: readonly string[]
+  work: string
+  tree: string
+  modules: readonly string[]
+  say: BuildOptions['say']
+}): Promise<void> {
+  const { name, packages, work, tree, modules, say } = options
+  const file = packages.find(each => path.basename(each).startsWith(`${name}_`))
+  if (file === undefined) throw new Error(`the package ${name} was not fetched`)
+  const folder = path.join(work, name)
+  await run('dpkg-deb', ['-x', file, folder])
+  const { files, bytes } = await collectFirmware({ folder, tree, modules })
+  if (files.length === 0) return say(`${name}: nothing of it, no module in the image asks for any of its files`)
+  await mkdir(path.join(tree, 'lib/firmware/licences'), { recursive: true })
+  await copyFile(path.join(folder, 'usr/share/doc', name, 'copyright'), path.join(tree, 'lib/firmware/licences', name))
+  say(`${name}: ${files.length} files of firmware, ${(bytes / 2 ** 20).toFixed(1)} MiB unpacked`)
 }
 
 /** GRUB with a script within: what UEFI machines that boot over the network are given to boot their disk with. */

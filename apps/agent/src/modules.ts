@@ -1,7 +1,7 @@
 // The kernel's modules that a machine in memory needs: controllers, network cards, file systems, and what these need in turn.
 import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { copyFile, mkdir, readFile } from 'node:fs/promises'
+import { copyFile, mkdir, readFile, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import type { Kernel } from './build.ts'
@@ -59,20 +59,25 @@ export async function collectModules(options: { debian: string; tree: string; re
   return [...chosen].map(file => path.join(to, file))
 }
 
-/** Copies what of the packages' firmware these modules say they may ask for. Answers how many files. Throws where modinfo is missing. */
-export async function collectFirmware({ debian, tree, modules }: { debian: string; tree: string; modules: string[] }): Promise<number> {
+/**
+ * Copies what of a package's firmware, unpacked below `folder`, these modules say they may ask for. Answers the files and their bytes in all. Throws where
+ * modinfo is missing.
+ */
+export async function collectFirmware({ folder, tree, modules }: { folder: string; tree: string; modules: readonly string[] }) {
   const { stdout } = await run('/sbin/modinfo', ['--field', 'firmware', ...modules], { maxBuffer: 16 * 2 ** 20 })
-  let count = 0
+  const files: string[] = []
+  let bytes = 0
   for (const name of [...new Set(stdout.split('\n').filter(Boolean))].sort()) {
-    const file = path.join(debian, 'lib/firmware', name)
-    if (!existsSync(file)) continue
+    const file = ['lib/firmware', 'usr/lib/firmware'].map(place => path.join(folder, place, name)).find(candidate => existsSync(candidate))
+    if (file === undefined) continue
     const target = path.join(tree, 'lib/firmware', name)
     await mkdir(path.dirname(target), { recursive: true })
     // What is a link in the package is a file here.
     await copyFile(file, target)
-    count++
+    files.push(name)
+    bytes += (await stat(target)).size
   }
-  return count
+  return { files, bytes }
 }
 
 function isWanted(file: string, kernel: Kernel): boolean {
