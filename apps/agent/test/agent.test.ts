@@ -9,6 +9,7 @@ import {
   mkdirSync,
   mkdtempSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   statSync,
@@ -53,13 +54,8 @@ const bootLimitMs = 360_000
 
 const noShellcheck = missingPrograms(['shellcheck'], 'shellcheck')
 test.skipIf(noShellcheck !== undefined)("the agent's shell is sound", async () => {
-  const files = [
-    'init',
-    ...['boot', 'erase', 'fetch', 'http', 'install', 'inventory', 'layout', 'lease', 'lldp', 'say', 'scripts', 'system', 'work'].map(
-      name => `muster/${name}.sh`,
-    ),
-    ...Object.keys(builtInScripts).map(name => `muster/scripts/${name}.sh`),
-  ]
+  const names = readdirSync(path.join(root, 'muster'), { recursive: true, encoding: 'utf8' })
+  const files = ['init', ...names.filter(name => name.endsWith('.sh')).map(name => `muster/${name}`)]
   // Variables go from file to file, and udhcpc gives some.
   const args = ['--shell=sh', '--severity=warning', '--exclude=SC2034,SC2154', ...files]
   const { stdout } = await run('shellcheck', args, { cwd: root }).catch((error: { stdout: string }) => error)

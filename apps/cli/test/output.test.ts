@@ -362,6 +362,13 @@ test('a machine shows what an agent found in it, as far as it is what it should 
         { name: 'nvme0n1', wearPercent: 7, healthy: true },
         { name: 'sda', healthy: false },
       ],
+      raidMembers: [
+        {
+          ...{ name: 'megaraid,4', controller: 'megaraid_sas', host: 0, disks: ['sda', 'sdb'], serial: 'S47NNA0N', model: 'MZ7KH480' },
+          ...{ sizeBytes: 480_103_981_056, kind: 'ssd', healthy: false, wearPercent: 91, temperatureC: 30 },
+        },
+        { name: 'megaraid,5', disks: 'nonsense' },
+      ],
       lldp: 'nonsense',
     },
   })
@@ -371,6 +378,8 @@ test('a machine shows what an agent found in it, as far as it is what it should 
     expect.arrayContaining([
       'Disk  nvme0n1  480 GB  ssd  7 % worn',
       'Disk  sda  480 GB  ssd  says that it fails',
+      'RAID member  megaraid,4  of sda, sdb (megaraid_sas, host 0)  480 GB  ssd  MZ7KH480  S47NNA0N  30 °C  91 % worn, says that it fails',
+      'RAID member  megaraid,5  does not say how it is',
       'GPU  0000:3b:00.0  10de:20b5  nvidia',
       'NUMA node  0  CPUs 0-15  64 GiB',
       'NUMA node  1  CPUs 16-31  64 GiB',

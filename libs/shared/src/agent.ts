@@ -15,13 +15,54 @@
 // Tokens are per machine and per run (one commissioning, one deployment); they die with the run. No GET changes a machine.
 import { z } from 'zod'
 import { dataSources, metadataCredentials } from './cloud-init.ts'
-import { architecture, disk, eraseMethods, erasureOutcomes, hostname, imageForms, machineId, networkInterface, osName } from './machine.ts'
+import {
+  architecture,
+  disk,
+  diskKind,
+  eraseMethods,
+  erasureOutcomes,
+  hostname,
+  imageForms,
+  machineId,
+  networkInterface,
+  osName,
+} from './machine.ts'
 import { jobScript, scriptsMax } from './scripts.ts'
 
 /** Kernel arguments of the scripts that start the agent. `muster.token` is absent when enlisting. */
 export const kernelArguments = { url: 'muster.url', token: 'muster.token', mode: 'muster.mode' } as const
 export const agentModes = ['enlist', 'commission', 'install', 'erase', 'rescue'] as const
 export type AgentMode = (typeof agentModes)[number]
+
+/**
+ * A disk behind a RAID controller, of which Linux sees only the logical disks; by SMART, through the controller. What it does not say is left out: all of it
+ * where it does not answer.
+ */
+export const raidMember = z.strictObject({
+  /** As smartctl asks for it: `megaraid,4`, `cciss,0`. Unique together with `host`. */
+  name: z.string().max(64),
+  /** The controller's driver, and its number as a SCSI host in the machine that booted. */
+  controller: z.string().max(64).optional(),
+  host: z.number().int().min(0).optional(),
+  /** The logical disks of that controller, by the kernel's names. Of several nobody says which one it belongs to. */
+  disks: z.array(z.string().max(64)).max(256),
+  serial: z.string().max(128).optional(),
+  model: z.string().max(128).optional(),
+  firmware: z.string().max(128).optional(),
+  sizeBytes: z.number().int().min(0).optional(),
+  kind: diskKind.optional(),
+  healthy: z.boolean().optional(),
+  wearPercent: z.number().optional(),
+  temperatureC: z.number().optional(),
+  powerOnHours: z.number().optional(),
+  criticalWarning: z.number().optional(),
+  mediaErrors: z.number().optional(),
+  reallocatedSectors: z.number().optional(),
+  pendingSectors: z.number().optional(),
+  uncorrectableSectors: z.number().optional(),
+  grownDefects: z.number().optional(),
+})
+export type RaidMember = z.output<typeof raidMember>
 
 /** Facts the agent reads off the machine. */
 export const inventory = z.strictObject({
@@ -31,7 +72,7 @@ export const inventory = z.strictObject({
   interfaces: z.array(networkInterface).min(1).max(64),
   disks: z.array(disk).max(256),
   /** Everything else, as found: DMI, CPU model, firmware, LLDP neighbours … kept whole and shown to operators. */
-  facts: z.record(z.string().max(64), z.unknown()).default({}),
+  facts: z.looseObject({ raidMembers: z.array(raidMember).max(256).optional() }).default({}),
 })
 export type Inventory = z.output<typeof inventory>
 

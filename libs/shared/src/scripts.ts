@@ -94,10 +94,10 @@ export const builtInScripts: Readonly<Record<string, ScriptHead>> = {
     },
   }),
   'disk-health': builtIn({
-    title: 'What each disk says of its own health',
+    title: 'What each disk says of its own health, also those behind a RAID controller',
     kind: 'test',
     on: 'disk',
-    timeout: '1m',
+    timeout: '3m',
     parameters: { wearPercentMax: { type: 'integer', default: 100, min: 1, max: 255, says: 'fails a disk that is worn more' } },
   }),
   'disk-speed': builtIn({

@@ -63,20 +63,27 @@ interfaces() {
     done
 }
 
-# Whole disks with a medium in them: neither loops, memory, floppies nor CD drives.
-disks() {
+# Names of whole disks with a medium in them: neither loops, memory, floppies nor CD drives.
+disk_names() {
     for block in "$ROOT"/sys/block/*; do
         name=${block##*/}
         case $name in loop* | ram* | zram* | sr* | fd* | dm-* | md* | nbd*) continue ;; esac
         sectors=$(text_of "$block/size")
         [ "${sectors:-0}" -gt 0 ] || continue
         [ "$(text_of "$block/removable")" != 1 ] || continue
+        echo "$name"
+    done
+}
+
+disks() {
+    for name in $(disk_names); do
+        block=$ROOT/sys/block/$name
         case $name in
             nvme*) kind=nvme ;;
             *) if [ "$(text_of "$block/queue/rotational")" = 1 ]; then kind=hdd; else kind=ssd; fi ;;
         esac
         jq -nc --arg name "$name" --arg serial "$(serial_of "$block")" --arg model "$(text_of "$block/device/model")" \
-            --argjson sizeBytes $((sectors * 512)) --arg kind "$kind" --arg wwn "$(text_of "$block/wwid")" \
+            --argjson sizeBytes $(($(text_of "$block/size") * 512)) --arg kind "$kind" --arg wwn "$(text_of "$block/wwid")" \
             --arg firmware "$(text_of "$block/device/firmware_rev")" --argjson wear "$(wear_of "$name")" \
             '{$name, $serial, $model, $sizeBytes, $kind, $wwn, $firmware} + $wear'
     done
@@ -88,15 +95,13 @@ serial_of() {
         [ -z "$serial" ] || { echo "$serial"; return; }
     done
     # SCSI and SATA: the unit's serial number page, four bytes of head.
-    [ -r "$1/device/vpd_pg80" ] && tail -c +5 "$1/device/vpd_pg80" | tr -d '\0' | sed 's/^[[:space:]]*//;s/[[:space:]]*$//'
+    [ ! -r "$1/device/vpd_pg80" ] || tail -c +5 "$1/device/vpd_pg80" | tr -d '\0' | sed 's/^[[:space:]]*//;s/[[:space:]]*$//'
 }
 
 # How worn a disk says it is, and whether it calls itself healthy; nothing where there is no tool or no answer.
 wear_of() {
     [ -z "$ROOT" ] && command -v smartctl >/dev/null || { echo '{}'; return; }
-    timeout 20 smartctl --json --health --attributes "/dev/$1" 2>/dev/null | jq -c '
-        (if .smart_status.passed == null then {} else {healthy: .smart_status.passed} end)
-        + (if .nvme_smart_health_information_log.percentage_used == null then {} else {wearPercent: .nvme_smart_health_information_log.percentage_used} end)' 2>/dev/null || echo '{}'
+    smart "/dev/$1" | jq -Rsc "$SMART_FACTS"'[fromjson?][0] // {} | smart_facts | {healthy, wearPercent} | with_entries(select(.value != null))'
 }
 
 pci() {
@@ -168,12 +173,14 @@ facts() {
     gpus </run/pci >/run/gpus
     bmc >/run/bmc
     neighbours >/run/neighbours
+    mkdir -p /run/raid
+    raid_members /run/raid >/run/raid-members
     jq -n --arg systemVendor "$(dmi sys_vendor)" --arg product "$(dmi product_name)" --arg serial "$(dmi product_serial)" --arg uuid "$(dmi product_uuid)" \
         --arg boardVendor "$(dmi board_vendor)" --arg boardProduct "$(dmi board_name)" --arg biosVendor "$(dmi bios_vendor)" \
         --arg biosVersion "$(dmi bios_version)" --arg biosDate "$(dmi bios_date)" --arg firmware "$firmware" --arg model "$model" \
         --argjson sockets "$sockets" --arg kernel "$(uname -r)" \
         --slurpfile dimms /run/dimms --slurpfile numa /run/numa --slurpfile pci /run/pci --slurpfile gpus /run/gpus --slurpfile disks /run/disks --slurpfile bmc /run/bmc \
-        --slurpfile lldp /run/neighbours '
+        --slurpfile lldp /run/neighbours --slurpfile raidMembers /run/raid-members '
         def said: with_entries(select(.value != ""));
         {
             dmi: ({$systemVendor, $product, $serial, $uuid, $boardVendor, $boardProduct, $biosVendor, $biosVersion, $biosDate} | said),
@@ -185,5 +192,5 @@ facts() {
             bmc: $bmc[0],
             $lldp,
             $kernel
-        }'
+        } + if $raidMembers == [] then {} else {raidMembers: $raidMembers[:256]} end'
 }

@@ -99,6 +99,7 @@ export function machineText(cli: Cli, machine: MachineDetail | Machine): string 
             .join('  '),
         ] as const,
     ),
+    ...raidMembersOf(detail.inventory).map(text => ['RAID member', text] as const),
     ...machine.interfaces.map(
       port =>
         [
@@ -138,8 +139,13 @@ function bmcFieldsOf(id: string, { inventory, powerDriver }: Partial<MachineDeta
 
 type Inventory = MachineDetail['inventory'] | undefined
 
+interface Entry {
+  text(this: void, name: string): string
+  value(this: void, name: string): unknown
+}
+
 /** The objects in a list of the inventory. That is whatever an agent sent: what is none is left out. */
-function entriesOf(inventory: Inventory, list: string): { text: (name: string) => string; value: (name: string) => unknown }[] {
+function entriesOf(inventory: Inventory, list: string): Entry[] {
   const found = inventory?.[list]
   return (Array.isArray(found) ? (found as unknown[]) : []).flatMap(each => {
     if (typeof each !== 'object' || each === null) return []
@@ -175,10 +181,34 @@ function nodesOf(inventory: Inventory): string[] {
 /** What a disk says of its own health, where it says anything. */
 function healthOf(disk: string, inventory: Inventory): string {
   const found = entriesOf(inventory, 'disks').find(({ text }) => text('name') === disk)
-  const wear = found?.value('wearPercent')
-  return [typeof wear === 'number' ? `${wear} % worn` : '', found?.value('healthy') === false ? 'says that it fails' : '']
+  return found ? healthText(found) : ''
+}
+
+function healthText({ value }: Pick<Entry, 'value'>): string {
+  const wear = value('wearPercent')
+  return [typeof wear === 'number' ? `${wear} % worn` : '', value('healthy') === false ? 'says that it fails' : '']
     .filter(Boolean)
     .join(', ')
+}
+
+/** `megaraid,4  of sda, sdb (megaraid_sas, host 0)  480 GB  ssd  MZ7KH480HAHQ0D3  S47NNA0N  30 °C  1 % worn`. */
+function raidMembersOf(inventory: Inventory): string[] {
+  return entriesOf(inventory, 'raidMembers').map(entry => {
+    const { text, value } = entry
+    const [disks, host, sizeBytes, temperature] = ['disks', 'host', 'sizeBytes', 'temperatureC'].map(value)
+    const names = Array.isArray(disks) ? disks.filter(name => typeof name === 'string').join(', ') : ''
+    const controller = [text('controller'), typeof host === 'number' ? `host ${host}` : ''].filter(Boolean).join(', ')
+    return [
+      text('name'),
+      [names && `of ${names}`, controller && `(${controller})`].filter(Boolean).join(' '),
+      typeof sizeBytes === 'number' ? diskText(sizeBytes) : '',
+      ...['kind', 'model', 'serial'].map(text),
+      typeof temperature === 'number' ? `${temperature} °C` : '',
+      typeof value('healthy') === 'boolean' ? healthText(entry) : 'does not say how it is',
+    ]
+      .filter(Boolean)
+      .join('  ')
+  })
 }
 
 /** How long each step of the deployment took, as far as it has come. */

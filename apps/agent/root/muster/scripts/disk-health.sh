@@ -1,33 +1,38 @@
-# What the disk $PART says of its own health, by SMART. One that says nothing, such as a virtual one, is skipped.
+# What the disk $PART says of its own health, by SMART; where it is made by a RAID controller, what the controller's own disks say. A disk that says
+# nothing, such as a virtual one, is skipped.
+. "${0%/scripts/*}/inventory.sh"
+. "${0%/scripts/*}/smart.sh"
 if ! command -v smartctl >/dev/null; then
     echo 'there is no smartctl here'
     exit 77
 fi
-# It ends with a number made of bits, which its answer says better.
-smartctl --json --health --attributes "/dev/$PART" >"$SCRATCH/said" 2>&1
-if [ "$(jq '.smart_status.passed | type == "boolean"' "$SCRATCH/said" 2>/dev/null)" != true ]; then
-    cat "$SCRATCH/said"
-    echo
-    jq -r '.smartctl.messages[0].string // empty' "$SCRATCH/said" 2>/dev/null
-    echo 'the disk does not say how it is'
-    exit 77
-fi
-jq '(.nvme_smart_health_information_log // {}) as $nvme
-    | [.ata_smart_attributes.table[]?] as $ata
-    | def raw($id): $ata[] | select(.id == $id) | .raw.value;
-    {
-        healthy: .smart_status.passed, temperatureC: .temperature.current, powerOnHours: .power_on_time.hours,
-        wearPercent: $nvme.percentage_used, criticalWarning: $nvme.critical_warning, mediaErrors: $nvme.media_errors,
-        reallocatedSectors: ([raw(5)][0]), pendingSectors: ([raw(197)][0]), uncorrectableSectors: ([raw(198)][0])
-    } | with_entries(select(.value != null))' "$SCRATCH/said" >"$RESULT"
-jq -r 'to_entries[] | "\(.key): \(.value)"' "$RESULT"
-jq -r --arg disk "$PART" --argjson wear "$wearPercentMax" '
-    if .healthy == false then "\($disk) says that it fails"
-    elif (.criticalWarning // 0) != 0 then "\($disk) warns: critical warning \(.criticalWarning)"
-    elif (.wearPercent // 0) > $wear then "\($disk) is worn by \(.wearPercent) %, more than \($wear) %"
-    else empty end' "$RESULT" >"$SCRATCH/bad"
-if [ -s "$SCRATCH/bad" ]; then
-    cat "$SCRATCH/bad"
-    exit 1
-fi
-echo 'healthy'
+smart "/dev/$PART" >"$SCRATCH/own"
+raid_members "$SCRATCH" >"$SCRATCH/all"
+# Members are judged once: with the first logical disk of their controller, else with the first disk there is.
+jq -Rsc --arg disk "$PART" --arg first "$(disk_names | head -n 1)" --argjson wear "$wearPercentMax" --slurpfile all "$SCRATCH/all" "$SMART_FACTS"'
+    ([fromjson?][0] // {}) as $said | ($said | smart_facts) as $own
+    | [$all[] | select((.disks[0] // $first) == $disk)] as $mine
+    | [$all[] | select((.disks | index($disk)) and .disks[0] != $disk) | .disks[0]][0] as $elsewhere
+    | [$mine[] | select(.healthy == null) | .name] as $silent
+    | def lines: to_entries[] | select(.key != "members") | "\(.key): \(.value)";
+    [($own + {what: $disk}), ($mine[] | .what = "member \(.name) of \($disk)\(if .serial then " (serial number \(.serial))" else "" end)")
+        | if .healthy == false then "\(.what) says that it fails"
+          elif (.criticalWarning // 0) != 0 then "\(.what) warns: critical warning \(.criticalWarning)"
+          elif (.wearPercent // 0) > $wear then "\(.what) is worn by \(.wearPercent) %, more than \($wear) %"
+          else empty end] as $bad
+    # The bad ones first: of very many members not all can be told.
+    | ($own + if $mine == [] then {} else {members: ($mine | sort_by(.healthy != false) | .[:80] | map(del(.controller, .host, .disks, .model, .firmware, .sizeBytes, .kind)))} end) as $result
+    | {$result, log: [$said.smartctl.messages[]?.string, ($result | lines), ($result.members[]? | "member \(.name)", lines)]}
+    + if $bad != [] then {code: 1, message: ($bad | join("; "))}
+      elif ($mine | length) > ($silent | length) then {
+          code: 0,
+          message: "healthy: \(($mine | length) - ($silent | length)) of \($mine | length) members of the controller\(if $silent == [] then "" else "; nothing is said by \($silent | join(", "))" end)"
+      }
+      elif $own.healthy then {code: 0, message: "healthy"}
+      else {
+          code: 77,
+          message: "the disk does not say how it is\(if $elsewhere then "; the members of its controller are judged with \($elsewhere)" else "" end)\(if $silent == [] then "" else ", nor do the members \($silent | join(", ")) of its controller" end)"
+      } end' "$SCRATCH/own" >"$SCRATCH/verdict"
+jq .result "$SCRATCH/verdict" >"$RESULT"
+jq -r '.log[], .message' "$SCRATCH/verdict"
+exit "$(jq .code "$SCRATCH/verdict")"
