@@ -5,7 +5,7 @@
 export MDADM_NO_UDEV=1 DM_DISABLE_UDEV=1
 
 lay_out() {
-    jq -r '.storage[]' /run/job >/run/plan
+    jq -r '.storage[]' /run/job >/run/plan || fail layout 'the job has no layout for its tarball'
     find_disks
     for module in md_mod raid1 dm_mod $(planned format | cut -d' ' -f2 | sort -u); do modprobe -q "$module" 2>/dev/null; done
     for id in $(planned disk | cut -d' ' -f1); do
@@ -25,16 +25,27 @@ lay_out() {
             boot) make_file_system "$(device "part:$1:2")" vfat ;;
         esac
     done 3</run/plan
+    # Else the system would be unpacked into memory.
+    grep -q ' /run/target ' /proc/mounts || fail layout 'the layout has nothing at /'
 }
 
 # planned WHAT: the rest of each line of the plan that does this.
 planned() { sed -n "s/^$1 //p" /run/plan; }
 
+# A file system on very large disks that are told first that they hold nothing.
+TOOL_SECONDS=${TOOL_SECONDS:-900}
+
 # stored WHAT COMMAND…: the job fails in the tool's own words.
 stored() {
     doing=$1
     shift
-    "$@" </dev/null >/run/tool 2>&1 || fail layout "$doing: $(tail -n 4 /run/tool | tr '\n' ' ')"
+    timeout -k 10 "$TOOL_SECONDS" "$@" </dev/null >/run/tool 2>&1
+    case $? in
+        0) ;;
+        # As it was told to end.
+        143 | 137) fail layout "$doing: $1 took longer than $TOOL_SECONDS s; it wrote last: $(tail -n 4 /run/tool | tr '\n' ' ')" ;;
+        *) fail layout "$doing: $(tail -n 4 /run/tool | tr '\n' ' ')" ;;
+    esac
 }
 
 # By its serial number where the plan has one: names change from boot to boot. Of two with the same number the one with the same name.
@@ -82,9 +93,11 @@ write_table() {
             [ "$id" != "$1" ] || echo "start=${start}MiB, size=${size}MiB, type=$(partition_type "$use")"
         done
     } >/run/table
-    # While something still looks at the disk the kernel does not read its table, for a moment.
-    for try in 1 2 3 4 5; do
-        sfdisk --quiet --wipe always --wipe-partitions always "/dev/$target" </run/table >/run/tool 2>&1 && break
+    # While something still looks at the disk the kernel does not read its table, for a moment. It shows the partitions of the last one meanwhile.
+    try=0
+    until sfdisk --quiet --wipe always --wipe-partitions always "/dev/$target" </run/table >/run/tool 2>&1; do
+        try=$((try + 1))
+        [ $try -lt 5 ] || fail layout "the partition table of /dev/$target: $(tail -n 4 /run/tool | tr '\n' ' ')"
         sleep 1
     done
     for number in $(planned partition | sed -n "s/^$1 \([0-9]*\) .*/\1/p"); do
@@ -107,7 +120,9 @@ partition_type() {
     esac
 }
 
-# make_mirror NAME MEMBER…: both halves are made equal behind us, and behind the installed system. The offset is what the plan reckons with.
+# make_mirror NAME MEMBER…: both halves are made equal by the installed system. Here that would only take the disks from what is being written, to both
+# halves anyhow; "frozen" is in no superblock, and the next start of the mirror begins with it. They are not called equal (--assume-clean): they hold
+# whatever was there. The offset is what the plan reckons with.
 make_mirror() {
     mirror=$1
     shift
@@ -115,6 +130,8 @@ make_mirror() {
     for member; do members="$members $(device "$member")"; done
     stored "make mirror $mirror" mdadm --create "$(device "md:$mirror")" --run --level=1 --metadata=1.2 --data-offset=1M --bitmap=internal \
         --homehost="$(jq -r .hostname /run/job)" --name="$mirror" --raid-devices=$# $members
+    path=$(device "md:$mirror")
+    echo frozen >"/sys/block/${path#/dev/}/md/sync_action" || say "$path is made equal meanwhile, which takes longer"
 }
 
 # make_group NAME MEMBER…
@@ -155,7 +172,8 @@ mount_part() {
 leave_layout() {
     planned mount | cut -d' ' -f3 | tac >/run/mounts
     while read -r path; do umount "/run/target$path" 2>/run/tool || return 1; done </run/mounts
-    for group in $(planned group | cut -d' ' -f1); do lvm vgchange -an --config "$(lvm_filter)" "$group" >/dev/null 2>&1; done
-    for mirror in $(planned mirror | cut -d' ' -f1); do mdadm --stop "$(device "md:$mirror")" >/dev/null 2>&1; done
+    # All is written; one that does not let go is looked through once more by the installed system.
+    for group in $(planned group | cut -d' ' -f1); do lvm vgchange -an --config "$(lvm_filter)" "$group" >/run/tool 2>&1 || say "group $group: $(tail -n 1 /run/tool)"; done
+    for mirror in $(planned mirror | cut -d' ' -f1); do mdadm --stop "$(device "md:$mirror")" >/run/tool 2>&1 || say "mirror $mirror: $(tail -n 1 /run/tool)"; done
     return 0
 }

@@ -41,20 +41,33 @@ write_fstab() {
         # Of two loaders only one can be mounted here; a system whose first disk is dead comes up without.
         echo "UUID=$(uuid_of "part:$first:2") /boot/efi vfat umask=0077,nofail 0 2"
         planned swap | while read -r part; do echo "UUID=$(uuid_of "$part") none swap sw 0 0"; done
-    } >/run/target/etc/fstab
+    } >/run/target/etc/fstab || fail boot 'write /etc/fstab'
+    ! grep -q '^UUID= ' /run/target/etc/fstab || fail boot "a file system has no UUID: $(grep '^UUID= ' /run/target/etc/fstab | tr '\n' ';')"
 }
 
-# in_target COMMAND…: as the new system's root, with what its tools look at.
+# in_target COMMAND…: as the new system's root, with what its tools look at. What it wrote is in /run/chroot; /run/late is there where it took too long. It
+# ends with all that it started: what is left would hold the new system's disks.
 in_target() {
+    rm -f /run/late
     for name in dev proc sys; do
-        mkdir -p "/run/target/$name"
-        mount -o bind "/$name" "/run/target/$name" || return 1
+        mkdir -p "/run/target/$name" && mount -o bind "/$name" "/run/target/$name" 2>/run/chroot || { leave_target; return 1; }
     done
-    timeout 900 chroot /run/target /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/root DEBIAN_FRONTEND=noninteractive "$@" </dev/null >/run/chroot 2>&1
+    setsid chroot /run/target /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/root DEBIAN_FRONTEND=noninteractive "$@" \
+        </dev/null >/run/chroot 2>&1 3<&- &
+    pid=$!
+    later "$TOOL_SECONDS" ": >/run/late; kill -TERM -$pid; sleep 5; kill -KILL -$pid"
+    wait $pid 2>/dev/null
     ended=$?
-    for name in sys proc dev; do umount "/run/target/$name"; done
+    not_later
+    kill -KILL -$pid 2>/dev/null
+    leave_target
     return $ended
 }
+
+leave_target() { for name in sys proc dev; do umount "/run/target/$name" 2>/dev/null; done; }
+
+# What the last tool in the new system said, and whether it was ended.
+words_in_target() { echo "$([ ! -e /run/late ] || echo "it took longer than $TOOL_SECONDS s; it wrote last: ")$(tail -n 4 /run/chroot | tr '\n' ' ')"; }
 
 # Its memory image finds mirrors and volumes only if it knows of them and has the tools within.
 prepare_for_layout() {
@@ -62,7 +75,7 @@ prepare_for_layout() {
     if [ -n "$(planned mirror)" ]; then
         needs=mdadm
         mkdir -p /run/target/etc/mdadm
-        { echo 'HOMEHOST <system>'; mdadm --detail --scan; } >/run/target/etc/mdadm/mdadm.conf
+        { echo 'HOMEHOST <system>' && mdadm --detail --scan; } >/run/target/etc/mdadm/mdadm.conf 2>/run/tool || fail boot "write mdadm.conf: $(tail -n 1 /run/tool)"
     fi
     [ -z "$(planned group)" ] || needs="$needs lvm"
     for tool in $needs; do
@@ -71,7 +84,7 @@ prepare_for_layout() {
     [ -n "$needs" ] && [ -x /run/target/usr/sbin/update-initramfs ] || return 0
     # One with LVM within finds every group, whichever machine it is on; of mirrors it has to be told.
     [ -n "$(planned mirror)" ] || ! in_target sh -c 'for image in /boot/initrd.img-*; do lsinitramfs "$image" | grep -q "sbin/lvm$" || exit 1; done' || return 0
-    in_target update-initramfs -u -k all || fail boot "update-initramfs in the new system: $(tail -n 4 /run/chroot | tr '\n' ' ')"
+    in_target update-initramfs -u -k all || fail boot "update-initramfs in the new system: $(words_in_target)"
 }
 
 # The system's own tool where it has one, so that a later kernel gets the same; else one entry for the latest kernel.
@@ -82,6 +95,8 @@ write_menu() {
         mkdir -p /dev/disk/by-uuid
         ln -sf "$(device "$(holder_of /)")" "/dev/disk/by-uuid/$(uuid_of "$(holder_of /)")"
         in_target grub-mkconfig -o /boot/grub/grub.cfg && return
+        # One that hangs has said nothing of what it would have needed, and what is stuck may hold the disks.
+        [ ! -e /run/late ] || fail boot "grub-mkconfig in the new system: $(words_in_target)"
         say "grub-mkconfig in the new system: $(tail -n 1 /run/chroot); it gets one entry instead"
     fi
     prefix=/boot initrd=''
@@ -93,7 +108,7 @@ write_menu() {
         echo "  linux $prefix/vmlinuz-$kernel root=UUID=$(uuid_of "$(holder_of /)") ro $(tr ' ' '\n' </proc/cmdline | grep '^console=' | tr '\n' ' ')"
         [ -z "$initrd" ] || echo "  initrd $prefix/$initrd"
         echo '}'
-    } >/run/target/boot/grub/grub.cfg
+    } >/run/target/boot/grub/grub.cfg || fail boot 'write /boot/grub/grub.cfg'
 }
 
 # write_loader DISK: its first sector finds the core at the start of the first partition; the core, and the one for UEFI, read a line in the second one.
@@ -107,6 +122,7 @@ write_loader() {
     stored "mount the EFI system partition of /dev/$target" mount -t vfat "$(device "part:$1:2")" /run/efi
     mkdir -p /run/efi/EFI/BOOT /run/efi/muster
     cp $GRUB/bootx64.efi /run/efi/EFI/BOOT/BOOTX64.EFI || fail boot "write the loader for UEFI to /dev/$target"
-    printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)%s\nconfigfile $prefix/grub.cfg\n' "$(uuid_of "$holder")" "$folder" >/run/efi/muster/grub.cfg
+    printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)%s\nconfigfile $prefix/grub.cfg\n' "$(uuid_of "$holder")" "$folder" >/run/efi/muster/grub.cfg ||
+        fail boot "write the loader's configuration to /dev/$target"
     umount /run/efi || fail boot "the EFI system partition of /dev/$target could not be unmounted"
 }
