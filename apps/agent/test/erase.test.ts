@@ -116,6 +116,7 @@ function eraseDisk({ name, how, files }: Disk) {
     . "$3"
     stand() { echo "stand $2" >>"$HERE/said"; }; say() { echo "$*" >>"$HERE/said"; }; fail() { echo "failed in $*"; exit 1; }
     sleep() { :; }; blkdiscard() { "$HERE/blkdiscard" "$@"; }
+    dd() { case "$*" in *of=/run/sample*) [ ! -e "$HERE/unreadable" ] || { echo 'dd: read error' >&2; return 1; } ;; esac; command dd "$@"; }
     disk=$1 how=$2 bytes=${diskBytes} number=1 total=1 place="/dev/$1"
     erase_disk; echo "$outcome $samples"; cp /dev/disk "$HERE/left"`
   const { stdout, stderr } = spawnSync('unshare', ['--mount', 'busybox', 'sh', '-c', text, 'sh', name, how, script], {
@@ -234,6 +235,15 @@ describe.skipIf(missing !== undefined || process.getuid?.() !== 0)('a disk full 
       'and for a quick one is not asked to',
       { name: 'sda', how: 'quick', files: { identify: plain, discards: 'truly' } },
       { outcome: 'discarded 4', asked: [discard('sda')] },
+    ],
+    [
+      'that has erased itself and cannot be read is not called zero',
+      { name: 'sda', how: 'quick', files: { identify: ready, discards: 'truly', unreadable: '' } },
+      {
+        outcome: 'tables 0',
+        asked: [setPass, enhanced, discard('sda'), discard('sda')],
+        said: ['/dev/sda does not read as zero after it erased itself (secure-erased): the 64 KiB at 0 cannot be read: dd: read error'],
+      },
     ],
     [
       'that says it has discarded, and still shows what it held, loses its tables',

@@ -18,6 +18,8 @@ load_drivers() {
 # muster.url, muster.token and muster.mode become URL, TOKEN and MODE; BOOTIF becomes BOOT_MAC.
 read_arguments() {
     URL='' TOKEN='' MODE='' BOOT_MAC=''
+    # Words as they are, whatever files they would match.
+    set -f
     for word in $(cat /proc/cmdline); do
         case $word in
             muster.url=*) URL=${word#*=} ;;
@@ -26,6 +28,7 @@ read_arguments() {
             BOOTIF=*) BOOT_MAC=$(echo "${word#BOOTIF=??-}" | tr 'A-Z-' 'a-z:') ;;
         esac
     done
+    set +f
     URL=${URL%/}
     [ -n "$URL" ] || end off 'the kernel was given no muster.url'
 }

@@ -161,13 +161,18 @@ overwrite() {
     done
 }
 
-# Reads 64 KiB at 64 places (SAMPLES) over the whole disk, past the cache. Says how many there are, or where one is not zero, and fails.
+# Reads 64 KiB at 64 places (SAMPLES) over the whole disk, past the cache. Says how many there are, or where one is not zero or not read, and fails.
 read_samples() {
     echo 3 >/proc/sys/vm/drop_caches
     count=${SAMPLES:-64} index=0
     while [ $index -lt $count ]; do
         block=$(((bytes / 65536) * index / count))
-        if [ "$(dd if="/dev/$disk" bs=65536 skip=$block count=1 2>/dev/null | tr -d '\0' | wc -c)" != 0 ]; then
+        # What cannot be read is not zero, whatever is missing from it.
+        if ! dd if="/dev/$disk" of=/run/sample bs=65536 skip=$block count=1 2>/run/dd || [ "$(wc -c </run/sample)" != 65536 ]; then
+            echo "the 64 KiB at $((block * 65536)) cannot be read: $(tr '\n' ' ' </run/dd)"
+            return 1
+        fi
+        if [ "$(tr -d '\0' </run/sample | wc -c)" != 0 ]; then
             echo "the 64 KiB at $((block * 65536)) hold something"
             return 1
         fi

@@ -28,7 +28,7 @@ trouble() {
 # signal STATUS STEP MESSAGE PERCENT. A heartbeat that is lost is no failure: the next one tells more.
 signal() {
     out=/run/signal.$$.$1
-    jq -n --arg status "$1" --arg step "$2" --arg message "$(echo "$3" | cut -c1-3900)" --argjson progress "$4" \
+    jq -n --arg status "$1" --arg step "$2" --arg message "$(printf '%s\n' "$3" | cut -c1-3900)" --argjson progress "$4" \
         '{$status, $step, $message, $progress}' >"$out"
     if [ "$1" = working ]; then TRIES=1 PATIENCE=5 ask POST /agent/signal "$out"; else ask POST /agent/signal "$out"; fi
 }

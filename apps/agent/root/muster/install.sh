@@ -21,8 +21,15 @@ prepare_place() {
     say "writing $os to $place"
 }
 
+# put_image FILE: unpacks the standard input, which is packed as FILE is, and puts it there. What comes after an error is read and lost, so that the
+# digest of all of it is known, and whose error it was.
 put_image() {
-    if [ "$form" = disk ]; then dd of="/dev/$disk" bs=4M conv=fsync 2>/run/put; else put_tree; fi
+    { unpack "$1" 2>/run/unpack || echo "it ended with $?" >>/run/unpack; cat >/dev/null; } | if [ "$form" = disk ]; then put_disk; else put_tree; fi
+}
+
+put_disk() {
+    dd of="/dev/$disk" bs=4M conv=fsync 2>/run/put && : >/run/is-put
+    cat >/dev/null
 }
 
 # An image that should not be there: nothing boots from it.
@@ -76,7 +83,7 @@ fetch_then_write() {
     [ "$form" != disk ] || check_room "$(unpacked_size /run/image)"
     prepare_place
     stand write '' 60
-    unpack /run/image </run/image 2>/run/unpack | put_image
+    put_image /run/image </run/image
     written || fail write "write to $place: $(cat /run/unpack /run/put | tr '\n' ' ')"
     rm -f /run/image
 }
@@ -95,12 +102,8 @@ check_room() {
     [ -z "$1" ] || [ "$1" -le "$room" ] || fail write "the image has $1 bytes, /dev/$disk only $room"
 }
 
-# tar's word, or dd's line of records, and no complaint before it.
-written() {
-    [ ! -s /run/unpack ] || return 1
-    [ "$form" = disk ] || { [ -e /run/is-put ]; return; }
-    grep -q 'records out' /run/put && ! grep -qiE 'error|no space|invalid' /run/put
-}
+# tar's or dd's word, and no complaint before it.
+written() { [ ! -s /run/unpack ] && [ -e /run/is-put ]; }
 
 # An image that does not fit into memory: the digest is known only at the end, so a wrong one leaves a disk that does not boot.
 write_while_fetching() {
@@ -113,7 +116,7 @@ write_while_fetching() {
     sha256sum </run/to-digest >/run/digest &
     hasher=$!
     rm -f /run/broken
-    { fetch_image "$image" 85 || trouble >/run/broken; } | tee /run/to-digest | unpack /run/head 2>/run/unpack | put_image
+    { fetch_image "$image" 85 || trouble >/run/broken; } | tee /run/to-digest | put_image /run/head
     wait $hasher
     digest=$(cut -d' ' -f1 /run/digest)
     if [ "$digest" != "$wanted" ]; then
@@ -147,7 +150,7 @@ write_seed() {
     for device in $(partitions); do
         type=$(blkid -c /dev/null -o value -s TYPE "/dev/$device")
         case $type in ext2 | ext3 | ext4) type=ext4 ;; xfs | btrfs) modprobe -q "$type" ;; *) continue ;; esac
-        mount -t "$type" "/dev/$device" /run/target 2>/dev/null || continue
+        mount -t "$type" "/dev/$device" /run/target 2>/run/mount || { say "/dev/$device ($type): $(cat /run/mount)"; continue; }
         tree=$(tree_in "$type")
         [ -z "$tree" ] || seed_into "$tree/etc"
         umount /run/target || fail seed "the file system on /dev/$device could not be unmounted"
@@ -172,18 +175,23 @@ partitions() {
 
 # cloud-init's own configuration: which data source, and the network, which some versions do not read from a seed.
 seed_into() {
-    config=$1/cloud/cloud.cfg.d
-    mkdir -p "$config" "$1/cloud"
     seed=$(jq -r .seedUrl /run/job)
     fetch --output /run/network-config "${seed}network-config" || fail seed "the network configuration was not fetched: $(trouble)"
+    write_configuration "$1" 2>/run/tool || fail seed "write the seed of the first boot: $(tr '\n' ' ' </run/tool)"
+}
+
+# write_configuration ETC: all of it, or it fails.
+write_configuration() {
+    config=$1/cloud/cloud.cfg.d
+    mkdir -p "$config" || return 1
     # Its generator (ds-identify, in shell) looks for this one line before anything of cloud-init runs. What follows is JSON, which is YAML.
     jq -r '"datasource_list: [" + (if .dataSource == "maas" then "MAAS" else "NoCloud" end) + ", None]",
         "datasource: " + (if .dataSource == "maas" then {MAAS: {metadata_url: .metadata.url, consumer_key: .metadata.consumerKey, consumer_secret: "",
-            token_key: .metadata.tokenKey, token_secret: .metadata.tokenSecret}} else {NoCloud: {seedfrom: .seedUrl}} end | tojson)' /run/job >"$config/90-muster.cfg"
-    { echo 'network:'; sed 's/^/  /' /run/network-config; } >"$config/91-muster-network.cfg"
-    chmod 600 "$config/90-muster.cfg" "$config/91-muster-network.cfg"
-    jq -r .hostname /run/job >"$1/hostname"
-    # A first boot: whatever an earlier one left behind in the image is not this machine's.
-    rm -rf "${1%/etc}/var/lib/cloud"
-    : >"$1/machine-id"
+            token_key: .metadata.tokenKey, token_secret: .metadata.tokenSecret}} else {NoCloud: {seedfrom: .seedUrl}} end | tojson)' /run/job >"$config/90-muster.cfg" &&
+        { echo 'network:' && sed 's/^/  /' /run/network-config; } >"$config/91-muster-network.cfg" &&
+        chmod 600 "$config/90-muster.cfg" "$config/91-muster-network.cfg" &&
+        jq -r .hostname /run/job >"$1/hostname" &&
+        # A first boot: whatever an earlier one left behind in the image is not this machine's.
+        rm -rf "${1%/etc}/var/lib/cloud" &&
+        : >"$1/machine-id"
 }

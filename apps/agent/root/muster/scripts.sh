@@ -11,7 +11,9 @@ run_scripts() {
     total=$(jq '.scripts // [] | length' "$RUN/job")
     number=0 bad=0
     while [ "$number" -lt "$total" ]; do
-        eval "$(read_script "$number")"
+        # Else the last one would be run once more under its name.
+        known=$(read_script "$number") || fail scripts "script $((number + 1)) of $total cannot be read"
+        eval "$known"
         number=$((number + 1))
         run_script
     done

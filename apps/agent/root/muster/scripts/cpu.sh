@@ -36,6 +36,9 @@ for cpu in $(processors); do
     count=$((count + 1))
 done
 wait
+# One that was ended from outside, for want of memory perhaps, has proved nothing.
+finished=$(find "$SCRATCH" -name 'rounds.*' | wc -l)
+[ "$finished" = $count ] || echo "of $count processors only $finished finished" >>"$SCRATCH/wrong"
 wrong=$(wc -l <"$SCRATCH/wrong")
 rounds=$(cat "$SCRATCH"/rounds.* | awk '{ sum += $1 } END { printf "%d", sum }')
 hottest=$(cat /sys/class/thermal/thermal_zone*/temp 2>/dev/null | sort -n | tail -n 1)
