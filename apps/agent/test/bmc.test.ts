@@ -1,5 +1,5 @@
 // The image for real hardware, booted next to somebody else's BMC: OpenIPMI's ipmi_sim answers the machine over its own KCS port, as a board's BMC does, and
-// the agent says where that BMC is. An emulated boot of the generic kernel takes a minute or two: set MUSTER_TEST_GENERIC=1 to run this.
+// the agent says where that BMC is. It needs an image that no other test does: set MUSTER_TEST_GENERIC=1 to build it and run this.
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
