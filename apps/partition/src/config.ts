@@ -32,6 +32,7 @@ import type { Secret } from '@muster/shared/secret'
 import { plainFingerprint } from '@muster/shared/trust/authority'
 import { z } from 'zod'
 import { bootTrusts, type OriginRules } from './domain/boot-origin.ts'
+import { agentParameters } from './domain/boot-plan.ts'
 import { defaultRules, type Rules } from './domain/core.ts'
 import { type DhcpShare, dhcpRanges, dhcpShare, type NetworkSettings, proxiedNetworks, shareOfRanges } from './domain/dnsmasq.ts'
 import { type Keep, usualKeep } from './domain/retention.ts'
@@ -113,6 +114,7 @@ const variables = {
   deadlinesMs: variable('MUSTER_DEADLINES', deadlines),
   agentSilenceMs: variable('MUSTER_AGENT_SILENCE', duration(defaultRules.agentSilenceMs)),
   agentStartMs: variable('MUSTER_AGENT_START', duration(defaultRules.agentStartMs)),
+  agentParameters: variable('MUSTER_AGENT_KERNEL_PARAMETERS', z.string().default(defaultRules.agentParameters).pipe(agentParameters)),
   erase: variable('MUSTER_ERASE', z.enum(erasePolicies).default(defaultRules.erase)),
   tests: variable(
     'MUSTER_TESTS',
@@ -232,6 +234,7 @@ export function readSettings(environment: NodeJS.ProcessEnv) {
       deadlinesMs: given.deadlinesMs,
       agentSilenceMs: given.agentSilenceMs,
       agentStartMs: given.agentStartMs,
+      agentParameters: given.agentParameters,
       erase: given.erase,
       tests: given.tests,
       powerCheckMs: given.powerCheckMs,

@@ -7,7 +7,7 @@ import { startPostgres } from '@muster/embedded/postgres'
 import { type AgentMode, kernelArguments } from '@muster/shared/agent'
 import { lifeCycle, type State, states } from '@muster/shared/life-cycle'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
-import { type BootPlan, bootPlan, ipxeScript } from '../src/domain/boot-plan.ts'
+import { agentParameters, type BootPlan, bootPlan, ipxeScript, usualAgentParameters } from '../src/domain/boot-plan.ts'
 import { addMachine, newMac, runPartition, type TestPartition, until, virtualFiles } from './harness.ts'
 
 const testdata = new URL('./testdata/', import.meta.url)
@@ -74,7 +74,7 @@ describe('the plan', () => {
 })
 
 describe('the script', () => {
-  const baseUrl = 'http://10.1.0.2:5250'
+  const common = { baseUrl: 'http://10.1.0.2:5250', agentParameters: usualAgentParameters }
   test.each([
     ['enlist', undefined, null],
     ['commission', machine('commissioning'), 'lon1-4y3h7n.r1.signature'],
@@ -83,11 +83,38 @@ describe('the script', () => {
     ['rescue', machine('rescue'), 'lon1-4y3h7n.r1.signature'],
     ['disk', machine('deployed'), null],
   ] as const)('for %s is this text', (name, facts, token) => {
-    expectText(`${name}.ipxe`, ipxeScript(bootPlan({ machine: facts, hasAgent: everything }), { baseUrl, token }))
+    expectText(`${name}.ipxe`, ipxeScript(bootPlan({ machine: facts, hasAgent: everything }), { ...common, token }))
   })
 
   test('for a machine whose files are missing is this text', () => {
-    expectText('unavailable.ipxe', ipxeScript(bootPlan({ machine: machine('rescue'), hasAgent: () => false }), { baseUrl, token: null }))
+    expectText('unavailable.ipxe', ipxeScript(bootPlan({ machine: machine('rescue'), hasAgent: () => false }), { ...common, token: null }))
+  })
+
+  test.each([
+    'console=tty0 console=ttyS1,115200n8 earlycon=uart8250,io,0x2f8,115200',
+    'mitigations=off -v isolcpus=1-3,5 memmap=64K@0x18690000 pci=nomsi',
+  ])('hands these parameters to the agent’s kernel: %s', words => {
+    const plan = bootPlan({ machine: undefined, hasAgent: everything })
+    const text = ipxeScript(plan, { ...common, agentParameters: agentParameters.parse(words), token: null })
+    expect(text).toContain(` ${words} || goto again\n`)
+  })
+
+  test.each([
+    ['', 'single spaces'],
+    ['two  spaces', 'single spaces'],
+    ['quiet\nshell', 'single spaces'],
+    ['quiet || shell', 'single spaces'],
+    [`seed=$\{net0/mac}`, 'single spaces'],
+    ['name="a b"', 'single spaces'],
+    ['quiet;', 'single spaces'],
+    ['quiet # rest', 'single spaces'],
+    ['quiet -- single', 'single spaces'],
+    ['größe=1', 'single spaces'],
+    ['muster.url=http://10.1.0.9', 'says itself'],
+    ['quiet initrd=other', 'says itself'],
+    ['a'.repeat(1025), 'expected string to have <=1024 characters'],
+  ])('takes no such parameters: %j', (words, why) => {
+    expect(agentParameters.safeParse(words).error?.issues.map(({ message }) => message)).toEqual([expect.stringContaining(why)])
   })
 })
 

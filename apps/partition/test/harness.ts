@@ -33,6 +33,7 @@ export const usualRules: Rules = {
   deadlinesMs: {},
   agentSilenceMs: 90_000,
   agentStartMs: 600_000,
+  agentParameters: 'console=ttyS0',
   // Those who ask for it have an agent to do it.
   erase: 'none',
   tests: [],

@@ -73,7 +73,24 @@ rescue() {
         stand rescue "waiting for you on the console ($address)" 0
     fi
     say 'this is the rescue system; its disks are not mounted'
-    while :; do setsid cttyhack sh -l; sleep 1; done
+    # shellcheck disable=SC2046 # A word is a console.
+    serve_consoles $(consoles)
+}
+
+# A shell on each. Through the pipe goes nothing: what a shell starts with `&` is deaf to Ctrl-C, and all that it starts.
+serve_consoles() {
+    [ $# -gt 0 ] || while :; do sleep 3600; done
+    first=$1
+    shift
+    serve_console "$first" | serve_consoles "$@"
+}
+
+# A shell, its terminal's own: Ctrl-C is for what runs in it.
+serve_console() {
+    while :; do
+        setsid -c sh -l <>"$1" >&0 2>&1
+        sleep 1
+    done
 }
 
 # Keys only; the host key is made anew each time, and its fingerprint told to the partition.

@@ -1,6 +1,7 @@
 // What should this machine boot? One pure function of facts, and its rendering as iPXE text.
 import type { AgentMode } from '@muster/shared/agent'
 import { kernelArguments } from '@muster/shared/agent'
+import { z } from 'zod'
 import type { BootRow } from '../db/machines.ts'
 
 export interface BootFacts {
@@ -53,8 +54,27 @@ function modeOf(machine: Pick<BootRow, 'state' | 'netboot' | 'erase'>): AgentMod
   }
 }
 
-/** The plan as an iPXE script. `baseUrl` is this partition's, without a slash at its end. */
-export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: string | null }): string {
+/** Of servers with a monitor and serial-over-LAN. The last is /dev/console: there is a tty0 always, behind ttyS0 perhaps nothing. No notices: one of them is the token. */
+export const usualAgentParameters = 'console=ttyS0,115200 console=tty0 loglevel=5'
+
+/** More would be cut off: kernels take 2048 bytes in all (x86: COMMAND_LINE_SIZE), and what the script says itself comes first. */
+const agentParametersMost = 1024
+/** Nothing that iPXE or the shell of GRUB would read as more than a letter of a word. */
+const parameterPattern = /^[A-Za-z0-9_.,:=@/+%*-]+$/
+const isOurs = (word: string) => /^(muster\.|BOOTIF=|initrd=)/i.test(word)
+
+/** Words for the agent's kernel, as its documentation has them (admin-guide/kernel-parameters), with single spaces. */
+export const agentParameters = z
+  .string()
+  .max(agentParametersMost)
+  .refine(
+    text => text.split(' ').every(word => parameterPattern.test(word) && word !== '--'),
+    'must be kernel parameters with single spaces, of letters, digits and _ . , : = @ / + % * -',
+  )
+  .refine(text => !text.split(' ').some(isOurs), 'must not have muster.*, BOOTIF or initrd, which the boot script says itself')
+
+/** The plan as an iPXE script. `baseUrl` is this partition's, without a slash at its end; `agentParameters` are {@link agentParameters}. */
+export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: string | null; agentParameters: string }): string {
   switch (plan.kind) {
     case 'disk':
       return diskScript(plan, options.baseUrl)
@@ -69,6 +89,7 @@ export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: st
         ...(options.token === null ? [] : [`${kernelArguments.token}=${options.token}`]),
         // biome-ignore lint/suspicious/noTemplateCurlyInString: iPXE's own variable, filled in by the loader
         'BOOTIF=01-${net0/mac:hexhyp}',
+        options.agentParameters,
       ]
       // One file that does not come must not leave the machine at a prompt: it asks anew, and the plan may be another by then.
       return `#!ipxe

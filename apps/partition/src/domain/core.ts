@@ -9,6 +9,7 @@ import { deadlineMsOf, type State } from '@muster/shared/life-cycle'
 import type { ErasePolicy, enlistedRules } from '@muster/shared/machine'
 import type { Sql } from '../db/connect.ts'
 import type { Bell } from './bell.ts'
+import { usualAgentParameters } from './boot-plan.ts'
 import type { Catalogue } from './catalogue.ts'
 import type { GlobalCopy } from './global-copy.ts'
 import type { Memory } from './memory.ts'
@@ -22,6 +23,8 @@ export interface Rules {
   readonly agentSilenceMs: number
   /** How long a machine may take from its power-on to the first word of its agent: firmware of large servers needs ten minutes. */
   readonly agentStartMs: number
+  /** What the agent's kernel is told beside the agent's own arguments: its consoles. */
+  readonly agentParameters: string
   /** How disks are erased when a machine is given back, where the release does not say more. */
   readonly erase: ErasePolicy
   /** The test scripts of a commissioning that does not say which. */
@@ -50,6 +53,7 @@ export const defaultRules: Rules = {
   agentSilenceMs: 90_000,
   // Twice, and still within the time for a commissioning.
   agentStartMs: 720_000,
+  agentParameters: usualAgentParameters,
   erase: 'quick',
   // Takes seconds and harms nothing; those that load a machine are asked for.
   tests: ['disk-health'],

@@ -28,12 +28,13 @@ export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly
     const machine = await lookUps.add(mac)
     if (machine === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const plan = bootPlan({ machine, hasAgent: arch => core.catalogue.hasAgent(arch) })
-    if (plan.kind !== 'agent' || plan.machine === null) return ipxeScript(plan, { baseUrl: place.baseUrl, token: null })
+    const common = { baseUrl: place.baseUrl, agentParameters: core.rules.agentParameters }
+    if (plan.kind !== 'agent' || plan.machine === null) return ipxeScript(plan, { ...common, token: null })
     const address = askedFrom(incoming, place.origins.proxies)
     const granted = await unlessAway(place.origins.grant({ ...plan.machine, mac, address }))
     if (granted === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
     const given: BootPlan = granted.kind === 'granted' ? plan : { kind: 'unavailable', because: granted.because }
-    return ipxeScript(given, { baseUrl: place.baseUrl, token: machineToken(core.seal, 'agent', plan.machine) })
+    return ipxeScript(given, { ...common, token: machineToken(core.seal, 'agent', plan.machine) })
   }
   return (incoming, outgoing) => {
     if (incoming.method !== 'GET' && incoming.method !== 'HEAD') {

@@ -93,6 +93,10 @@ class Story {
   async run(): Promise<readonly StepTime[]> {
     const { client, computer, os, layout, publicKey } = this.#options
     const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
+    expectThat(
+      /muster: starting on Linux [\s\S]*muster: off: enlisted as /.test(computer.console()),
+      'the agent’s words are on its serial line',
+    )
     await this.#suffer('commissioning', id)
     await this.#teller.step('commissioned', async () => {
       await this.#teller.order('the order to commission', () => client.machines.commission({ id }))
