@@ -8,11 +8,12 @@ load_drivers() {
         find /sys/devices -name modalias -exec cat {} + 2>/dev/null | sort -u >/run/aliases.now
         if cmp -s /run/aliases /run/aliases.now; then quiet=$((quiet + 1)); else quiet=0; fi
         [ $quiet -lt 2 ] || break
-        while read -r alias; do modprobe -q -b "$alias" 2>/dev/null; done </run/aliases.now
+        # All in one: each modprobe reads the names of every module. Those that were there a pass ago have had their turn.
+        sort /run/aliases /run/aliases.now | uniq -u | tr '\n' '\0' | xargs -0 -r modprobe -a -q -b 2>/dev/null
         mv /run/aliases.now /run/aliases
         sleep 0.5
     done
-    for module in sd_mod af_packet ext4 vfat nls_ascii nls_iso8859-1 ipmi_devintf ipmi_si ipmi_ssif; do modprobe -q "$module" 2>/dev/null; done
+    modprobe -a -q sd_mod af_packet ext4 vfat nls_ascii nls_iso8859-1 ipmi_devintf ipmi_si ipmi_ssif 2>/dev/null
 }
 
 # muster.url, muster.token and muster.mode become URL, TOKEN and MODE; BOOTIF becomes BOOT_MAC.

@@ -2,8 +2,8 @@
 # tarball for a layout (layout.sh, system.sh). Every step may be repeated: it begins with the fetch, and a disk that is half written is written again.
 
 install() {
-    image=$(jq -r .image.url /run/job) wanted=$(jq -r .image.sha256 /run/job) size=$(jq -r .image.sizeBytes /run/job)
-    os=$(jq -r .os /run/job) form=$(jq -r '.image.form // "disk"' /run/job)
+    jq -r '.image.url, .image.sha256, .image.sizeBytes, .os, (.image.form // "disk")' /run/job >/run/job.words
+    { read -r image; read -r wanted; read -r size; read -r os; read -r form; } </run/job.words
     [ "$form" != disk ] || disk=$(target_disk) || fail disk 'the machine has no disk to write to'
     free=$(awk '/^MemAvailable:/ { printf "%d", $2 * 1024 }' /proc/meminfo)
     # In memory it is checked before the first byte of the disk is lost, and written three times as fast.

@@ -5,9 +5,10 @@ work() {
     if [ "$MODE" = enlist ]; then enlist; fi
     get_job
     cp /run/answer /run/job
-    kind=$(jq -r .kind /run/job)
-    say "job: $kind for $(jq -r .machine /run/job)"
-    start_heartbeat "$(jq -r '(.heartbeatMs / 1000) | floor | if . < 1 then 1 else . end' /run/job)" "$kind"
+    jq -r '.kind, .machine, ((.heartbeatMs / 1000) | floor | if . < 1 then 1 else . end)' /run/job >/run/job.words
+    { read -r kind; read -r machine; read -r beat; } </run/job.words
+    say "job: $kind for $machine"
+    start_heartbeat "$beat" "$kind"
     case $kind in
         commission) commission ;;
         install) install ;;
