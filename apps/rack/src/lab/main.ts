@@ -87,15 +87,18 @@ async function outside(): Promise<number> {
   if (why !== undefined) throw new Error(why)
   if (args.accel === 'kvm') closeSync(openSync('/dev/kvm', 'r+'))
   mkdirSync(dataDir, { recursive: true })
-  say('building the agent, unless it is there')
-  const built = await keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: line => say(`  ${line}`) })
+  const faults = args.full ? faultNames : args.fault
+  const tellsLives = args.full || faults.length === 0
+  say(`building the agent${tellsLives ? ' and a Debian to deploy' : ''}, unless there`)
+  // Side by side: each is at work with one processor.
+  const [built, os] = await Promise.all([
+    keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: line => say(`  the agent: ${line}`) }),
+    tellsLives && buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', say: line => say(`  Debian: ${line}`) }),
+  ])
   cpSync(built, path.join(files, 'agent/amd64'), { recursive: true })
   rmSync(runDir, { recursive: true, force: true })
-  const faults = args.full ? faultNames : args.fault
   const parts: Inside[] = []
-  if (args.full || faults.length === 0) {
-    say('building a Debian to deploy, unless it is there')
-    const os = await buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', say: line => say(`  ${line}`) })
+  if (os !== false) {
     const numbers = args.suffer.length > 0 ? Array.from({ length: args.machines }, (_, index) => index + 1) : []
     parts.push({ part: 'lives', os, spoilt: await Promise.all(numbers.map(number => makeFaultImage(files, number))), runDir })
   }
