@@ -177,6 +177,7 @@ partitions() {
 seed_into() {
     seed=$(jq -r .seedUrl /run/job)
     fetch --output /run/network-config "${seed}network-config" || fail seed "the network configuration was not fetched: $(trouble)"
+    refuse_network "${1%/etc}" /run/network-config
     write_configuration "$1" 2>/run/tool || fail seed "write the seed of the first boot: $(tr '\n' ' ' </run/tool)"
 }
 
@@ -194,4 +195,17 @@ write_configuration() {
         # A first boot: whatever an earlier one left behind in the image is not this machine's.
         rm -rf "${1%/etc}/var/lib/cloud" &&
         : >"$1/machine-id"
+}
+
+# refuse_network TREE CONFIGURATION: what nothing in the image would set up, which nobody would be told. cloud-init writes VLANs, bonds and bridges for netplan,
+# ifupdown and NetworkManager; for systemd-networkd, which it takes where none of these is there, it leaves them out without a word (22.4: its networkd.py
+# makes no .netdev).
+refuse_network() {
+    wanted=$(sed -n 's/^\(bonds\|bridges\|vlans\):.*/\1/p' "$2" | tr '\n' ' ' | sed 's/ $//')
+    [ -n "$wanted" ] || return 0
+    for tool in usr/sbin/netplan sbin/netplan usr/sbin/ifup sbin/ifup usr/bin/nmcli; do [ ! -e "$1/$tool" ] || return 0; done
+    for renderer in "$1"/usr/lib/python3*/*-packages/cloudinit/net/networkd.py; do
+        [ -e "$renderer" ] && ! grep -qi netdev "$renderer" || continue
+        fail seed "the network has $wanted, and the image's cloud-init can write only ports for systemd-networkd: it wants netplan, ifupdown or NetworkManager in the image"
+    done
 }
