@@ -26,17 +26,32 @@ export function networkConfig(interfaces: readonly Pick<NetworkInterface, 'mac'>
     ethernets: each(ethernets, ({ mac }, name) => ({ match: { macaddress: mac }, 'set-name': name })),
     ...given(
       'bonds',
-      each(bonds, bond => ({ interfaces: bond.interfaces, parameters: bondParameters(bond) })),
+      each(bonds, (bond, name) => ({ interfaces: bond.interfaces, macaddress: macOf(document, name), parameters: bondParameters(bond) })),
     ),
     ...given(
       'bridges',
-      each(bridges, bridge => ({ interfaces: bridge.interfaces, parameters: bridgeParameters(bridge) })),
+      each(bridges, (bridge, name) => ({
+        interfaces: bridge.interfaces,
+        ...given('macaddress', macOf(document, name)),
+        parameters: bridgeParameters(bridge),
+      })),
     ),
     ...given(
       'vlans',
       each(vlans, ({ id, link }) => ({ id, link })),
     ),
   }
+}
+
+/**
+ * The MAC address of the port that a device stands on first. systemd would make one up for a bond or a bridge, which DHCP knows for nobody's: the machine
+ * would not get what is reserved for it. Undefined: a bridge of nothing.
+ */
+function macOf(document: NetworkDocument, name: string | undefined): string | undefined {
+  if (name === undefined) return undefined
+  const { ethernets, bonds, vlans, bridges } = document
+  const below = bonds[name]?.primary ?? bonds[name]?.interfaces[0] ?? vlans[name]?.link ?? bridges[name]?.interfaces[0]
+  return ethernets[name]?.mac ?? macOf(document, below)
 }
 
 /** Addresses and routes, leaving out what says nothing. */
