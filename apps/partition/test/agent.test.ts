@@ -363,6 +363,20 @@ describe('signals', () => {
     expect(await reread(partition.core, machine.id)).toMatchObject({ state: 'ready', rescue_keys: [] })
   })
 
+  test('of the rescue system come from a machine that was adopted too, which nobody here had ever given a token', async () => {
+    const machine = await add({ state: 'new', run: null, power_driver: 'manual' })
+    await partition.as('olga').machines.update({ id: machine.id, powerDriver: 'manual', powerSettings: {} })
+    await partition.as('olga').machines.adopt({ id: machine.id })
+    await partition.as('olga').machines.rescue({ id: machine.id })
+    expect((await partition.ask('GET', `/boot/ipxe/${machine.interfaces[0]?.mac}`)).text).toContain('muster.mode=rescue')
+    const inRescue = await reread(partition.core, machine.id)
+    await say(inRescue, 'working', { step: 'rescue', message: 'waiting for you: ssh root@10.0.0.5' })
+    expect((await partition.as('olga').machines.get({ id: machine.id })).waitingFor).toContain('ssh root@10.0.0.5')
+    await partition.as('olga').machines.exitRescue({ id: machine.id })
+    expect(await reread(partition.core, machine.id)).toMatchObject({ state: 'deployed', run: null })
+    expect((await partition.ask('GET', '/agent/job', { token: tokenOf(inRescue) })).status).toBe(401)
+  })
+
   test('of an installation turn network boot off, once', async () => {
     const machine = await add({
       state: 'deploying',

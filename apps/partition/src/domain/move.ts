@@ -143,10 +143,10 @@ function entering(to: State, move: MoveName, row: MachineRow, erase: MachineRow[
     case 'deploying':
       return { run: newRun(), netboot: true, disks_used: true }
     case 'rescue':
-      // A deployed machine keeps its run, so that what it was told stays readable when it is back.
+      // A deployed machine keeps its run, so that what it was told stays readable when it is back. One that was adopted has none.
       return {
         origin_state: row.state,
-        run: row.state === 'deployed' ? row.run : newRun(),
+        run: (row.state === 'deployed' ? row.run : null) ?? newRun(),
         disks_used: row.disks_used || row.owner !== null,
       }
     case 'allocated':
@@ -157,7 +157,10 @@ function entering(to: State, move: MoveName, row: MachineRow, erase: MachineRow[
       return { origin_state: null }
     case 'deployed':
       // Its disk is to be booted again.
-      return { disks_used: true, ...(move === 'exitRescue' && { origin_state: null, step: leavingRescue }) }
+      return {
+        disks_used: true,
+        ...(move === 'exitRescue' && { origin_state: null, step: leavingRescue, ...(row.deployment === null && { run: null }) }),
+      }
     case 'releasing':
       // Its metadata is nobody's from now on, whatever becomes of the machine.
       return { run: erase === null ? null : newRun(), netboot: true }
