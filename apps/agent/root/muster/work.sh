@@ -67,13 +67,16 @@ commission() {
 }
 
 rescue() {
+    # mount tries the file systems that the kernel knows by then.
+    for module in xfs btrfs dm_mod raid1; do modprobe -q "$module"; done
+    mkdir -p /mnt
     address=$(ip -4 -o address show scope global | sed 's/.*inet \([^/ ]*\).*/\1/' | head -n 1)
     if [ "$(jq '.sshKeys | length' /run/job)" -gt 0 ] && serve_ssh; then
         stand rescue "waiting for you: ssh root@$address, host key $(cat /run/host-key)" 0
     else
         stand rescue "waiting for you on the console ($address)" 0
     fi
-    say 'this is the rescue system; its disks are not mounted'
+    say 'this is the rescue system; its disks are not mounted (mirrors: mdadm --assemble --scan; volumes: lvm vgchange --activate y; then blkid, mount)'
     # shellcheck disable=SC2046 # A word is a console.
     serve_consoles $(consoles)
 }
