@@ -17,12 +17,17 @@ import { plug, unplug } from './place.ts'
 export type Firmware = 'bios' | 'uefi'
 export type Acceleration = 'kvm' | 'tcg'
 
-export interface ComputerOptions {
-  readonly name: string
-  readonly firmware: Firmware
+export interface Port {
   readonly mac: string
   /** The interface of the host that its cable ends at. */
   readonly tap: string
+}
+
+export interface ComputerOptions {
+  readonly name: string
+  readonly firmware: Firmware
+  /** It boots from the first. */
+  readonly ports: readonly [Port, ...Port[]]
   readonly bmcAddress: string
   readonly memoryMib: number
   readonly diskCount: number
@@ -43,6 +48,7 @@ const cycleOffMs = 1_000
 export class Computer implements AsyncDisposable {
   readonly name: string
   readonly mac: string
+  readonly macs: readonly string[]
   readonly account: { readonly name: string; readonly password: string; readonly privilege: 'ADMINISTRATOR' }
   readonly bmcAddress: string
   readonly disks: readonly string[]
@@ -74,10 +80,11 @@ export class Computer implements AsyncDisposable {
   }
 
   private constructor(options: ComputerOptions) {
-    const { name, mac, folder, bmcAddress } = options
+    const { name, ports, folder, bmcAddress } = options
     this.#options = options
     this.name = name
-    this.mac = mac
+    this.mac = ports[0].mac
+    this.macs = ports.map(({ mac }) => mac)
     this.bmcAddress = bmcAddress
     this.account = { name: 'muster', password: randomBytes(9).toString('base64url'), privilege: 'ADMINISTRATOR' }
     this.disks = Array.from({ length: options.diskCount }, (_, index) => path.join(folder, `${name}.disk${index}`))
@@ -111,13 +118,22 @@ export class Computer implements AsyncDisposable {
     this.#qmp?.write('{"execute":"stop"}\n')
   }
 
-  /** Takes its cable out of the switch: whatever it sends, nobody answers. */
+  /** Takes its first cable out of the switch: whatever it sends, nobody answers. */
   async unplug(): Promise<void> {
-    await unplug(this.#options.tap)
+    await unplug(this.#options.ports[0].tap)
   }
 
   async plug(): Promise<void> {
-    await plug(this.#options.tap)
+    await plug(this.#options.ports[0].tap)
+  }
+
+  /** Takes the cable out of one of its ports, until it is put back: the port has no link. */
+  pullCable(port: number): void {
+    this.#setLink(port, 'down')
+  }
+
+  putCable(port: number): void {
+    this.#setLink(port, 'up')
   }
 
   /** As its inventory has to tell them. */
@@ -143,6 +159,11 @@ export class Computer implements AsyncDisposable {
     await this.#orders
     await this.#stop()
     await this.#bmc?.close()
+  }
+
+  #setLink(port: number, link: 'up' | 'down'): void {
+    const order = { execute: 'set_link', arguments: { name: `net${port}`, up: link === 'up' } }
+    this.#qmp?.write(`${JSON.stringify(order)}\n`)
   }
 
   get #variables(): string {
@@ -223,10 +244,10 @@ export class Computer implements AsyncDisposable {
   }
 
   #words(first: 'disk' | 'network'): string[] {
-    const { name, firmware, mac, tap, memoryMib, acceleration } = this.#options
+    const { name, firmware, ports, memoryMib, acceleration } = this.#options
     const order = first === 'disk' ? { disk: 1, network: 1 + this.disks.length } : { network: 1, disk: 2 }
-    // OVMF has a driver and a PXE client of its own; SeaBIOS takes both from the card's ROM.
-    const rom = firmware === 'uefi' ? ',romfile=' : ''
+    // OVMF has a driver and a PXE client of its own; SeaBIOS takes both from the card's ROM, and of the first card only.
+    const boots = (port: number) => (port === 0 ? `,bootindex=${order.network}` : '') + (port > 0 || firmware === 'uefi' ? ',romfile=' : '')
     return [
       ...['-name', name, '-machine', 'q35,graphics=off', '-display', 'none', '-vga', 'none', '-nodefaults'],
       // A reboot ends QEMU, and the machine is started anew.
@@ -240,8 +261,10 @@ export class Computer implements AsyncDisposable {
             ...['-drive', `if=pflash,format=raw,file=${this.#variables}`],
           ]
         : []),
-      ...['-netdev', `tap,id=net0,ifname=${tap},script=no,downscript=no`],
-      ...['-device', `virtio-net-pci,netdev=net0,mac=${mac},bootindex=${order.network}${rom}`],
+      ...ports.flatMap(({ mac, tap }, index) => [
+        ...['-netdev', `tap,id=net${index},ifname=${tap},script=no,downscript=no`],
+        ...['-device', `virtio-net-pci,netdev=net${index},mac=${mac}${boots(index)}`],
+      ]),
       ...this.disks.flatMap((disk, index) => [
         ...['-drive', `file=${disk},format=raw,if=none,id=disk${index},cache=unsafe,discard=unmap`],
         ...['-device', `virtio-blk-pci,drive=disk${index},serial=${this.serials[index]},bootindex=${order.disk + index}`],

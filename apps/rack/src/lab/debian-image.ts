@@ -15,9 +15,11 @@ import { program } from './program.ts'
 const run = promisify(execFile)
 
 export interface DebianImageOptions {
-  /** A partition's files; the image comes below `images/debian/<release>/amd64`, a tarball's below `images/debian/<release>-tar/amd64`. */
+  /** A partition's files; the image comes below `images/debian/<release>/amd64`; `-tar` and `-netplan` are put behind the release. */
   readonly files: string
   readonly form: ImageForm
+  /** Who sets the network up for its cloud-init. The renderer for systemd-networkd alone knows ports only: no VLAN, no bond. */
+  readonly network: 'networkd' | 'netplan'
   readonly say: (line: string) => void
 }
 
@@ -30,6 +32,7 @@ const packages: Readonly<Record<'both' | ImageForm, readonly string[]>> = {
   // What any layout needs of the system itself; its menu is made by its own grub-mkconfig.
   tar: ['lvm2', 'mdadm', 'grub2-common'],
 }
+const networkPackages: Readonly<Record<DebianImageOptions['network'], readonly string[]>> = { networkd: [], netplan: ['netplan.io'] }
 
 const sector = 512
 const mib = 2 ** 20
@@ -39,9 +42,9 @@ const layout = { core: { start: 2048, count: 2048 }, efi: { start: 4096, count: 
 const slackBytes = 200 * mib
 
 /** Builds the image, unless it is there. Answers how machines ask for it: `debian/12`. Throws saying which program failed, and with what. */
-export async function buildDebianImage({ files, form, say }: DebianImageOptions): Promise<string> {
+export async function buildDebianImage({ files, form, network, say }: DebianImageOptions): Promise<string> {
   const { release, suite, mirror } = await ownRelease()
-  const os = `debian/${release}${form === 'tar' ? '-tar' : ''}`
+  const os = `debian/${release}${form === 'tar' ? '-tar' : ''}${network === 'netplan' ? '-netplan' : ''}`
   const place = path.join(files, 'images', os, 'amd64')
   if (await isThere(path.join(place, 'image.json'))) return os
   const work = await mkdtemp(path.join(tmpdir(), 'muster-debian-'))
@@ -50,7 +53,7 @@ export async function buildDebianImage({ files, form, say }: DebianImageOptions)
     const tree = path.join(work, 'tree')
     const uuid = randomUUID()
     await installInto(tree, {
-      form,
+      packages: [...packages.both, ...packages[form], ...networkPackages[network]],
       suite,
       mirror,
       settings: { ...settings, ...(form === 'tar' ? tarSettings : diskSettings(uuid)) },
@@ -127,7 +130,7 @@ menuentry Debian {
 })
 
 interface Installation {
-  readonly form: ImageForm
+  readonly packages: readonly string[]
   readonly suite: string
   readonly mirror: string
   /** Files that are there before the packages, which leave them as they are. */
@@ -136,7 +139,7 @@ interface Installation {
 }
 
 /** All packages in one pass, by the host's apt. In name spaces of its own: what it mounts is gone with it, whatever happens. */
-async function installInto(tree: string, { form, suite, mirror, settings, work }: Installation): Promise<void> {
+async function installInto(tree: string, { packages, suite, mirror, settings, work }: Installation): Promise<void> {
   const before = path.join(work, 'settings')
   for (const [name, text] of Object.entries(settings)) {
     await mkdir(path.dirname(path.join(before, name)), { recursive: true })
@@ -149,7 +152,7 @@ chroot "$1" systemctl --quiet enable systemd-networkd serial-getty@ttyS0
 chroot "$1" systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1
 # Keys and names are each machine's own.
 rm -rf "$1"/etc/ssh/ssh_host_* "$1/etc/resolv.conf" "$1/etc/hostname" "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/usr/share/locale/*`
-  const words = ['--quiet', '--mode=root', '--variant=apt', `--include=${[...packages.both, ...packages[form]].join(',')}`]
+  const words = ['--quiet', '--mode=root', '--variant=apt', `--include=${packages.join(',')}`]
   const hooks = [`--setup-hook=cp --recursive '${before}/.' "$1"`, `--customize-hook=${after}`]
   const spaces = ['--mount', '--fork', '--kill-child']
   const dpkg = ['--dpkgopt=force-confold', '--dpkgopt=force-unsafe-io']

@@ -14,7 +14,8 @@ import { type Acceleration, Computer, type ComputerOptions, type Firmware } from
 import { buildDebianImage } from './debian-image.ts'
 import { diskBytes, duringOf, type FaultName, type FaultOptions, faultDeadlines, faultNames, makeFaultImage, tellFaults } from './faults.ts'
 import { whyNoLab } from './needs.ts'
-import { bmcAddress, lan, layNetwork, runInside } from './place.ts'
+import { describeSubnets, type NetworkKind, networkKinds, networkNeeds } from './networks.ts'
+import { bmcAddress, lan, layNetwork, layVlan, runInside } from './place.ts'
 import { type Layout, Mortal, rootOn, type Stage, stages, tellStory } from './story.ts'
 import type { StepTime } from './teller.ts'
 
@@ -22,6 +23,8 @@ interface Arguments {
   machines: number
   firmware: Firmware[]
   layout: Layout[]
+  network: NetworkKind[]
+  rescue: boolean
   accel: Acceleration
   data: string
   killIn: Stage[]
@@ -43,6 +46,12 @@ const program = new Command('npm run lab --')
       .choices(Object.keys(rootOn))
       .default([]),
   )
+  .addOption(
+    new Option('--network <kind...>', 'these have a network document, in turn: addresses chosen by the partition on a port, a VLAN, a bond')
+      .choices([...networkKinds])
+      .default([]),
+  )
+  .option('--rescue', 'each machine is put into the rescue system once, and back', false)
   .addOption(new Option('--accel <kind>', 'kvm needs /dev/kvm').choices(['kvm', 'tcg']).default('tcg', 'tcg, which works everywhere'))
   .option('--data <dir>', 'images stay there for the next time; consoles and logs are in its run/', '.muster/lab')
   .addOption(new Option('--kill-in <stage...>', 'kill -9 of the partition in the middle of these stages').choices([...stages]).default([]))
@@ -61,7 +70,7 @@ const program = new Command('npm run lab --')
   .option('--json', 'one line of JSON on standard output at the end', false)
   .addHelpText(
     'after',
-    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --suffer truncated-image wrong-digest\n  npm run lab -- --fault no-dhcp full-disk',
+    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --network vlan bond --rescue\n  npm run lab -- --suffer truncated-image wrong-digest\n  npm run lab -- --fault no-dhcp full-disk',
   )
 
 const args = program.parse().opts<Arguments>()
@@ -90,10 +99,12 @@ async function outside(): Promise<number> {
   const faults = args.full ? faultNames : args.fault
   const tellsLives = args.full || faults.length === 0
   say(`building the agent${tellsLives ? ' and a Debian to deploy' : ''}, unless there`)
+  const network = args.network.some(kind => networkNeeds[kind].network === 'netplan') ? 'netplan' : 'networkd'
   // Side by side: each is at work with one processor.
   const [built, os] = await Promise.all([
     keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: line => say(`  the agent: ${line}`) }),
-    tellsLives && buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', say: line => say(`  Debian: ${line}`) }),
+    tellsLives &&
+      buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', network, say: line => say(`  Debian: ${line}`) }),
   ])
   cpSync(built, path.join(files, 'agent/amd64'), { recursive: true })
   rmSync(runDir, { recursive: true, force: true })
@@ -135,7 +146,7 @@ async function faults({ names, image, runDir }: Inside & { part: 'faults' }): Pr
   stack.defer(() => federation.stop())
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
   const [firmware = 'bios'] = args.firmware
-  const computer = await installComputer({ index: 0, firmware, tap, folder: runDir, diskCount: 1, diskBytes })
+  const computer = await installComputer({ index: 0, firmware, taps: [tap], folder: runDir, diskCount: 1, diskBytes })
   stack.use(computer)
   const ends = await tellFaults({ client, computer, image, names, stepLimitMs: args.limit * 60_000, say })
   const seconds = (ms: number) => `${(ms / 1000).toFixed(0)} s`
@@ -146,13 +157,15 @@ async function faults({ names, image, runDir }: Inside & { part: 'faults' }): Pr
 }
 
 function installComputer(
-  made: { index: number } & Pick<ComputerOptions, 'firmware' | 'tap' | 'folder' | 'diskCount' | 'diskBytes'>,
+  made: { index: number; taps: readonly [string, ...string[]] } & Pick<ComputerOptions, 'firmware' | 'folder' | 'diskCount' | 'diskBytes'>,
 ): Promise<Computer> {
-  const { index, ...parts } = made
+  const { index, taps, ...parts } = made
+  const [first, ...others] = taps
+  const portOf = (tap: string, port: number) => ({ tap, mac: `52:54:00:99:0${port}:${(index + 1).toString(16).padStart(2, '0')}` })
   return Computer.install({
     ...parts,
     name: `${parts.firmware}${index + 1}`,
-    mac: `52:54:00:99:00:${(index + 1).toString(16).padStart(2, '0')}`,
+    ports: [portOf(first, 0), ...others.map((tap, place) => portOf(tap, place + 1))],
     bmcAddress: bmcAddress(index),
     memoryMib: 1024,
     acceleration: args.accel,
@@ -162,18 +175,24 @@ function installComputer(
 
 async function lives({ os, spoilt, runDir }: Inside & { part: 'lives' }): Promise<number> {
   await using stack = new AsyncDisposableStack()
-  const taps = await layNetwork(args.machines)
+  const portCounts = Array.from({ length: args.machines }, (_, index) => networkNeeds[inTurn(args.network, index) ?? 'static'].ports)
+  const taps = await layNetwork(portCounts.reduce((sum, count) => sum + count, 0))
+  const vlan = args.network.some(kind => kind !== 'static') ? await layVlan() : 'not wanted'
+  if (vlan === 'unknown') say('the kernel here knows no VLANs (8021q): those of machines are looked at from within only')
   const federation = await startLab(runDir)
   stack.defer(() => federation.stop())
   const [partition] = federation.partitions as [Federation['partitions'][number]]
   const mortal = new Mortal(partition.child)
   const key = makeKey(runDir)
   const client = createClient({ url: federation.fronts[0]?.url as string, token: federation.token })
+  if (args.network.length > 0) await describeSubnets(client, partition.name)
   const computers = await Promise.all(
-    taps.map(async (tap, index) => {
+    portCounts.map(async (count, index) => {
+      const before = portCounts.slice(0, index).reduce((sum, each) => sum + each, 0)
+      const own = taps.slice(before, before + count) as [string, ...string[]]
       const firmware = inTurn(args.firmware, index) as Firmware
       const diskCount = inTurn(args.layout, index) === 'raid1' ? 2 : 1
-      const computer = await installComputer({ index, firmware, tap, folder: runDir, diskCount, diskBytes: 3 * 2 ** 30 })
+      const computer = await installComputer({ index, firmware, taps: own, folder: runDir, diskCount, diskBytes: 3 * 2 ** 30 })
       stack.use(computer)
       return computer
     }),
@@ -185,6 +204,9 @@ async function lives({ os, spoilt, runDir }: Inside & { part: 'lives' }): Promis
         computer,
         os,
         layout: inTurn(args.layout, index),
+        network: inTurn(args.network, index),
+        isOnVlan: vlan === 'laid',
+        isRescued: args.rescue,
         fault: spoilt[index] && { name: inTurn(args.suffer, index) as FaultName, image: spoilt[index] },
         ...key,
         killIn: index === 0 ? args.killIn : [],

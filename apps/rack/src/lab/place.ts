@@ -14,6 +14,9 @@ export const lan = {
   zone: 'lab.example',
 } as const
 
+/** A VLAN on the same switch, and the partition's address on it. */
+export const storage = { vlan: 7, address: '10.99.7.1', prefix: 24, mtu: 1400 } as const
+
 /** BMCs have a network of their own. */
 export const bmcAddress = (index: number) => `127.99.0.${index + 1}`
 
@@ -34,18 +37,35 @@ export function runInside(program: string, args: readonly string[], env: NodeJS.
   })
 }
 
-/** Lays the cables: call it inside. Answers the name of each machine's port. */
-export async function layNetwork(machines: number): Promise<string[]> {
+/** Lays the cables: call it inside. Answers the name of each port of the switch. */
+export async function layNetwork(ports: number): Promise<string[]> {
   await ip('link set lo up')
   await ip(`link add ${lan.bridge} type bridge stp_state 0 forward_delay 0`)
   await ip(`address add ${lan.address}/${lan.prefix} dev ${lan.bridge}`)
-  const taps = Array.from({ length: machines }, (_, index) => `port${index}`)
+  const taps = Array.from({ length: ports }, (_, index) => `port${index}`)
   for (const tap of taps) {
     await ip(`tuntap add ${tap} mode tap`)
     await plug(tap)
   }
   await ip(`link set ${lan.bridge} up`)
   return taps
+}
+
+/**
+ * Puts the partition on the VLAN too; the switch looks at no tags, so every port is. `unknown`: the kernel here knows no VLANs, and nobody is there whom
+ * machines could ask.
+ */
+export async function layVlan(): Promise<'laid' | 'unknown'> {
+  const tagged = `${lan.bridge}.${storage.vlan}`
+  try {
+    await ip(`link add link ${lan.bridge} name ${tagged} type vlan id ${storage.vlan}`)
+  } catch (error) {
+    if ((error as { stderr?: string }).stderr?.includes('Unknown device type')) return 'unknown'
+    throw error
+  }
+  await ip(`address add ${storage.address}/${storage.prefix} dev ${tagged}`)
+  await ip(`link set ${tagged} up`)
+  return 'laid'
 }
 
 export const plug = (tap: string) => ip(`link set ${tap} master ${lan.bridge} up`)

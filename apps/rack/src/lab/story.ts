@@ -1,20 +1,19 @@
 // The life of one computer of the lab, from a press of its button with an empty disk to its disk erased again, as a user of the API sees it.
-import { execFile } from 'node:child_process'
 import { Resolver } from 'node:dns/promises'
 import { createReadStream } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { promisify } from 'node:util'
 import type { Client } from '@muster/shared/client'
 import type { State } from '@muster/shared/life-cycle'
 import type { Machine } from '@muster/shared/machine'
 import type { Child } from '../federation/child.ts'
 import type { Computer } from './computer.ts'
 import { duringOf, type FaultName, type FaultOptions, sufferFault } from './faults.ts'
+import { type NetworkKind, type Promised, promiseNetwork, seeNetwork } from './networks.ts'
 import { addressOf, lan } from './place.ts'
+import { enterRescue, leaveRescue, type RescueOptions } from './rescue.ts'
+import { runThere } from './shell.ts'
 import { expectThat, type StepTime, Teller } from './teller.ts'
-
-const run = promisify(execFile)
 
 /** The stages in which a partition can be killed. */
 export const stages = ['commissioning', 'deploying', 'releasing'] as const
@@ -34,6 +33,12 @@ export interface StoryOptions {
   readonly os: string
   /** Left out: the image is a whole disk. */
   readonly layout: Layout | undefined
+  /** Left out: it asks by DHCP. */
+  readonly network: NetworkKind | undefined
+  /** Whether this computer is on the machines' VLAN too. */
+  readonly isOnVlan: boolean
+  /** Whether it is put into the rescue system, and back. */
+  readonly isRescued: boolean
   /** What the machine suffers before the same order is carried out. */
   readonly fault: { readonly name: FaultName; readonly image: FaultOptions['image'] } | undefined
   /** The private key of the user; the public one is beside it. */
@@ -79,10 +84,17 @@ export async function tellStory(options: StoryOptions): Promise<readonly StepTim
   return new Story(options).run()
 }
 
+/** An installed system: the same one has the same machine id, and each of its boots another boot id. */
+interface Installed {
+  readonly machine: string
+  readonly boot: string
+}
+
 class Story {
   readonly #options: StoryOptions
   readonly #teller: Teller
   readonly #toKillIn: Set<Stage>
+  #promised: Promised | undefined
 
   constructor(options: StoryOptions) {
     this.#options = options
@@ -91,7 +103,7 @@ class Story {
   }
 
   async run(): Promise<readonly StepTime[]> {
-    const { client, computer, os, layout, publicKey } = this.#options
+    const { client, computer, os, layout, network, isRescued, publicKey } = this.#options
     const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
     expectThat(
       /muster: starting on Linux [\s\S]*muster: off: enlisted as /.test(computer.console()),
@@ -109,8 +121,9 @@ class Story {
       client.allocations.create({ constraints: { hostnames: [computer.name] } }),
     )
     await this.#suffer('deploying', id)
+    this.#promised = network && (await promiseNetwork(network, { ...this.#options, teller: this.#teller, id }))
     await this.#teller.step('deployed', async () => {
-      const storage = layout && { storage: { kind: layout } }
+      const storage = { ...(layout && { storage: { kind: layout } }), ...(this.#promised && { network: this.#promised.document }) }
       await this.#teller.order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey], ...storage }))
       await this.#comesTo(id, 'deployed')
     })
@@ -120,18 +133,15 @@ class Story {
       const root = (await this.#ssh('findmnt -no SOURCE /')).trim()
       expectThat(rootOn[layout].test(root), `the root file system is on what the layout ${layout} says`, { root })
     }
+    await this.#seeNetwork()
     await this.#teller.step('rebooted', async () => {
       await this.#ssh(`echo ${pattern} >pattern && sync`)
       expectThat(await oneHolds(computer.disks, pattern), 'the pattern is on a disk')
       await this.#teller.order('the power cycle', () => client.machines.power({ id, action: 'cycle' }))
-      const again = await this.#teller.until('another boot from the same disk', async () => {
-        const now = await this.#login().catch(() => undefined)
-        return now && now.boot !== first.boot ? now : undefined
-      })
-      expectThat(again.machine === first.machine, 'the same system after the reboot', { first, again })
-      const { state } = await this.#teller.order('its state', () => client.machines.get({ id }))
-      expectThat(state === 'deployed', 'a deployed machine stays deployed over a reboot', { state })
+      await this.#bootsAgain(id, first)
     })
+    await this.#seeNetwork()
+    if (isRescued) await this.#rescue(id)
     await this.#teller.step('released', async () => {
       await this.#teller.order('the release', () => client.allocations.release({ id: allocation.id as string }))
       const { owner, deployment } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
@@ -148,36 +158,68 @@ class Story {
     await this.#teller.step('failed first', () => sufferFault({ ...this.#options, ...fault, teller: this.#teller, id }))
   }
 
+  /** The installed system comes up from its disk once more, and the machine is still deployed. */
+  async #bootsAgain(id: string, before: Installed): Promise<void> {
+    const again = await this.#teller.until('another boot from the same disk', async () => {
+      const now = await this.#login().catch(() => undefined)
+      return now && now.boot !== before.boot ? now : undefined
+    })
+    expectThat(again.machine === before.machine, 'the same system after the reboot', { before, again })
+    const { state } = await this.#teller.order('its state', () => this.#options.client.machines.get({ id }))
+    expectThat(state === 'deployed', 'a deployed machine stays deployed over a reboot', { state })
+  }
+
+  async #rescue(id: string): Promise<void> {
+    const before = await this.#login()
+    const written = { file: `/home/${user}/pattern`, text: pattern }
+    const options: RescueOptions = { ...this.#options, folder: path.dirname(this.#options.keyFile), teller: this.#teller, written }
+    await this.#teller.step('rescued', () => enterRescue(options, id))
+    await this.#teller.step('back on its disk', async () => {
+      await leaveRescue(options, id)
+      await this.#bootsAgain(id, before)
+    })
+    expectThat((await this.#ssh('cat pattern')).trim() === pattern, 'its files are as they were')
+    await this.#seeNetwork()
+  }
+
+  async #seeNetwork(): Promise<void> {
+    const { computer, keyFile, isOnVlan } = this.#options
+    const promised = this.#promised
+    if (!promised) return
+    const runAt = (address: string, command: string) => runThere({ user, address, keyFile }, command)
+    await this.#teller.step(`seen: ${promised.kind}`, () => seeNetwork(promised, { computer, runAt, isOnVlan }))
+  }
+
   #comesTo(id: string, state: State, fits: (machine: Machine) => boolean = () => true): Promise<Machine> {
     return this.#teller.comesTo(id, state, { fits, meanwhile: machine => this.#killWhere(machine) })
   }
 
-  async #login(): Promise<{ hostname: string; machine: string; boot: string }> {
+  async #login(): Promise<Installed> {
     const said = await this.#teller.until('a login with the user’s key', () =>
       this.#ssh('cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id').catch(() => undefined),
     )
     const [hostname = '', machine = '', boot = ''] = said.trim().split('\n')
     expectThat(hostname === this.#options.computer.name, 'the host name is the machine’s', { hostname })
-    return { hostname, machine, boot }
+    return { machine, boot }
   }
 
   async #nameResolves(): Promise<'to its address' | 'elsewhere'> {
-    const { name, mac } = this.#options.computer
     const resolver = new Resolver({ timeout: 2_000, tries: 3 })
     resolver.setServers([lan.address])
-    const found = await resolver.resolve4(`${name}.${lan.zone}`)
-    return found[0] === (await addressOf(mac)) ? 'to its address' : 'elsewhere'
+    const found = await resolver.resolve4(`${this.#options.computer.name}.${lan.zone}`)
+    return found[0] === (await this.#address()) ? 'to its address' : 'elsewhere'
+  }
+
+  /** The one it was promised, or where it was last heard. */
+  async #address(): Promise<string | undefined> {
+    return this.#promised?.address ?? (await addressOf(this.#options.computer.mac))
   }
 
   async #ssh(command: string): Promise<string> {
     const { computer, keyFile } = this.#options
-    const address = await addressOf(computer.mac)
+    const address = await this.#address()
     if (address === undefined) throw new Error(`${computer.name} is not heard on the network`)
-    const fixed = ['StrictHostKeyChecking=no', 'UserKnownHostsFile=/dev/null', 'BatchMode=yes', 'ConnectTimeout=5', 'LogLevel=ERROR']
-    const { stdout } = await run('ssh', [...fixed.flatMap(each => ['-o', each]), '-i', keyFile, `${user}@${address}`, command], {
-      timeout: 30_000,
-    })
-    return stdout
+    return runThere({ user, address, keyFile }, command)
   }
 
   /** In the middle of the stage: the agent has begun to report. */
