@@ -1,11 +1,14 @@
 // Builds the agent's image: a kernel and a memory image, from Debian's packages. The same packages and the same tree give the same bytes.
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { chmod, copyFile, cp, lstat, mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import type { Architecture } from '@muster/shared/machine'
+import { appletsOf, librariesOf } from './elf.ts'
 import { collectFirmware, collectModules } from './modules.ts'
 import { fetchPackages } from './packages.ts'
 
@@ -14,8 +17,44 @@ const root = fileURLToPath(new URL('../root', import.meta.url))
 const diskLoader = fileURLToPath(new URL('../disk-loader', import.meta.url))
 
 /** `cloud`: virtual machines, small and quick to boot. `generic`: real network cards and controllers too. */
-export const kernels = { cloud: 'linux-image-cloud-amd64', generic: 'linux-image-amd64' } as const
-export type Kernel = keyof typeof kernels
+export const kernels = ['cloud', 'generic'] as const
+export type Kernel = (typeof kernels)[number]
+
+interface Port {
+  /** Debian's packages of the kernel. */
+  readonly kernels: Readonly<Record<Kernel, string>>
+  readonly grubs: readonly string[]
+  /** GRUB's name of UEFI on it, and the file that its UEFI boots a disk by (UEFI 2.10, 3.5.1.1). */
+  readonly efi: { readonly format: string; readonly file: string }
+  readonly bios: 'i386-pc' | undefined
+  /** The folder of its libraries, below lib and usr/lib, and the program that loads them. */
+  readonly libraries: string
+  readonly ld: string
+  /** The first-stage loader that goes with the image, where the partition's own Debian has none: one of the package ipxe. */
+  readonly loader: { readonly file: string; readonly release: string } | undefined
+}
+
+const ports: Readonly<Record<Architecture, Port>> = {
+  amd64: {
+    kernels: { cloud: 'linux-image-cloud-amd64', generic: 'linux-image-amd64' },
+    grubs: ['grub-efi-amd64-bin', 'grub-pc-bin'],
+    efi: { format: 'x86_64-efi', file: 'BOOTX64.EFI' },
+    bios: 'i386-pc',
+    libraries: 'x86_64-linux-gnu',
+    ld: 'lib64/ld-linux-x86-64.so.2',
+    loader: undefined,
+  },
+  arm64: {
+    kernels: { cloud: 'linux-image-cloud-arm64', generic: 'linux-image-arm64' },
+    grubs: ['grub-efi-arm64-bin'],
+    efi: { format: 'arm64-efi', file: 'BOOTAA64.EFI' },
+    bios: undefined,
+    libraries: 'aarch64-linux-gnu',
+    ld: 'lib/ld-linux-aarch64.so.1',
+    // The first Debian whose package has it.
+    loader: { file: 'ipxe-arm64.efi', release: 'trixie' },
+  },
+}
 
 /** Programs by the package they come from; the libraries they need are found by asking the loader. */
 const programs: Readonly<Record<string, readonly string[]>> = {
@@ -41,14 +80,15 @@ const programs: Readonly<Record<string, readonly string[]>> = {
   lvm2: ['sbin/lvm'],
 }
 const busybox = 'busybox-static'
-const grubs = ['grub-efi-amd64-bin', 'grub-pc-bin']
 
 /** The image may have so many bytes in all. */
 export const imageBytesMax = 80 * 2 ** 20
 
 export interface BuildOptions {
-  /** Gets vmlinuz and initrd. */
+  /** Gets vmlinuz, initrd, disk.efi, and for arm64 a first-stage loader. */
   readonly out: string
+  /** Any: nothing of it is run where it is built. */
+  readonly arch: Architecture
   readonly kernel: Kernel
   /** Debian's packages of firmware; what the image's modules name of it goes in. apt must know them: most are in non-free-firmware. */
   readonly firmware?: readonly string[]
@@ -65,17 +105,24 @@ export interface Built {
 export const packageCache = fileURLToPath(new URL('../../../.muster/cache/packages', import.meta.url))
 
 /** What goes into an image: fetched packages, by their files. Throws where apt cannot have one. */
-export function packagesOf({ kernel, firmware = [], cache }: Pick<BuildOptions, 'kernel' | 'firmware' | 'cache'>): Promise<string[]> {
-  return fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs), ...firmware], cache)
+export async function packagesOf({
+  arch,
+  kernel,
+  firmware = [],
+  cache,
+}: Pick<BuildOptions, 'arch' | 'kernel' | 'firmware' | 'cache'>): Promise<string[]> {
+  const { kernels, grubs, loader } = ports[arch]
+  const files = await fetchPackages([kernels[kernel], busybox, ...grubs, ...Object.keys(programs), ...firmware], { arch, cache })
+  return loader === undefined ? files : [...files, ...(await fetchPackages(['ipxe'], { arch, cache, release: loader.release }))]
 }
 
 /** Builds. Throws where a package cannot be had, a program is missing, or the image becomes too large; `out` is as it was then. */
-export async function buildAgent({ out, kernel, firmware = [], cache, say }: BuildOptions): Promise<Built> {
+export async function buildAgent({ out, arch, kernel, firmware = [], cache, say }: BuildOptions): Promise<Built> {
   const work = await mkdtemp(path.join(tmpdir(), 'muster-agent-'))
   try {
     const [debian, tree] = [path.join(work, 'debian'), path.join(work, 'tree')]
     say('fetching packages')
-    const packages = await packagesOf({ kernel, firmware, cache })
+    const packages = await packagesOf({ arch, kernel, firmware, cache })
     say(`unpacking ${packages.length} packages`)
     await mkdir(debian)
     for (const file of packages) await run('dpkg-deb', ['-x', file, debian])
@@ -83,16 +130,18 @@ export async function buildAgent({ out, kernel, firmware = [], cache, say }: Bui
     const release = await kernelRelease(debian)
     say(`Linux ${release}`)
     await makeTree(tree)
-    await addPrograms(debian, tree)
-    await makeSystemLoader(debian, path.join(tree, 'muster/grub'))
+    const port = ports[arch]
+    await addPrograms(debian, tree, port)
+    await makeSystemLoader(debian, path.join(tree, 'muster/grub'), port)
     const modules = await collectModules({ debian, tree, release, kernel })
     say(`${modules.length} modules`)
     for (const name of firmware) await addFirmware({ name, packages, work, tree, modules, say })
     const initrd = path.join(work, 'initrd')
     await pack(tree, initrd)
     const disk = path.join(work, 'disk.efi')
-    await makeDiskLoader(debian, disk)
-    return await place({ vmlinuz: path.join(debian, 'boot', `vmlinuz-${release}`), initrd, 'disk.efi': disk }, out)
+    await makeDiskLoader(debian, disk, port)
+    const loader = port.loader && { [port.loader.file]: path.join(debian, 'usr/lib/ipxe', port.loader.file) }
+    return await place({ vmlinuz: path.join(debian, 'boot', `vmlinuz-${release}`), initrd, 'disk.efi': disk, ...loader }, out)
   } finally {
     await rm(work, { recursive: true, force: true })
   }
@@ -120,7 +169,7 @@ async function addFirmware(options: {
 }
 
 /** GRUB with a script within: what UEFI machines that boot over the network are given to boot their disk with. */
-async function makeDiskLoader(debian: string, out: string): Promise<void> {
+async function makeDiskLoader(debian: string, out: string, { efi }: Port): Promise<void> {
   const modules = [
     'memdisk',
     'tar',
@@ -138,7 +187,7 @@ async function makeDiskLoader(debian: string, out: string): Promise<void> {
     'minicmd',
   ]
   // A small disk within the program: what is merely embedded is read by a parser that knows no "for".
-  const [folder, memdisk] = [path.join(debian, 'usr/lib/grub/x86_64-efi'), `${out}.tar`]
+  const [folder, memdisk] = [path.join(debian, 'usr/lib/grub', efi.format), `${out}.tar`]
   await run('tar', [
     '--create',
     '--file',
@@ -152,7 +201,7 @@ async function makeDiskLoader(debian: string, out: string): Promise<void> {
     diskLoader,
     'grub.cfg',
   ])
-  const words = ['-O', 'x86_64-efi', '-d', folder, '-o', out, '-m', memdisk, '-p', '(memdisk)/', ...modules]
+  const words = ['-O', efi.format, '-d', folder, '-o', out, '-m', memdisk, '-p', '(memdisk)/', ...modules]
   await run('grub-mkimage', words, { env: { ...process.env, SOURCE_DATE_EPOCH: '0' } })
 }
 
@@ -162,10 +211,10 @@ const coreSector = 2048
 const coreBytesMax = 2 ** 20
 
 /**
- * The loaders of systems that come as a tarball, ready to be copied: for BIOS a first sector and a core, for UEFI one program. Both read `muster/grub.cfg`
+ * The loaders of systems that come as a tarball, ready to be copied: for BIOS, where there is one, a first sector and a core, for UEFI one program. Both read `muster/grub.cfg`
  * in the EFI system partition of their disk, the second one.
  */
-async function makeSystemLoader(debian: string, folder: string): Promise<void> {
+async function makeSystemLoader(debian: string, folder: string, { efi, bios }: Port): Promise<void> {
   const modules = [
     ...['part_gpt', 'fat', 'ext2', 'xfs', 'btrfs', 'lvm', 'mdraid1x', 'search', 'search_fs_uuid', 'search_fs_file', 'search_label'],
     ...[
@@ -192,10 +241,11 @@ async function makeSystemLoader(debian: string, folder: string): Promise<void> {
     await run('grub-mkimage', words, { env: { ...process.env, SOURCE_DATE_EPOCH: '0' } })
   }
   await mkdir(folder, { recursive: true })
+  await make(efi.format, path.join(folder, efi.file), ['chain', 'efi_gop'])
+  if (bios === undefined) return
   const core = path.join(folder, 'core.img')
-  await make('x86_64-efi', path.join(folder, 'bootx64.efi'), ['chain', 'efi_gop'])
-  await make('i386-pc', core, ['biosdisk'])
-  await placeCore(core, path.join(debian, 'usr/lib/grub/i386-pc/boot.img'), path.join(folder, 'boot.img'))
+  await make(bios, core, ['biosdisk'])
+  await placeCore(core, path.join(debian, 'usr/lib/grub', bios, 'boot.img'), path.join(folder, 'boot.img'))
 }
 
 /** What grub-bios-setup does: the first sector finds that of the core, and that one the rest (grub: boot.S, diskboot.S). */
@@ -222,7 +272,7 @@ async function kernelRelease(debian: string): Promise<string> {
 
 /** Folders, the agent's own files, and what they are called by. */
 async function makeTree(tree: string): Promise<void> {
-  for (const folder of ['bin', 'dev', 'etc', 'lib64', 'proc', 'root', 'run', 'sys', 'tmp', 'usr/bin', 'usr/sbin', 'usr/lib', 'var'])
+  for (const folder of ['bin', 'dev', 'etc', 'lib', 'proc', 'root', 'run', 'sys', 'tmp', 'usr/bin', 'usr/sbin', 'usr/lib', 'var'])
     await mkdir(path.join(tree, folder), { recursive: true })
   await cp(root, tree, { recursive: true })
   await chmod(path.join(tree, 'init'), 0o755)
@@ -230,42 +280,43 @@ async function makeTree(tree: string): Promise<void> {
   await symlink('/proc/self/mounts', path.join(tree, 'etc/mtab'))
 }
 
-async function addPrograms(debian: string, tree: string): Promise<void> {
+async function addPrograms(debian: string, tree: string, port: Port): Promise<void> {
   await copyFile(path.join(debian, 'bin/busybox'), path.join(tree, 'bin/busybox'))
-  const { stdout } = await run(path.join(debian, 'bin/busybox'), ['--list'])
   const own = new Set(
     Object.values(programs)
       .flat()
       .map(name => path.basename(name)),
   )
-  for (const applet of stdout.split('\n').filter(name => name !== '' && name !== 'busybox' && !own.has(name)))
+  for (const applet of (await appletsOf(path.join(debian, 'bin/busybox'))).filter(name => name !== 'busybox' && !own.has(name)))
     await symlink('busybox', path.join(tree, 'bin', applet))
   await symlink('bin', path.join(tree, 'sbin'))
   const files = Object.values(programs).flat()
   for (const file of files) await copyFile(path.join(debian, file), path.join(tree, file))
-  await addLibraries(debian, tree, files)
+  await addLibraries({ debian, tree, files, port })
 }
 
-const loader = 'lib64/ld-linux-x86-64.so.2'
-
-/** The loader of the packages says which of their libraries each program needs. */
-async function addLibraries(debian: string, tree: string, files: readonly string[]): Promise<void> {
-  const folders = ['lib/x86_64-linux-gnu', 'usr/lib/x86_64-linux-gnu'].map(name => path.join(debian, name))
-  const ld = await followed(path.join(debian, loader), debian)
-  await copyFile(ld, path.join(tree, loader))
-  await chmod(path.join(tree, loader), 0o755)
-  const found = new Set<string>()
-  for (const file of files) {
-    const { stdout } = await run(ld, ['--library-path', folders.join(':'), '--list', path.join(debian, file)])
-    const missing = /^\s*(\S+) => not found/m.exec(stdout)?.[1]
-    if (missing) throw new Error(`${file} needs ${missing}, which is in none of the packages`)
-    for (const [, library] of stdout.matchAll(/=> (\/\S+)/g)) if (library?.startsWith(debian)) found.add(library)
-  }
-  const target = path.join(tree, 'usr/lib/x86_64-linux-gnu')
+/** What the programs name, what that names in turn, and the program that loads it all. */
+async function addLibraries(options: { debian: string; tree: string; files: readonly string[]; port: Port }): Promise<void> {
+  const { debian, tree, files, port } = options
+  await mkdir(path.dirname(path.join(tree, port.ld)), { recursive: true })
+  await copyFile(await followed(path.join(debian, port.ld), debian), path.join(tree, port.ld))
+  await chmod(path.join(tree, port.ld), 0o755)
+  const target = path.join(tree, 'usr/lib', port.libraries)
   await mkdir(target, { recursive: true })
-  await mkdir(path.join(tree, 'lib'), { recursive: true })
-  await symlink('../usr/lib/x86_64-linux-gnu', path.join(tree, 'lib/x86_64-linux-gnu'))
-  for (const library of found) await copyFile(await followed(library, debian), path.join(target, path.basename(library)))
+  await symlink(`../usr/lib/${port.libraries}`, path.join(tree, 'lib', port.libraries))
+  const found = new Set<string>([path.basename(port.ld)])
+  const folders = ['lib', 'usr/lib'].map(name => path.join(debian, name, port.libraries))
+  const queue = files.map(file => path.join(debian, file))
+  for (let file = queue.pop(); file !== undefined; file = queue.pop())
+    for (const name of await librariesOf(file)) {
+      if (found.has(name)) continue
+      found.add(name)
+      const folder = folders.find(folder => existsSync(path.join(folder, name)))
+      if (!folder) throw new Error(`${path.relative(debian, file)} needs ${name}, which is in none of the packages`)
+      const library = await followed(path.join(folder, name), debian)
+      await copyFile(library, path.join(target, name))
+      queue.push(library)
+    }
 }
 
 /** The file behind a chain of links, the absolute ones taken to be within the packages. */

@@ -27,13 +27,13 @@ export interface KeptOptions extends Omit<BuildOptions, 'out'> {
 }
 
 /**
- * The folder of an image with vmlinuz, initrd and disk.efi, built unless it is there. Whoever asks meanwhile waits: one fetches and builds at a time. Throws
+ * The folder of an image, built unless it is there. Whoever asks meanwhile waits: one fetches and builds at a time. Throws
  * as a build does, and where it is not one's turn within 15 minutes.
  */
 export async function keptAgent({ images, ...options }: KeptOptions): Promise<string> {
   await mkdir(images, { recursive: true })
   return await alone(path.join(images, 'lock'), async () => {
-    const folder = path.join(images, `${options.kernel}-${await digestOfInputs(options)}`)
+    const folder = path.join(images, `${options.arch}-${options.kernel}-${await digestOfInputs(options)}`)
     if (!existsSync(folder)) {
       await removeOld(images)
       const fresh = `${folder}.${process.pid}`

@@ -93,7 +93,7 @@ describe.skipIf(missing !== undefined)('the agent', () => {
   beforeAll(async () => {
     folder = mkdtempSync(path.join(tmpdir(), 'muster-agent-test-'))
     // Where the lab looks too: in CI packages are fetched once, and the image is built once.
-    const built = await keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: () => undefined })
+    const built = await keptAgent({ arch: 'amd64', kernel: 'cloud', images: imageCache, cache: packageCache, say: () => undefined })
     image = { folder: built, kernel: path.join(built, 'vmlinuz'), initrd: path.join(built, 'initrd') }
   }, 1_000_000)
   afterAll(() => {
@@ -212,7 +212,13 @@ describe.skipIf(missing !== undefined)('the agent', () => {
   }
 
   test.concurrent('two builds of the same give the same bytes, and not too many', async ({ expect }) => {
-    const { files } = await buildAgent({ out: path.join(folder, 'again'), kernel: 'cloud', cache: packageCache, say: () => undefined })
+    const { files } = await buildAgent({
+      out: path.join(folder, 'again'),
+      arch: 'amd64',
+      kernel: 'cloud',
+      cache: packageCache,
+      say: () => undefined,
+    })
     expect(files.map(({ name, sha256 }) => `${sha256}  ${name}\n`).join('')).toBe(
       readFileSync(path.join(image.folder, 'SHA256SUMS'), 'utf8'),
     )

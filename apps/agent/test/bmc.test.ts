@@ -56,7 +56,7 @@ describe.skipIf(missing !== undefined)('the image for real hardware', () => {
 
   beforeAll(async () => {
     folder = mkdtempSync(path.join(tmpdir(), 'muster-agent-bmc-'))
-    image = await keptAgent({ kernel: 'generic', images: imageCache, cache: packageCache, say: () => undefined })
+    image = await keptAgent({ arch: 'amd64', kernel: 'generic', images: imageCache, cache: packageCache, say: () => undefined })
     bmcPort = await freePort()
     bmc = await startBmc(folder, bmcPort)
   }, 1_000_000)

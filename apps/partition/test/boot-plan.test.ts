@@ -52,7 +52,30 @@ describe('the plan', () => {
       because: 'state deploying',
       arch: 'arm64',
     })
-    expect(bootPlan({ machine: undefined, hasAgent: everything })).toEqual({ kind: 'agent', mode: 'enlist', arch: 'amd64', machine: null })
+    expect(bootPlan({ machine: undefined, hasAgent: everything })).toEqual({
+      kind: 'agent',
+      mode: 'enlist',
+      arch: 'amd64',
+      machine: null,
+      isGuess: true,
+    })
+  })
+
+  test("is a stranger's by its loader's word, and a known machine's by what its agent found", () => {
+    const loaderArch = 'arm64'
+    expect(bootPlan({ machine: undefined, loaderArch, hasAgent: everything })).toEqual({
+      kind: 'agent',
+      mode: 'enlist',
+      arch: 'arm64',
+      machine: null,
+    })
+    expect(bootPlan({ machine: { ...machine('rescue'), arch: 'amd64' }, loaderArch, hasAgent: everything })).toMatchObject({
+      arch: 'amd64',
+    })
+    expect(bootPlan({ machine: undefined, loaderArch, hasAgent: arch => arch === 'amd64' })).toEqual({
+      kind: 'unavailable',
+      because: 'this partition has no agent image for arm64',
+    })
   })
 
   test('is the agent while a machine that is given back has disks to erase', () => {
@@ -84,6 +107,16 @@ describe('the script', () => {
     ['disk', machine('deployed'), null],
   ] as const)('for %s is this text', (name, facts, token) => {
     expectText(`${name}.ipxe`, ipxeScript(bootPlan({ machine: facts, hasAgent: everything }), { ...common, token }))
+  })
+
+  test('for a stranger that says that it is arm64 is this text', () => {
+    const plan = bootPlan({ machine: undefined, loaderArch: 'arm64', hasAgent: everything })
+    expectText('enlist-arm64.ipxe', ipxeScript(plan, { baseUrl, token: null }))
+  })
+
+  test('of a stranger that says nothing asks again with its architecture, also where nothing is there for the one that was guessed', () => {
+    const plan = bootPlan({ machine: undefined, hasAgent: arch => arch === 'arm64' })
+    expectText('unavailable-guess.ipxe', ipxeScript(plan, { baseUrl, token: null }))
   })
 
   test('for a machine whose files are missing is this text', () => {
@@ -154,6 +187,8 @@ describe('the boot door', () => {
     expect(enlisting).not.toContain(kernelArguments.token)
     for (const way of [mac.toUpperCase(), mac.replaceAll(':', '-'), mac.replaceAll(':', '')]) expect(await script(way)).toBe(enlisting)
     expect((await partition.ask('GET', `/boot/ipxe?mac=${mac}`)).text).toBe(enlisting)
+    expect((await partition.ask('GET', `/boot/ipxe/${mac}?arch=arm64`)).text).toContain('/boot/files/agent/arm64/vmlinuz')
+    expect((await partition.ask('GET', `/boot/ipxe/${mac}?arch=vax`)).text).toBe(enlisting)
     for (const wrong of ['nonsense', '52:54', '%00', '..%2f..%2fetc%2fpasswd']) {
       const answer = await partition.ask('GET', `/boot/ipxe/${wrong}`)
       expect(answer.status, wrong).toBe(422)

@@ -60,8 +60,8 @@ describe('what dnsmasq is told', () => {
     expect(dark).toContain('\nport=0\n')
     expect(dark).not.toContain('server=')
     expect(dnsmasqConfig({ ...services, rule: 'shared' }, place)).not.toContain('authoritative')
-    expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64,snponly-arm64.efi\n')
-    expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64http,http://10.98.0.1:5250/boot/files/loaders/snponly-arm64.efi\n')
+    expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64,ipxe-arm64.efi\n')
+    expect(every).toContain('dhcp-boot=tag:!ipxe,tag:arm64http,http://10.98.0.1:5250/boot/files/loaders/ipxe-arm64.efi\n')
   })
 
   test('beside another DHCP server is compared whole: no addresses, no names, a service per architecture', () => {

@@ -22,6 +22,7 @@ export const timestamp = z.iso.datetime()
 
 export const architectures = ['amd64', 'arm64'] as const
 export const architecture = z.enum(architectures)
+export type Architecture = (typeof architectures)[number]
 export const diskKinds = ['hdd', 'ssd', 'nvme'] as const
 export const diskKind = z.enum(diskKinds)
 export const powerStates = ['on', 'off', 'unknown'] as const

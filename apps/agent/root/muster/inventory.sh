@@ -184,6 +184,13 @@ facts() {
     if [ -d "$ROOT/sys/firmware/efi" ]; then firmware=uefi; else firmware=bios; fi
     model=$(sed -n 's/^model name[[:space:]]*: //p' "$ROOT/proc/cpuinfo" | head -n 1)
     sockets=$(sed -n 's/^physical id[[:space:]]*: //p' "$ROOT/proc/cpuinfo" | sort -u | grep -c .)
+    # The kernel of arm64 says neither; SMBIOS does, an entry for each socket (type 4, DSP0134 7.5).
+    if [ -z "$model" ]; then
+        for entry in "$ROOT"/sys/firmware/dmi/entries/4-*; do
+            [ -r "$entry/raw" ] || continue
+            model="$(dmi_text "$entry/raw" 7) $(dmi_text "$entry/raw" 16)" sockets=$((sockets + 1))
+        done
+    fi
     dimms >/run/dimms
     numa >/run/numa
     pci >/run/pci

@@ -116,12 +116,14 @@ write_loader() {
     target=$(disk_called "$1")
     holder=$(holder_of /boot) folder=/boot/grub
     [ "$holder" = "$(holder_of /)" ] || folder=/grub
-    { dd if=$GRUB/boot.img of="/dev/$target" bs=440 count=1 conv=notrunc && dd if=$GRUB/core.img of="$(device "part:$1:1")" conv=notrunc; } 2>/run/tool ||
+    # Architectures without BIOS have none.
+    [ ! -e $GRUB/core.img ] ||
+        { dd if=$GRUB/boot.img of="/dev/$target" bs=440 count=1 conv=notrunc && dd if=$GRUB/core.img of="$(device "part:$1:1")" conv=notrunc; } 2>/run/tool ||
         fail boot "write the loader to /dev/$target: $(tr '\n' ' ' </run/tool)"
     mkdir -p /run/efi
     stored "mount the EFI system partition of /dev/$target" mount -t vfat "$(device "part:$1:2")" /run/efi
     mkdir -p /run/efi/EFI/BOOT /run/efi/muster
-    cp $GRUB/bootx64.efi /run/efi/EFI/BOOT/BOOTX64.EFI || fail boot "write the loader for UEFI to /dev/$target"
+    cp $GRUB/BOOT*.EFI /run/efi/EFI/BOOT/ || fail boot "write the loader for UEFI to /dev/$target"
     printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)%s\nconfigfile $prefix/grub.cfg\n' "$(uuid_of "$holder")" "$folder" >/run/efi/muster/grub.cfg ||
         fail boot "write the loader's configuration to /dev/$target"
     umount /run/efi || fail boot "the EFI system partition of /dev/$target could not be unmounted"

@@ -1,30 +1,34 @@
 // What should this machine boot? One pure function of facts, and its rendering as iPXE text.
 import type { AgentMode } from '@muster/shared/agent'
 import { kernelArguments } from '@muster/shared/agent'
+import type { Architecture } from '@muster/shared/machine'
 import { z } from 'zod'
 import type { BootRow } from '../db/machines.ts'
 
 export interface BootFacts {
   /** undefined: no machine has this address. */
   machine: BootRow | undefined
+  /** What its loader says that it is. Left out: it was not asked. */
+  loaderArch?: Architecture | undefined
   hasAgent: (arch: string) => boolean
 }
 
 export type BootPlan =
   | { kind: 'disk'; because: string; arch: string }
-  | { kind: 'agent'; mode: AgentMode; arch: string; machine: { id: string; run: string } | null }
+  | { kind: 'agent'; mode: AgentMode; arch: string; machine: { id: string; run: string } | null; isGuess?: true }
   /** The machine has work to do, but the files for it are missing here. */
-  | { kind: 'unavailable'; because: string }
+  | { kind: 'unavailable'; because: string; isGuess?: true }
 
-/** The architecture of machines nobody has seen yet: the loader's own word for it is not trusted before the agent has looked. */
+/** The architecture of machines nobody has seen yet, as long as their loader has said nothing else. */
 const unknownArch = 'amd64'
 
-export function bootPlan({ machine, hasAgent }: BootFacts): BootPlan {
+export function bootPlan({ machine, loaderArch, hasAgent }: BootFacts): BootPlan {
   const mode = machine === undefined ? 'enlist' : modeOf(machine)
-  const arch = machine?.arch ?? unknownArch
+  const arch = machine?.arch ?? loaderArch ?? unknownArch
+  const guess = machine === undefined && loaderArch === undefined && ({ isGuess: true } as const)
   if (mode === undefined) return { kind: 'disk', because: `state ${machine?.state}`, arch }
-  if (!hasAgent(arch)) return { kind: 'unavailable', because: `this partition has no agent image for ${arch}` }
-  if (machine === undefined) return { kind: 'agent', mode, arch, machine: null }
+  if (!hasAgent(arch)) return { kind: 'unavailable', because: `this partition has no agent image for ${arch}`, ...guess }
+  if (machine === undefined) return { kind: 'agent', mode, arch, machine: null, ...guess }
   if (machine.run === null) return { kind: 'unavailable', because: 'the machine has no run' }
   return { kind: 'agent', mode, arch, machine: { id: machine.id, run: machine.run } }
 }
@@ -79,7 +83,7 @@ export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: st
     case 'disk':
       return diskScript(plan, options.baseUrl)
     case 'unavailable':
-      return `#!ipxe\necho Muster: cannot boot over the network: ${plan.because}\nsleep 10\nexit 1\n`
+      return `#!ipxe\n${askedAgain(plan, options.baseUrl)}echo Muster: cannot boot over the network: ${plan.because}\nsleep 10\nexit 1\n`
     case 'agent': {
       const files = `${options.baseUrl}/boot/files/agent/${plan.arch}`
       const words = [
@@ -93,7 +97,7 @@ export function ipxeScript(plan: BootPlan, options: { baseUrl: string; token: st
       ]
       // One file that does not come must not leave the machine at a prompt: it asks anew, and the plan may be another by then.
       return `#!ipxe
-echo Muster: ${plan.mode}
+${askedAgain(plan, options.baseUrl)}echo Muster: ${plan.mode}
 kernel ${files}/vmlinuz ${words.join(' ')} || goto again
 initrd --name initrd ${files}/initrd || goto again
 boot
@@ -106,6 +110,14 @@ chain --replace ${options.baseUrl}/boot/ipxe/\${net0/mac}
     }
   }
 }
+
+/** A stranger of another architecture than was guessed asks for its own script. */
+function askedAgain({ isGuess }: { isGuess?: true }, baseUrl: string): string {
+  return isGuess ? `iseq \${buildarch} arm64 && chain --replace ${baseUrl}/boot/ipxe/\${net0/mac}?${archParameter}=arm64 ||\n` : ''
+}
+
+/** Where a loader says what it is: `?arch=arm64`. */
+export const archParameter = 'arch'
 
 /**
  * BIOS goes on to the next device by itself. UEFI would first try every other way of booting over the network, for minutes, so a loader of ours finds the

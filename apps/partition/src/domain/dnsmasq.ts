@@ -10,8 +10,8 @@ export const loaders = [
   { tag: 'bios', archs: [0], file: 'undionly.kpxe', by: 'tftp' },
   { tag: 'efi64', archs: [7, 9], file: 'snponly.efi', by: 'tftp' },
   { tag: 'efi64http', archs: [16], file: 'snponly.efi', by: 'http' },
-  { tag: 'arm64', archs: [11], file: 'snponly-arm64.efi', by: 'tftp' },
-  { tag: 'arm64http', archs: [19], file: 'snponly-arm64.efi', by: 'http' },
+  { tag: 'arm64', archs: [11], file: 'ipxe-arm64.efi', by: 'tftp' },
+  { tag: 'arm64http', archs: [19], file: 'ipxe-arm64.efi', by: 'http' },
 ] as const
 
 /** Where the loaders are, in the folder of files: TFTP and HTTP serve the same ones. */

@@ -4,17 +4,18 @@ import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http
 import { Together } from '@muster/database/together'
 import { Refusal } from '@muster/shared/errors'
 import { normalMac } from '@muster/shared/ids'
+import { type Architecture, architecture } from '@muster/shared/machine'
 import { isDatabaseAway } from '../db/connect.ts'
 import { type BootRow, bootRows } from '../db/machines.ts'
 import type { BootOrigins } from '../domain/boot-origin.ts'
-import { type BootPlan, bootPlan, ipxeScript } from '../domain/boot-plan.ts'
+import { archParameter, type BootPlan, bootPlan, ipxeScript } from '../domain/boot-plan.ts'
 import type { Core } from '../domain/core.ts'
 import { machineToken } from '../domain/machine-token.ts'
 import { askedFrom, refusalOfMachine, refuse } from './machine-requests.ts'
 
 export const bootPath = '/boot/ipxe'
 
-/** `baseUrl`: how machines reach this partition. Serves `/boot/ipxe/MAC` and `/boot/ipxe?mac=MAC`, beneath the framework: a herd waits for the sum of what each costs. */
+/** `baseUrl`: how machines reach this partition. Serves `/boot/ipxe/MAC` and `/boot/ipxe?mac=MAC`, both also with `arch=ARCHITECTURE`, beneath the framework: a herd waits for the sum of what each costs. */
 export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly origins: BootOrigins }): RequestListener {
   const lookUps = new Together((macs: string[]) => look(core, macs))
   const answer = async (incoming: IncomingMessage, outgoing: ServerResponse) => {
@@ -27,7 +28,7 @@ export function bootDoor(core: Core, place: { readonly baseUrl: string; readonly
   const script = async (incoming: IncomingMessage, mac: string) => {
     const machine = await lookUps.add(mac)
     if (machine === 'unknown while the database is away') return retryScript(place.baseUrl, mac)
-    const plan = bootPlan({ machine, hasAgent: arch => core.catalogue.hasAgent(arch) })
+    const plan = bootPlan({ machine, loaderArch: saidArch(incoming.url ?? ''), hasAgent: arch => core.catalogue.hasAgent(arch) })
     const common = { baseUrl: place.baseUrl, agentParameters: core.rules.agentParameters }
     if (plan.kind !== 'agent' || plan.machine === null) return ipxeScript(plan, { ...common, token: null })
     const address = askedFrom(incoming, place.origins.proxies)
@@ -59,6 +60,11 @@ function macIn(url: string): string {
   const rest = url.slice(bootPath.length)
   if (rest.startsWith('/')) return decoded(rest.slice(1).replace(/\?.*$/, ''))
   return new URLSearchParams(rest).get('mac') ?? ''
+}
+
+/** What a loader says that it is; what is no architecture is not said. */
+function saidArch(url: string): Architecture | undefined {
+  return architecture.safeParse(new URLSearchParams(url.split('?')[1]).get(archParameter)).data
 }
 
 function decoded(text: string): string {

@@ -47,8 +47,8 @@ const againMs = { first: 1_000, limit: 30_000 }
 /** Alive for so long, it had started well. */
 const settledMs = 10_000
 const stopMs = 5_000
-/** Debian's package ipxe. */
-const distribution = '/usr/lib/ipxe'
+/** Where loaders come from: what was built for arm64, of which Debian 12 has no loader; then Debian's package ipxe. */
+const loaderSources = (files: string) => [path.join(files, 'agent/arm64'), '/usr/lib/ipxe']
 
 export class Dnsmasq {
   readonly #core: Core
@@ -330,13 +330,16 @@ function replaceFile(file: string, text: string): void {
   renameSync(`${file}.new`, file)
 }
 
-/** Takes the distribution's loaders where there are none of the operator's own. Answers those that are there. Throws where there is none. */
+/** Takes loaders where there are none of the operator's own. Answers those that are there. Throws where there is none. */
 function takeLoaders(files: string): Set<string> {
   const folder = path.join(files, loadersFolder)
   mkdirSync(folder, { recursive: true })
   for (const name of new Set(loaders.map(({ file }) => file))) {
-    const [own, given] = [path.join(folder, name), path.join(distribution, name)]
-    if (existsSync(own) || !existsSync(given)) continue
+    const own = path.join(folder, name)
+    const given = loaderSources(files)
+      .map(source => path.join(source, name))
+      .find(file => existsSync(file))
+    if (existsSync(own) || given === undefined) continue
     copyFileSync(given, `${own}.new`)
     renameSync(`${own}.new`, own)
   }

@@ -102,7 +102,7 @@ async function outside(): Promise<number> {
   const network = args.network.some(kind => networkNeeds[kind].network === 'netplan') ? 'netplan' : 'networkd'
   // Side by side: each is at work with one processor.
   const [built, os] = await Promise.all([
-    keptAgent({ kernel: 'cloud', images: imageCache, cache: packageCache, say: line => say(`  the agent: ${line}`) }),
+    keptAgent({ arch: 'amd64', kernel: 'cloud', images: imageCache, cache: packageCache, say: line => say(`  the agent: ${line}`) }),
     tellsLives &&
       buildDebianImage({ files, form: args.layout.length > 0 ? 'tar' : 'disk', network, say: line => say(`  Debian: ${line}`) }),
   ])
