@@ -1,16 +1,17 @@
 // What a partition does with its key file: it seals secrets at rest, and signs what only it may have said.
-import { createHmac, timingSafeEqual } from 'node:crypto'
+import { createHmac, createSecretKey, type KeyObject, timingSafeEqual } from 'node:crypto'
 import { derivedKey, Sealer } from '@muster/server/seal'
 
 export class Seal extends Sealer {
-  readonly #signingKey: Buffer
+  /** Made once: with the bare bytes each signature makes one of its own, and costs six times as much. A herd has one signed for each script. */
+  readonly #signingKey: KeyObject
   readonly #certificateSeed: Buffer
   readonly #sessionSeed: Buffer
 
   /** `key`: 32 bytes. Throws RangeError for any other length. */
   constructor(key: Buffer) {
     super(key, 'muster seal')
-    this.#signingKey = derivedKey(key, 'muster machine token')
+    this.#signingKey = createSecretKey(derivedKey(key, 'muster machine token'))
     this.#certificateSeed = derivedKey(key, 'muster erasure certificate')
     this.#sessionSeed = derivedKey(key, 'muster session')
   }
