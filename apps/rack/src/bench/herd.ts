@@ -1,43 +1,54 @@
-// Machines that ask for their script all at once, each on a connection of its own, as loaders do. On bare sockets: on two cores a costlier client would take its CPU
-// from what is measured, and its own turns would be counted as waiting.
-import { connect } from 'node:net'
+// Machines that ask for their script all at once, each on a connection of its own, as loaders do. herd.py asks; here is what is made of the answers.
+import { execFile } from 'node:child_process'
+import { findProgram } from '@muster/embedded/find-program'
 import { kernelArguments } from '@muster/shared/agent'
 
-const limitMs = 60_000
+const limitSeconds = 60
+/** Two thousand scripts are one megabyte. */
+const outputMostBytes = 2 ** 28
 
 export interface Herd {
+  /** From before the connection until the server has closed it. */
   latenciesMs: number[]
   /** No answer, no 200, or no script. */
   lost: number
   /** Scripts with a token: those of machines that have work to do. */
   working: number
+  /** What asking cost, in CPU microseconds. */
+  clientMicros: number
 }
 
-export async function herd(server: URL, macs: readonly string[]): Promise<Herd> {
-  const answers = await Promise.all(macs.map(mac => ask(server, mac)))
-  const scripts = answers.filter(answer => answer !== undefined)
+interface Answers {
+  cpuMicros: number
+  answers: ([latencyMs: number, text: string] | null)[]
+}
+
+/** Asks for all of the paths at once. Throws where there is no Python. */
+export async function herd(server: URL, paths: readonly string[]): Promise<Herd> {
+  const questions = paths.map(
+    path => `GET ${path} HTTP/1.1\r\nhost: ${server.host}\r\nuser-agent: iPXE/1.21.1\r\nconnection: close\r\n\r\n`,
+  )
+  const { answers, cpuMicros } = await ask({ host: server.hostname, port: Number(server.port), questions, limitSeconds })
+  const scripts = answers.filter(answer => answer !== null).filter(([, text]) => isScript(text))
   return {
-    latenciesMs: scripts.map(({ latencyMs }) => latencyMs),
+    latenciesMs: scripts.map(([latencyMs]) => latencyMs),
     lost: answers.length - scripts.length,
-    working: scripts.filter(({ isWork }) => isWork).length,
+    working: scripts.filter(([, text]) => text.includes(` ${kernelArguments.token}=`)).length,
+    clientMicros: cpuMicros,
   }
 }
 
-/** Milliseconds from before the connection until the script is whole; undefined: lost. */
-function ask(server: URL, mac: string): Promise<{ latencyMs: number; isWork: boolean } | undefined> {
-  return new Promise(resolve => {
-    const askedAt = performance.now()
-    const pieces: Buffer[] = []
-    const socket = connect({ host: server.hostname, port: Number(server.port) })
-    socket.write(`GET /boot/ipxe/${mac} HTTP/1.1\r\nhost: ${server.host}\r\nuser-agent: iPXE/1.21.1\r\nconnection: close\r\n\r\n`)
-    socket.setTimeout(limitMs, () => socket.destroy())
-    socket.on('data', piece => pieces.push(piece))
-    socket.once('error', () => resolve(undefined))
-    socket.once('close', () => {
-      const latencyMs = performance.now() - askedAt
-      const answer = Buffer.concat(pieces).toString('latin1')
-      resolve(isScript(answer) ? { latencyMs, isWork: answer.includes(` ${kernelArguments.token}=`) } : undefined)
-    })
+function ask(asked: { host: string; port: number; questions: string[]; limitSeconds: number }): Promise<Answers> {
+  const python = findProgram('python3')
+  if (python === undefined) throw new Error('the herd needs Python: apt-get install python3')
+  return new Promise((resolve, reject) => {
+    const child = execFile(
+      python,
+      [new URL('./herd.py', import.meta.url).pathname],
+      { maxBuffer: outputMostBytes, timeout: 2 * limitSeconds * 1000 },
+      (error, output) => (error ? reject(error) : resolve(JSON.parse(output))),
+    )
+    child.stdin?.end(JSON.stringify(asked))
   })
 }
 
