@@ -111,12 +111,12 @@ describe('the script', () => {
 
   test('for a stranger that says that it is arm64 is this text', () => {
     const plan = bootPlan({ machine: undefined, loaderArch: 'arm64', hasAgent: everything })
-    expectText('enlist-arm64.ipxe', ipxeScript(plan, { baseUrl, token: null }))
+    expectText('enlist-arm64.ipxe', ipxeScript(plan, { ...common, token: null }))
   })
 
   test('of a stranger that says nothing asks again with its architecture, also where nothing is there for the one that was guessed', () => {
     const plan = bootPlan({ machine: undefined, hasAgent: arch => arch === 'arm64' })
-    expectText('unavailable-guess.ipxe', ipxeScript(plan, { baseUrl, token: null }))
+    expectText('unavailable-guess.ipxe', ipxeScript(plan, { ...common, token: null }))
   })
 
   test('for a machine whose files are missing is this text', () => {

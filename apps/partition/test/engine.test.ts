@@ -4,16 +4,19 @@ import type { PowerSession } from '@muster/drivers/driver'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { changeMachine, claimDueMachines, type MachineRow, saveLook } from '../src/db/machines.ts'
 import { claimChecks, claimOrders, endClaim, giveOrder, holdClaim } from '../src/db/power.ts'
-import { receiveSignal } from '../src/domain/agent.ts'
+import { enlist, receiveSignal, saveInventory } from '../src/domain/agent.ts'
 import type { Core } from '../src/domain/core.ts'
 import { lookAtDue } from '../src/domain/engine.ts'
+import { receiveErasure } from '../src/domain/erase.ts'
+import { phoneHome } from '../src/domain/first-boot.ts'
 import { deploy, orderPower, requestMove } from '../src/domain/machines.ts'
 import { holdMachines, moveMachine } from '../src/domain/move.ts'
 import { Switchboard } from '../src/domain/power/switchboard.ts'
 import { runPowerWorker } from '../src/domain/power/worker.ts'
 import { storedPowerSettings } from '../src/domain/power-settings.ts'
+import { receiveScriptResult } from '../src/domain/scripts.ts'
 import { leavingRescue } from '../src/domain/steps.ts'
-import { addMachine, movesOf, operator, reread, startCore, type TestCore, until } from './harness.ts'
+import { addMachine, movesOf, newMac, operator, reread, startCore, type TestCore, until } from './harness.ts'
 import { mortalSql } from './mortal-sql.ts'
 import { markOf, settingsOf, startBmcs, switchedSince, type VirtualMachine } from './virtual-bmc.ts'
 
@@ -210,6 +213,171 @@ describe('a process that dies before any one of its steps, and another that take
       expect(at).toBeGreaterThan(8)
     } finally {
       for (const end of ends.reverse()) await end()
+    }
+  })
+})
+
+interface Call {
+  name: string
+  from: Partial<MachineRow>
+  /** What the agent says, with the row as it was when it said it first. */
+  say: (core: Core, machine: MachineRow & { run: string }) => Promise<unknown>
+  ends: Partial<MachineRow>
+  /** Each once, however often it was said. */
+  events: string[]
+}
+
+const run = 'r1'
+const says = (status: 'working' | 'done' | 'failed', step: string) => ({ status, step, message: '', progress: 50 })
+const hardware = (mac: string) => ({
+  arch: 'amd64' as const,
+  cpus: 16,
+  memoryMib: 65_536,
+  interfaces: [{ mac, name: 'eth9', speedMbps: 25_000, subnet: null, ip: null }],
+  disks: [{ name: 'nvme0n1', serial: 's0', model: '', sizeBytes: 2e12, kind: 'nvme' as const }],
+  facts: { vendor: 'Acme' },
+})
+const onDisk = { disk: 'sda', serial: '', model: '', sizeBytes: 1e12, outcome: 'discarded' as const, samples: 64, seconds: 1 }
+const ofScript = { script: 'cpu', part: '', status: 'passed' as const, exitCode: 0, seconds: 1, message: '', output: '', result: null }
+const deployment = {
+  os: 'debian/12',
+  dataSource: 'nocloud' as const,
+  startedAt: new Date().toISOString(),
+  installedAt: null,
+  deployedAt: null,
+}
+const installed = { ...deployment, installedAt: new Date().toISOString() }
+
+const calls: Call[] = [
+  {
+    name: 'a step',
+    from: { state: 'deploying', run, deployment, ...owned },
+    say: (core, machine) => receiveSignal(core, machine, says('working', 'write')),
+    ends: { state: 'deploying', waiting_for: 'the agent: write', progress: 50 },
+    events: ['machine.step'],
+  },
+  {
+    name: 'a result of a script',
+    from: { state: 'commissioning', run, scripts: [{ name: 'cpu', parameters: {} }] },
+    say: (core, machine) => receiveScriptResult(core, machine, ofScript),
+    ends: { state: 'commissioning' },
+    events: [],
+  },
+  {
+    name: 'the end of a commissioning',
+    from: { state: 'commissioning', run },
+    say: (core, machine) => receiveSignal(core, machine, says('done', 'commission')),
+    ends: { state: 'ready', fault: null },
+    events: ['machine.moved'],
+  },
+  {
+    name: 'a failure',
+    from: { state: 'deploying', run, deployment, ...owned },
+    say: (core, machine) => receiveSignal(core, machine, says('failed', 'write')),
+    ends: { state: 'failed_deployment', fault: expect.objectContaining({ code: 'write-failed' }) },
+    events: ['machine.moved'],
+  },
+  {
+    name: 'the end of an installation',
+    from: { state: 'deploying', run, deployment, ...owned },
+    say: (core, machine) => receiveSignal(core, machine, says('done', 'install')),
+    ends: { state: 'deploying', netboot: false, deployment: expect.objectContaining({ installedAt: expect.any(String) }) },
+    events: ['machine.installed'],
+  },
+  {
+    name: 'a first boot',
+    from: { state: 'deploying', run, netboot: false, deployment: installed, ...owned },
+    say: (core, machine) => phoneHome(core, machine),
+    ends: { state: 'deployed', deployment: expect.objectContaining({ deployedAt: expect.any(String) }) },
+    events: ['machine.moved'],
+  },
+  {
+    name: 'an erased disk, and the end of the erasure',
+    from: { state: 'releasing', run, erase: 'quick', disks_used: true, ...owned },
+    say: async (core, machine) => {
+      await receiveErasure(core, machine, onDisk).catch(error => {
+        // What was said last time has been heard: nothing more is to be erased.
+        if ((error as { code?: string }).code !== 'wrong-state') throw error
+      })
+      await receiveSignal(core, machine, says('done', 'erase'))
+    },
+    ends: { state: 'releasing', erase: null, disks_used: false },
+    events: ['machine.erased'],
+  },
+]
+
+describe('a process that dies before any statement of what an agent tells it, and another that is told again', () => {
+  test('stores it once', { timeout: 60_000 }, async () => {
+    const core = await startCore()
+    for (const { name, from, say, ends, events } of calls) {
+      let at = 0
+      for (let isComplete = false; !isComplete; at++) {
+        const machine = (await addMachine(core, { attention_at: null, ...from })) as MachineRow & { run: string }
+        const life = new Life(at)
+        await say({ ...core, sql: mortalSql(core.sql, act => life.step(act)) }, machine).catch(error => {
+          if (!life.isDead) throw error
+        })
+        isComplete = !life.isDead
+        // By the row as it is: the token leads there.
+        await say(core, (await reread(core, machine.id)) as MachineRow & { run: string })
+        const where = `${name}, killed before statement ${at}`
+        expect(await reread(core, machine.id), where).toMatchObject(ends)
+        const kinds = await core.sql<
+          { kind: string }[]
+        >`select kind from events where machine_id = ${machine.id} and kind <> 'machine.created'`
+        expect(
+          kinds.map(({ kind }) => kind),
+          where,
+        ).toEqual(events)
+        const [kept] = await core.sql`
+          select (select count(*)::integer from script_results where machine_id = ${machine.id}) as results,
+            (select count(*)::integer from erasures where machine_id = ${machine.id}) as erasures`
+        expect(kept, where).toEqual({ results: from.scripts ? 1 : 0, erasures: from.erase ? 1 : 0 })
+        await core.sql`delete from machines`
+      }
+      expect(at, name).toBeGreaterThan(1)
+    }
+  })
+
+  test('knows a machine that enlists once, with all that it found, and an inventory as a whole', { timeout: 60_000 }, async () => {
+    const core = await startCore({ rules: { enlisted: 'commission' } })
+    const whole = async (mac: string) => {
+      const [row] = await core.sql`
+        select state, cpus, disks->0->>'name' as disk, facts, (select array_agg(mac order by mac) from macs where machine_id = m.id) as macs,
+          (select array_agg(kind order by id) from events where machine_id = m.id and kind <> 'machine.created') as events
+        from machines m left join inventories on machine_id = m.id where m.id = (select machine_id from macs where mac = ${mac})`
+      return row
+    }
+    const all = { cpus: 16, disk: 'nvme0n1', facts: { vendor: 'Acme' } }
+    const bmc = { driver: 'ipmi', settings: { address: '127.0.0.1:1', user: 'a', password: 'b' } }
+    for (let at = 0, isComplete = false; !isComplete; at++) {
+      const mac = newMac()
+      const said = { ...hardware(mac), bmc }
+      const life = new Life(at)
+      const mortal: Core = { ...core, sql: mortalSql(core.sql, act => life.step(act)) }
+      await enlist(mortal, said).catch(error => {
+        if (!life.isDead) throw error
+      })
+      isComplete = !life.isDead
+      await enlist(core, said)
+      expect(await whole(mac), `killed before statement ${at}`).toEqual({
+        ...all,
+        ...{ state: 'commissioning', macs: [mac], events: ['machine.enlisted', 'machine.moved'] },
+      })
+    }
+    for (let at = 0, isComplete = false; !isComplete; at++) {
+      const machine = (await addMachine(core, { attention_at: null, state: 'commissioning', run })) as MachineRow & { run: string }
+      const mac = newMac()
+      const life = new Life(at)
+      await saveInventory({ ...core, sql: mortalSql(core.sql, act => life.step(act)) }, machine, hardware(mac)).catch(error => {
+        if (!life.isDead) throw error
+      })
+      isComplete = !life.isDead
+      await saveInventory(core, await reread(core, machine.id), hardware(mac))
+      expect(await whole(mac), `killed before statement ${at}`).toEqual({
+        ...all,
+        ...{ state: 'commissioning', macs: [mac], events: ['machine.inventory'] },
+      })
     }
   })
 })

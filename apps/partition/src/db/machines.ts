@@ -252,9 +252,11 @@ export interface NewMachine {
   powerDriver: string | null
   powerSettings: Record<string, unknown>
   powerSecrets: Buffer | null
+  /** What else it found in itself, where it is a machine that told. */
+  facts?: Record<string, unknown>
 }
 
-/** Inserts the machine with its addresses, power and first event. Throws 23505 where the id, hostname or a MAC exists. */
+/** Inserts the machine with its addresses, power, facts and first event. Throws 23505 where the id, hostname or a MAC exists. */
 export async function insertMachine(sql: Sql, machine: NewMachine, event: { kind: string; actor: string }): Promise<MachineRow> {
   const [row] = await sql<MachineRow[]>`
     with added as (
@@ -267,6 +269,10 @@ export async function insertMachine(sql: Sql, machine: NewMachine, event: { kind
     power as (
       insert into machine_power (machine_id, driver, settings, secrets)
       select ${machine.id}, ${machine.powerDriver}::text, ${sql.json(machine.powerSettings as never)}, ${machine.powerSecrets}::bytea from added),
+    found as (
+      insert into inventories (machine_id, facts)
+      select ${machine.id}, f.facts from added, (select ${machine.facts === undefined ? null : sql.json(machine.facts as never)}::jsonb as facts) as f
+      where f.facts is not null),
     noted as (
       insert into events (kind, machine_id, actor, data)
       select ${event.kind}, ${machine.id}, ${event.actor}, jsonb_build_object('state', 'new', 'hostname', ${machine.hostname}::text) from added)

@@ -81,10 +81,10 @@ async function insertEnlisted(core: Core, input: Enlistment, hostname: string | 
       powerDriver: stored.driver,
       powerSettings: stored.settings,
       powerSecrets: stored.secrets,
+      facts: input.facts,
     },
     { kind: 'machine.enlisted', actor: 'agent' },
   )
-  await db.saveInventory(core.sql, id, input.facts)
   noteChange(core, row)
   await commissionIfWanted(core, row)
   return { id, outcome: 'created' }
@@ -171,11 +171,18 @@ export async function saveInventory(core: Core, machine: db.MachineRow, report: 
     throw error
   }
   await db.saveInventory(core.sql, machine.id, report.facts)
-  await storeReport(core, machine, () => ({
-    patch: { arch: report.arch, cpus: report.cpus, memory_mib: report.memoryMib, interfaces, disks: report.disks },
-    events: [{ kind: 'machine.inventory', data: { cpus: report.cpus, memoryMib: report.memoryMib, disks: report.disks.length } }],
+  await storeReport(core, machine, row => ({
+    patch: { arch: report.arch, cpus: report.cpus, memory_mib: report.memoryMib, interfaces, disks: report.disks, step: inventoryTaken },
+    // Once in a commissioning: the answer may have been lost, or the machine's power, and it is told again.
+    events:
+      row.step === inventoryTaken
+        ? []
+        : [{ kind: 'machine.inventory', data: { cpus: report.cpus, memoryMib: report.memoryMib, disks: report.disks.length } }],
   }))
 }
+
+/** The step of a machine whose inventory has come in the commissioning under way. */
+const inventoryTaken = 'inventory taken'
 
 /** States in which an agent is at work on the machine. */
 const agentStates: ReadonlySet<State> = new Set(['commissioning', 'deploying', 'releasing', 'rescue'])
