@@ -139,7 +139,7 @@ export async function buildAgent({ out, arch, kernel, firmware = [], cache, say 
     const initrd = path.join(work, 'initrd')
     await pack(tree, initrd)
     const disk = path.join(work, 'disk.efi')
-    await makeDiskLoader(debian, disk, port)
+    await makeDiskLoader(debian, disk, arch)
     const loader = port.loader && { [port.loader.file]: path.join(debian, 'usr/lib/ipxe', port.loader.file) }
     return await place({ vmlinuz: path.join(debian, 'boot', `vmlinuz-${release}`), initrd, 'disk.efi': disk, ...loader }, out)
   } finally {
@@ -168,8 +168,11 @@ async function addFirmware(options: {
   say(`${name}: ${files.length} files of firmware, ${(bytes / 2 ** 20).toFixed(1)} MiB unpacked`)
 }
 
-/** GRUB with a script within: what UEFI machines that boot over the network are given to boot their disk with. */
-async function makeDiskLoader(debian: string, out: string, { efi }: Port): Promise<void> {
+/**
+ * GRUB with a script within: what UEFI machines that boot over the network are given to boot their disk with. `debian` is where GRUB's package is unpacked.
+ */
+export async function makeDiskLoader(debian: string, out: string, arch: Architecture): Promise<void> {
+  const { efi } = ports[arch]
   const modules = [
     'memdisk',
     'tar',
@@ -185,6 +188,7 @@ async function makeDiskLoader(debian: string, out: string, { efi }: Port): Promi
     'test',
     'sleep',
     'minicmd',
+    'smbios',
   ]
   // A small disk within the program: what is merely embedded is read by a parser that knows no "for".
   const [folder, memdisk] = [path.join(debian, 'usr/lib/grub', efi.format), `${out}.tar`]

@@ -25,6 +25,8 @@ const wanted: Readonly<Record<Kernel, readonly RegExp[]>> = {
     /^drivers\/i2c\/(busses\/i2c-(i801|piix4|ismt|xgene-slimpro|designware)|i2c-smbus)/,
     /^drivers\/scsi\//,
     /^drivers\/usb\/(host|storage|common|core)\//,
+    // Disks that are eMMC or SD cards, on small boards.
+    /^drivers\/mmc\//,
     /^drivers\/hid\//,
     /^fs\/(ext4|xfs|btrfs|fat|nls|isofs)\//,
     /^drivers\/md\/(dm-mod|md-mod|raid1)\.ko/,

@@ -59,6 +59,7 @@ describe.skipIf(missing !== undefined)('a disk that speaks ATA', () => {
       said(...security('\tsupported', 'not\tenabled', 'not\tfrozen').slice(0, -1), '\t90min for SECURITY ERASE UNIT.'),
       'ready 90 ',
     ],
+    ['can, and does not say how long it takes', said(...security('\tsupported', 'not\tenabled', 'not\tfrozen')), 'ready 0 enhanced'],
     ['cannot', said(...security('not\tsupported', 'not\tenabled', 'not\tfrozen').slice(0, -1)), 'none 0 '],
     ['says nothing', '', 'none 0 '],
   ])('%s', (_, input, outcome) => {
@@ -86,8 +87,11 @@ const standIns = {
       case $* in *--security-erase*) [ ! -e "$HERE/no-erase" ] || { echo 'SECURITY_ERASE: Input/output error'; exit 5; }; "$HERE/wipe" ;; esac ;;
     esac`,
   blkdiscard: `echo "blkdiscard $*" >>"$HERE/asked"; [ -e "$HERE/discards" ] || exit 1
-    [ "$(cat "$HERE/discards")" = truly ] || exit 0
-    dd if=/dev/zero of="$1" bs=65536 count=16 conv=notrunc 2>/dev/null`,
+    case $(cat "$HERE/discards") in
+    truly) dd if=/dev/zero of="$1" bs=65536 count=16 conv=notrunc 2>/dev/null ;;
+    'all but its end') dd if=/dev/zero of="$1" bs=65536 count=15 conv=notrunc 2>/dev/null ;;
+    'and cannot be read then') : >/dev/disk ;;
+    esac`,
   wipe: `dd if=/dev/zero of=/dev/disk bs=65536 count=16 conv=notrunc 2>/dev/null
     [ ! -e "$HERE/noise" ] || echo noise | dd of=/dev/disk conv=notrunc 2>/dev/null`,
 }
@@ -138,6 +142,8 @@ const frozen = ready.replace('\tnot\tfrozen', '\t\tfrozen')
 /** Its power went in the middle of an erasure. */
 const locked = ready.replace('\tnot\tenabled', '\t\tenabled').replace('\tnot\tlocked', '\t\tlocked')
 const plain = said(...security('\tsupported', 'not\tenabled', 'not\tfrozen').slice(0, -1), '\t90min for SECURITY ERASE UNIT.')
+/** Names no minutes. */
+const silent = said(...security('\tsupported', 'not\tenabled', 'not\tfrozen'))
 /** Format with a secure erase, and Sanitize by erasing blocks and by forgetting the key. */
 const nvme = (can: object, ...log: string[]) => ({ 'id-ctrl': JSON.stringify(can), log: `${log.join('\n')}\n` })
 const everything = { oacs: 2, fna: 4, sanicap: 3 }
@@ -250,11 +256,60 @@ describe.skipIf(missing !== undefined || process.getuid?.() !== 0)('a disk full 
       { name: 'vda', how: 'quick', files: { discards: 'in words only' } },
       { outcome: 'tables 0', asked: [discard('vda')] },
     ],
+    [
+      'that still shows its last 64 KiB, where a GPT has its copy, has not discarded',
+      { name: 'vda', how: 'quick', files: { discards: 'all but its end' } },
+      { outcome: 'tables 0', asked: [discard('vda')] },
+    ],
+    [
+      'that cannot be read after it has discarded is not taken for zero',
+      { name: 'vda', how: 'quick', files: { discards: 'and cannot be read then' } },
+      { outcome: 'tables 0', asked: [discard('vda')] },
+    ],
+    [
+      'that cannot be read after it erased itself is overwritten, and where it could not be read is said',
+      { name: 'sda', how: 'full', files: { identify: ready, discards: 'and cannot be read then' } },
+      {
+        outcome: 'overwritten 4',
+        asked: [setPass, enhanced, discard('sda')],
+        said: [
+          '/dev/sda does not read as zero after it erased itself (secure-erased): the 64 KiB at 0 cannot be read: 0+0 records in 0+0 records out ',
+        ],
+      },
+    ],
+    [
+      'that does not say how long it takes to erase itself is not asked to by a quick erasure',
+      { name: 'sda', how: 'quick', files: { identify: silent, discards: 'truly' } },
+      { outcome: 'discarded 4', asked: [discard('sda')] },
+    ],
   ])('%s', ([, disk, told]) => {
     const { outcome, asked, said: words, stderr, isZero } = eraseDisk(disk)
     expect({ outcome, asked, stderr }).toEqual({ outcome: told.outcome, asked: told.asked, stderr: '' })
     expect(words).toEqual(expect.arrayContaining([...(told.said ?? [])]))
     // So small a disk is nothing but tables.
     expect(isZero).toBe(true)
+  })
+})
+
+describe.skipIf(missing !== undefined || process.getuid?.() !== 0)('a disk that erases itself has for it', () => {
+  test.each([
+    ['twice the time that it names, and ten minutes', plain, 10 ** 11, 90 * 120 + 600],
+    ['as long as 50 MB a second take where it names none', silent, 2 * 10 ** 12, 40_000 + 600],
+    [
+      'or can count no further',
+      silent.replace('enhanced erase', 'enhanced erase\n\t508min for ENHANCED SECURITY ERASE UNIT.'),
+      20 * 10 ** 12,
+      400_000 + 600,
+    ],
+  ])('%s', (_, identify, bytes, seconds) => {
+    const text = `mount -t tmpfs tmpfs /run; cat >/run/identify; . ${script}; stand() { :; }
+      hdparm() { [ "$1" != -I ] || cat /run/identify; }; timeout() { echo "$1"; }
+      disk=sda how=full bytes=${bytes} number=1 total=1 place=/dev/sda; erase_ata; cat /run/erase`
+    const { stdout, stderr } = spawnSync('unshare', ['--mount', 'busybox', 'sh', '-c', text], {
+      input: identify,
+      encoding: 'utf8',
+      timeout: 60_000,
+    })
+    expect([stdout, stderr]).toEqual([`${seconds}\n`, ''])
   })
 })

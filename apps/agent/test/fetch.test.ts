@@ -127,14 +127,24 @@ test.skipIf(missing !== undefined)('a server that says no is believed at once', 
 interface Put {
   readonly how: 'write_while_fetching' | 'fetch_then_write'
   readonly digest?: string
+  /** What the disk says that it has. */
   readonly diskBytes?: number
+  /** What it takes, in KiB, before it says that it is full; all where left out. */
+  readonly takesKib?: number
   /** What the server gives. */
   readonly given?: Buffer
 }
 
 /** The two ways of install.sh, with memory of its own below /run, where the disk is a file that says "precious". Answers what it said, and the digest of the disk then. */
-async function put({ how, given = image, digest = sha256(given), diskBytes = 2 ** 20 }: Put): Promise<{ said: string; disk: string }> {
+async function put({
+  how,
+  given = image,
+  digest = sha256(given),
+  diskBytes = 2 ** 20,
+  takesKib = 0,
+}: Put): Promise<{ said: string; disk: string }> {
   const text = `for each in /run /dev/shm /sys/block; do mount -t tmpfs tmpfs $each; done
+    mount -o remount,size=${takesKib}k /dev/shm
     cd "$1" && . ./http.sh && . ./fetch.sh && . ./install.sh
     stand() { :; }; say() { :; }; fail() { echo "failed in $*"; cp /dev/shm/disk "$COPY"; exit 1; }
     mkdir -p /sys/block/shm/disk; echo ${diskBytes / 512} >/sys/block/shm/disk/size
@@ -188,22 +198,31 @@ test.skipIf(!mayMount)(
   60_000,
 )
 
+/** A server that gives this, whole or in ranges. */
+const inParts = (given: Buffer) => (request: IncomingMessage, response: ServerResponse) => {
+  const { start, end } = part(request)
+  const last = Math.min(end, given.length - 1)
+  response.writeHead(206, { 'content-length': last - start + 1, 'content-range': `bytes ${start}-${last}/${given.length}` })
+  response.end(given.subarray(start, last + 1))
+}
 const small = image.subarray(0, pieceBytes + 123)
 /** How people pack images; all but gzip say in them how large they are unpacked. */
-const packings = { raw: undefined, gzip: ['gzip', '-c'], xz: ['xz', '-c'], zstd: ['zstd', '-qc', `--stream-size=${small.length}`] } as const
+const packings = ['raw', 'gzip', 'xz', 'zstd'] as const
+function pack(packing: (typeof packings)[number], content: Buffer): Buffer {
+  if (packing === 'raw') return content
+  const words = packing === 'zstd' ? ['-qc', `--stream-size=${content.length}`] : ['-c']
+  const { stdout } = spawnSync(packing, words, { input: content })
+  expect(stdout.length).toBeGreaterThan(content.length / 2)
+  return stdout
+}
 const missingPackers = missingPrograms(['gzip', 'xz', 'zstd'], 'gzip xz-utils zstd')
-test.skipIf(!mayMount || missingPackers !== undefined).for(Object.entries(packings))(
+test.skipIf(!mayMount || missingPackers !== undefined).for(packings)(
   'an image is written as it was before it was packed, whichever way it goes: %s',
   { timeout: 60_000 },
-  async ([packing, packer]) => {
-    const given = packer === undefined ? small : spawnSync(packer[0], packer.slice(1), { input: small }).stdout
-    if (packer !== undefined) expect(sha256(given)).not.toBe(sha256(small))
-    answer = (request, response) => {
-      const { start, end } = part(request)
-      const last = Math.min(end, given.length - 1)
-      response.writeHead(206, { 'content-length': last - start + 1, 'content-range': `bytes ${start}-${last}/${given.length}` })
-      response.end(given.subarray(start, last + 1))
-    }
+  async packing => {
+    const given = pack(packing, small)
+    if (packing !== 'raw') expect(sha256(given)).not.toBe(sha256(small))
+    answer = inParts(given)
     for (const how of ['write_while_fetching', 'fetch_then_write'] as const)
       expect(await put({ how, given }), how).toEqual({ said: '', disk: sha256(small) })
     if (packing !== 'gzip')
@@ -212,4 +231,31 @@ test.skipIf(!mayMount || missingPackers !== undefined).for(Object.entries(packin
         disk: sha256(Buffer.from('precious')),
       })
   },
+)
+
+test.skipIf(!mayMount || missingPackers !== undefined).for(['raw', 'gzip', 'zstd'] as const)(
+  'a disk that takes no more while the image comes is told in its own words, and no fetch that broke: %s',
+  { timeout: 60_000 },
+  async packing => {
+    const given = pack(packing, image)
+    answer = inParts(given)
+    const { said } = await put({ how: 'write_while_fetching', given, takesKib: 128 })
+    expect(said).toMatch(/^failed in write write to shm\/disk: .*No space left on device/)
+  },
+)
+
+test.skipIf(!mayMount || missingPackers !== undefined)(
+  'an image that comes raw and is too large for its disk leaves the disk as it was; one that does not unpack is told as that',
+  async () => {
+    answer = inParts(image)
+    expect(await put({ how: 'write_while_fetching', diskBytes: 4096 })).toEqual({
+      said: `failed in write the image has ${image.length} bytes, /dev/shm/disk only 4096\n`,
+      disk: sha256(Buffer.from('precious')),
+    })
+    const spoilt = Buffer.concat([pack('zstd', image).subarray(0, 1000), image])
+    answer = inParts(spoilt)
+    const { said } = await put({ how: 'write_while_fetching', given: spoilt })
+    expect(said).toMatch(/^failed in write write to shm\/disk: .*(orrupt|rror)/)
+  },
+  60_000,
 )

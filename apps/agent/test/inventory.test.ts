@@ -95,3 +95,23 @@ test.skipIf(missing !== undefined)(
     expect(told('numa')).toEqual([{ node: 0, cpus: '0-3,8-11', memoryMib: 32 }])
   },
 )
+
+test.skipIf(missing !== undefined)(
+  'of an eMMC its medium is a disk, and what it has beside that is none; it is installed to where there is no other',
+  () => {
+    const root = mkdtempSync(path.join(tmpdir(), 'muster-disks-'))
+    onTestFinished(() => rmSync(root, { recursive: true, force: true }))
+    const show = (...names: string[]) => {
+      for (const name of names) {
+        mkdirSync(path.join(root, 'sys/block', name, 'queue'), { recursive: true })
+        for (const [file, text] of Object.entries({ size: '8192', removable: '0', 'queue/rotational': '0' }))
+          writeFileSync(path.join(root, 'sys/block', name, file), `${text}\n`)
+      }
+      const text = '. "$1/inventory.sh"; . "$1/install.sh"; disks | jq -r .name; echo "to $(target_disk)"'
+      const env = { PATH: process.env.PATH, ROOT: root }
+      return spawnSync('busybox', ['sh', '-c', text, 'sh', path.dirname(script)], { encoding: 'utf8', env }).stdout
+    }
+    expect(show('mmcblk0', 'mmcblk0boot0', 'mmcblk0boot1', 'mmcblk0rpmb')).toBe('mmcblk0\nto mmcblk0\n')
+    expect(show('sda')).toBe('mmcblk0\nsda\nto sda\n')
+  },
+)

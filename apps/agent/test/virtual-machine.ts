@@ -69,7 +69,7 @@ export function startMachine(options: MachineOptions): VirtualMachine {
       ...['-accel', 'tcg,tb-size=256', '-cpu', 'max'],
       ...[
         '-smbios',
-        'type=1,manufacturer=Muster,product=Lab,serial=LAB-0042',
+        'type=1,manufacturer=Muster,product=Lab,serial=LAB-0042,uuid=11111111-2222-3333-4444-555555555555',
         '-smbios',
         'type=17,manufacturer=Maker,loc_pfx=DIMM,serial=D1',
       ],

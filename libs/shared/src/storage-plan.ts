@@ -61,7 +61,9 @@ export function planStorage(layout: StorageLayout, disks: readonly Disk[]): Stor
   return plan.kind === 'plan' ? plan : { kind: 'unfit', problems: plan.problems.map(({ message }) => ({ field: 'disk', message })) }
 }
 
-const byName = (a: Disk, b: Disk) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
+/** As the agent takes them (install.sh): eMMC and SD cards last. */
+const byName = (a: Disk, b: Disk) => isCard(a) - isCard(b) || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
+const isCard = ({ name }: Disk) => Number(name.startsWith('mmcblk'))
 
 /** A ready-made layout, said piece by piece. */
 export function customOf(layout: Exclude<StorageLayout, { kind: 'custom' }>): CustomLayout {

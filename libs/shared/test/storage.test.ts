@@ -47,6 +47,11 @@ describe('ready-made layouts', () => {
     ])
   })
 
+  test('flat: an eMMC only where there is no other', () => {
+    expect(linesOf({ kind: 'flat' }, [disk('mmcblk0', 20 * gib), disk('sda', 20 * gib)])[0]).toBe('disk system sda 21474836480 S-sda')
+    expect(linesOf({ kind: 'flat' }, [disk('mmcblk0', 20 * gib)])[0]).toBe('disk system mmcblk0 21474836480 S-mmcblk0')
+  })
+
   test('lvm: a volume group on one disk; the root is all of it, or as large as said', () => {
     expect(
       linesOf({ kind: 'lvm', fileSystem: 'xfs', rootMib: 2050, disk: { kind: 'nvme' } }, [

@@ -42,13 +42,31 @@ ports() {
     done | sort | cut -d' ' -f2
 }
 
-# A switch needs up to half a minute until it forwards (spanning tree), and a DHCP server may be restarting: some rounds, then up.
+# The ports with a carrier, in their order, as soon as the first of them has one and the others have had two seconds more: links of copper take some. All
+# ports where in ten seconds none has.
+ports_with_carrier() {
+    waited=0 more=0
+    while [ $waited -lt 20 ] && [ $more -lt 4 ]; do
+        sleep 0.5
+        waited=$((waited + 1)) linked='' unlinked=''
+        for port in $(ports); do
+            # A port that is down refuses to say.
+            if [ "$(cat "/sys/class/net/$port/carrier" 2>/dev/null)" = 1 ]; then linked="$linked $port"; else unlinked=1; fi
+        done
+        if [ -n "$linked" ]; then more=$((more + 1)); fi
+        [ -n "$unlinked" ] || break
+    done
+    echo ${linked:-$(ports)}
+}
+
+# A switch needs up to half a minute until it forwards (spanning tree), and a DHCP server may be restarting: some rounds, then up. Each round looks for
+# carriers anew; a port without one would cost it 16 seconds.
 bring_up_network() {
     ip link set lo up
     for round in 1 2 3; do
-        for port in $(ports); do
-            ip link set "$port" up
-            [ "$round" = 1 ] && sleep 1
+        # All at once, so that they wait for their links together.
+        for port in $(ports); do ip link set "$port" up; done
+        for port in $(ports_with_carrier); do
             say "asking for an address on $port"
             # With a lease it goes on behind us and renews it: an installation may take longer than the address is ours.
             if udhcpc -i "$port" -s /muster/lease.sh -t 8 -T 2 -n >/run/udhcpc.log 2>&1; then

@@ -112,11 +112,14 @@ erase_ata() {
         frozen) say "/dev/$disk can erase itself, but the firmware has frozen that"; return 1 ;;
         *) return 1 ;;
     esac
-    # A quick erasure is one that a release may wait for.
-    [ "$how" = full ] || [ "$minutes" -le 5 ] || return 1
+    # A quick erasure is one that a release may wait for. A disk that names no minutes (0) may take hours.
+    [ "$how" = full ] || { [ "$minutes" -gt 0 ] && [ "$minutes" -le 5 ]; } || return 1
     stand erase "$place, erasing itself: it says $minutes minutes" $((100 * (number - 1) / total))
+    # Twice as long as it says. Those that do not say, or cannot count beyond 508 minutes, write at least 50 MB a second.
+    limit=$((minutes * 120)) slowest=$((bytes / 50000000))
+    [ $limit -gt $slowest ] || limit=$slowest
     [ "$state" = enabled ] || hdparm --user-master u --security-set-pass muster "/dev/$disk" >/run/erase 2>&1 || return 1
-    if timeout $((minutes * 120 + 600)) hdparm --user-master u "--security-erase${kind:+-$kind}" muster "/dev/$disk" >/run/erase 2>&1; then
+    if timeout $((limit + 600)) hdparm --user-master u "--security-erase${kind:+-$kind}" muster "/dev/$disk" >/run/erase 2>&1; then
         way='secure-erased'
         return
     fi
@@ -125,8 +128,8 @@ erase_ata() {
     return 1
 }
 
-# What `hdparm -I` says of it on the standard input: `none`, `frozen`, `enabled` (a password is set) or `ready`, and the minutes it takes; `enhanced`
-# where there is that.
+# What `hdparm -I` says of it on the standard input: `none`, `frozen`, `enabled` (a password is set) or `ready`, and the minutes it takes (0 where it
+# does not say); `enhanced` where there is that.
 ata_security() {
     awk '
         /^Security:/ { within = 1; next }
@@ -161,19 +164,23 @@ overwrite() {
     done
 }
 
-# Reads 64 KiB at 64 places (SAMPLES) over the whole disk, past the cache. Says how many there are, or where one is not zero or not read, and fails.
+# Reads 64 KiB at 64 places (SAMPLES) from the first of the disk to its last, where a GPT has its copy, past the cache. Says how many there are, or where
+# one is not zero or cannot be read, and fails.
 read_samples() {
     echo 3 >/proc/sys/vm/drop_caches
-    count=${SAMPLES:-64} index=0
+    count=${SAMPLES:-64} index=0 length=65536
+    # The last place ends with the disk: places are numbered in sectors.
+    [ "$bytes" -ge $length ] || length=$bytes
+    sectors=$(((bytes - length) / 512))
     while [ $index -lt $count ]; do
-        block=$(((bytes / 65536) * index / count))
+        sector=$((sectors * index / (count - 1)))
+        where="the $((length / 1024)) KiB at $((sector * 512))"
         # What cannot be read is not zero, whatever is missing from it.
-        if ! dd if="/dev/$disk" of=/run/sample bs=65536 skip=$block count=1 2>/run/dd || [ "$(wc -c </run/sample)" != 65536 ]; then
-            echo "the 64 KiB at $((block * 65536)) cannot be read: $(tr '\n' ' ' </run/dd)"
+        if ! dd if="/dev/$disk" of=/run/sample bs=512 skip=$sector count=$((length / 512)) 2>/run/dd || [ "$(wc -c </run/sample)" != $length ]; then
+            echo "$where cannot be read: $(tr '\n' ' ' </run/dd)"
             return 1
-        fi
-        if [ "$(tr -d '\0' </run/sample | wc -c)" != 0 ]; then
-            echo "the 64 KiB at $((block * 65536)) hold something"
+        elif [ "$(tr -d '\0' </run/sample | wc -c)" != 0 ]; then
+            echo "$where hold something"
             return 1
         fi
         index=$((index + 1))

@@ -48,11 +48,40 @@ finish_disk() {
     reread_partitions
     stand seed 'writing the seed of the first boot' 95
     write_seed
+    mark_disks
 }
 
-# The first disk that is no removable medium, by name: what the firmware boots from where nobody chose otherwise.
+# Which disks a UEFI machine boots (disk-loader/grub.cfg): those of $place are marked in their EFI system partition, once for this machine alone, and a
+# mark that a former system has on another disk goes.
+mark_disks() {
+    mkdir -p /run/efi
+    for part in /sys/class/block/*; do
+        [ -e "$part/partition" ] || continue
+        name=${part##*/}
+        [ "$(blkid -c /dev/null -o value -s TYPE "/dev/$name")" = vfat ] && mount -t vfat -o ro "/dev/$name" /run/efi 2>/dev/null || continue
+        holder=$(basename "$(dirname "$(readlink -f "$part")")")
+        case " $place " in
+            *" $holder "*) [ ! -d /run/efi/EFI ] || write_marks 2>/run/tool || fail boot "mark the EFI system partition /dev/$name: $(tr '\n' ' ' </run/tool)" ;;
+            *) remove_marks 2>/run/tool || say "the mark of a former system on /dev/$name stays: $(tr '\n' ' ' </run/tool)" ;;
+        esac
+        umount /run/efi || fail boot "the EFI system partition /dev/$name could not be unmounted"
+    done
+}
+
+write_marks() {
+    machine=$(tr '[:upper:]' '[:lower:]' 2>/dev/null </sys/class/dmi/id/product_uuid)
+    mount -o remount,rw /run/efi && mkdir -p /run/efi/muster && rm -f /run/efi/muster/installed* || return 1
+    for mark in installed ${machine:+"installed-$machine"}; do echo "$os" >"/run/efi/muster/$mark" || return 1; done
+    sync -f /run/efi
+}
+
+remove_marks() {
+    for mark in /run/efi/muster/installed*; do [ ! -e "$mark" ] || { mount -o remount,rw /run/efi && rm "$mark"; } || return 1; done
+}
+
+# The first disk that is no removable medium, by name, an eMMC or SD card last: what the firmware boots from where nobody chose otherwise.
 target_disk() {
-    disks | jq -rs 'sort_by(.name)[0].name // empty' | grep .
+    disks | jq -rs 'sort_by(.name | startswith("mmcblk"), .)[0].name // empty' | grep .
 }
 
 # How the image is packed, by its first bytes.
@@ -110,6 +139,8 @@ write_while_fetching() {
     stand download '' 0
     fetch_head "$image" >/run/head
     [ -s /run/head ] || fail download "the image was not fetched: $(trouble)"
+    # What is packed says how large it is only when all of it is there.
+    [ "$form" != disk ] || [ "$(packing /run/head)" != raw ] || check_room "$size"
     prepare_place
     stand download '' 0
     mkfifo /run/to-digest
@@ -178,7 +209,8 @@ seed_into() {
     seed=$(jq -r .seedUrl /run/job)
     fetch --output /run/network-config "${seed}network-config" || fail seed "the network configuration was not fetched: $(trouble)"
     refuse_network "${1%/etc}" /run/network-config
-    write_configuration "$1" 2>/run/tool || fail seed "write the seed of the first boot: $(tr '\n' ' ' </run/tool)"
+    # A file system that is full or broken lets an empty file be made; what was written is known when it is on the disk.
+    { write_configuration "$1" && sync -f "$1"; } 2>/run/tool || fail seed "write the seed to ${1#/run/target}: $(tr '\n' ' ' </run/tool)"
 }
 
 # write_configuration ETC: all of it, or it fails.
@@ -194,7 +226,7 @@ write_configuration() {
         jq -r .hostname /run/job >"$1/hostname" &&
         # A first boot: whatever an earlier one left behind in the image is not this machine's.
         rm -rf "${1%/etc}/var/lib/cloud" &&
-        : >"$1/machine-id"
+        printf '' >"$1/machine-id"
 }
 
 # refuse_network TREE CONFIGURATION: what nothing in the image would set up, which nobody would be told. cloud-init writes VLANs, bonds and bridges for netplan,

@@ -75,11 +75,11 @@ interfaces() {
     done | objects speedMbps# mac name
 }
 
-# Names of whole disks with a medium in them: neither loops, memory, floppies nor CD drives.
+# Names of whole disks with a medium in them: neither loops, memory, floppies nor CD drives, nor what an eMMC has beside itself (mmcblk0boot0).
 disk_names() {
     for block in "$ROOT"/sys/block/*; do
         name=${block##*/}
-        case $name in loop* | ram* | zram* | sr* | fd* | dm-* | md* | nbd*) continue ;; esac
+        case $name in loop* | ram* | zram* | sr* | fd* | dm-* | md* | nbd* | mmcblk*[!0-9]*) continue ;; esac
         sectors=$(text_of "$block/size")
         [ "${sectors:-0}" -gt 0 ] || continue
         [ "$(text_of "$block/removable")" != 1 ] || continue

@@ -20,8 +20,11 @@ finish_system() {
     prepare_for_layout
     write_menu
     for id in $(planned boot); do write_loader "$id"; done
-    sync
+    for path in $(planned mount | cut -d' ' -f3); do
+        sync -f "/run/target$path" 2>/run/tool || fail boot "write the new system to its disks: $(tr '\n' ' ' </run/tool)"
+    done
     leave_layout || fail boot "the new system could not be unmounted: $(tr '\n' ' ' </run/tool)"
+    mark_disks
 }
 
 uuid_of() { blkid -c /dev/null -o value -s UUID "$(device "$1")"; }
@@ -41,16 +44,20 @@ write_fstab() {
         # Of two loaders only one can be mounted here; a system whose first disk is dead comes up without.
         echo "UUID=$(uuid_of "part:$first:2") /boot/efi vfat umask=0077,nofail 0 2"
         planned swap | while read -r part; do echo "UUID=$(uuid_of "$part") none swap sw 0 0"; done
-    } >/run/target/etc/fstab || fail boot 'write /etc/fstab'
-    ! grep -q '^UUID= ' /run/target/etc/fstab || fail boot "a file system has no UUID: $(grep '^UUID= ' /run/target/etc/fstab | tr '\n' ';')"
+    } >/run/fstab
+    ! grep -q '^UUID= ' /run/fstab || fail boot "a file system has no UUID: $(grep '^UUID= ' /run/fstab | tr '\n' ';')"
+    keep /run/fstab /etc/fstab
 }
+
+# keep FILE PATH: what was made in memory, onto the new system.
+keep() { cp "$1" "/run/target$2" 2>/run/tool || fail boot "write $2: $(tr '\n' ' ' </run/tool)"; }
 
 # in_target COMMAND…: as the new system's root, with what its tools look at. What it wrote is in /run/chroot; /run/late is there where it took too long. It
 # ends with all that it started: what is left would hold the new system's disks.
 in_target() {
     rm -f /run/late
     for name in dev proc sys; do
-        mkdir -p "/run/target/$name" && mount -o bind "/$name" "/run/target/$name" 2>/run/chroot || { leave_target; return 1; }
+        mkdir -p "/run/target/$name" 2>/run/chroot && mount -o bind "/$name" "/run/target/$name" 2>/run/chroot || { leave_target; return 1; }
     done
     setsid chroot /run/target /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/root DEBIAN_FRONTEND=noninteractive "$@" \
         </dev/null >/run/chroot 2>&1 3<&- &
@@ -64,7 +71,11 @@ in_target() {
     return $ended
 }
 
-leave_target() { for name in sys proc dev; do umount "/run/target/$name" 2>/dev/null; done; }
+leave_target() {
+    for name in sys proc dev; do
+        ! grep -q " /run/target/$name " /proc/mounts || umount "/run/target/$name" 2>/dev/null || umount -l "/run/target/$name"
+    done
+}
 
 # What the last tool in the new system said, and whether it was ended.
 words_in_target() { echo "$([ ! -e /run/late ] || echo "it took longer than $TOOL_SECONDS s; it wrote last: ")$(tail -n 4 /run/chroot | tr '\n' ' ')"; }
@@ -75,7 +86,8 @@ prepare_for_layout() {
     if [ -n "$(planned mirror)" ]; then
         needs=mdadm
         mkdir -p /run/target/etc/mdadm
-        { echo 'HOMEHOST <system>' && mdadm --detail --scan; } >/run/target/etc/mdadm/mdadm.conf 2>/run/tool || fail boot "write mdadm.conf: $(tail -n 1 /run/tool)"
+        { echo 'HOMEHOST <system>' && mdadm --detail --scan; } >/run/mdadm.conf 2>/run/tool || fail boot "mdadm does not say what it made: $(tail -n 1 /run/tool)"
+        keep /run/mdadm.conf /etc/mdadm/mdadm.conf
     fi
     [ -z "$(planned group)" ] || needs="$needs lvm"
     for tool in $needs; do
@@ -108,7 +120,8 @@ write_menu() {
         echo "  linux $prefix/vmlinuz-$kernel root=UUID=$(uuid_of "$(holder_of /)") ro $(tr ' ' '\n' </proc/cmdline | grep '^console=' | tr '\n' ' ')"
         [ -z "$initrd" ] || echo "  initrd $prefix/$initrd"
         echo '}'
-    } >/run/target/boot/grub/grub.cfg || fail boot 'write /boot/grub/grub.cfg'
+    } >/run/menu
+    keep /run/menu /boot/grub/grub.cfg
 }
 
 # write_loader DISK: its first sector finds the core at the start of the first partition; the core, and the one for UEFI, read a line in the second one.
@@ -122,9 +135,11 @@ write_loader() {
         fail boot "write the loader to /dev/$target: $(tr '\n' ' ' </run/tool)"
     mkdir -p /run/efi
     stored "mount the EFI system partition of /dev/$target" mount -t vfat "$(device "part:$1:2")" /run/efi
-    mkdir -p /run/efi/EFI/BOOT /run/efi/muster
-    cp $GRUB/BOOT*.EFI /run/efi/EFI/BOOT/ || fail boot "write the loader for UEFI to /dev/$target"
-    printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)%s\nconfigfile $prefix/grub.cfg\n' "$(uuid_of "$holder")" "$folder" >/run/efi/muster/grub.cfg ||
-        fail boot "write the loader's configuration to /dev/$target"
-    umount /run/efi || fail boot "the EFI system partition of /dev/$target could not be unmounted"
+    { fill_efi && sync -f /run/efi && umount /run/efi; } 2>/run/tool || fail boot "write the EFI system partition of /dev/$target: $(tr '\n' ' ' </run/tool)"
+}
+
+fill_efi() {
+    mkdir -p /run/efi/EFI/BOOT /run/efi/muster &&
+        cp $GRUB/BOOT*.EFI /run/efi/EFI/BOOT/ &&
+        printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)%s\nconfigfile $prefix/grub.cfg\n' "$(uuid_of "$holder")" "$folder" >/run/efi/muster/grub.cfg
 }
