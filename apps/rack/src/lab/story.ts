@@ -106,7 +106,7 @@ class Story {
     const { client, computer, os, layout, network, isRescued, publicKey } = this.#options
     const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
     expectThat(
-      /muster: starting on Linux [\s\S]*muster: off: enlisted as /.test(computer.console()),
+      /muster: starting on Linux [\s\S]*muster: enlisted as /.test(computer.console()),
       'the agent’s words are on its serial line',
     )
     await this.#suffer('commissioning', id)
