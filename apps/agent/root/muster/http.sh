@@ -39,14 +39,19 @@ stand() {
     mv /run/stand.new /run/stand
 }
 
-# Tells where the work stands, every so many seconds, until the file goes.
+# Tells where the work stands, every so many seconds and when a step begins, until the file goes.
 heartbeat() {
     while [ -e /run/stand ]; do
         { read -r step; read -r message; read -r percent; } </run/stand
         # Files of its own: the work asks meanwhile.
         (ANSWER=/run/beat TROUBLE=/run/beat.trouble; signal working "$step" "$message" "$percent")
         [ "$(cat /run/beat.status 2>/dev/null)" != 401 ] || leave_off
-        sleep "$1"
+        # A step may be over before the next beat, and nobody would know of it.
+        rested=0
+        while [ $rested -lt "$1" ] && { read -r at </run/stand; } 2>/dev/null && [ "$at" = "$step" ]; do
+            sleep 1
+            rested=$((rested + 1))
+        done
     done
 }
 

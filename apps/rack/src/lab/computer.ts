@@ -113,6 +113,12 @@ export class Computer implements AsyncDisposable {
     this.#start()
   }
 
+  /** Its power goes, as by a fuse, and is there again at once: it stays off until it is switched on. */
+  async cutPower(): Promise<void> {
+    this.#orders = this.#orders.then(() => this.#stop())
+    await this.#orders
+  }
+
   /** Its processors stand still, as those of a machine that hangs; its power stays. */
   freeze(): void {
     this.#qmp?.write('{"execute":"stop"}\n')

@@ -173,9 +173,10 @@ export async function sufferFault(
   const { fault } = await teller.comesTo(id, failed, {
     fits: isOff,
     meanwhile: async ({ state, progress, waitingFor }) => {
-      if (isMade || state !== during || progress === null || !waitingFor?.startsWith('the agent:')) return
+      if (isMade || state !== during || progress === null || !waitingFor?.startsWith('the agent:')) return 'left alone'
       isMade = true
       await make(options, id)
+      return 'disturbed'
     },
   })
   const { code: seen = '', message = '' } = fault ?? {}

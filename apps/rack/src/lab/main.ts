@@ -12,11 +12,12 @@ import { type Federation, startFederation } from '../federation/federation.ts'
 import { wholeNumber } from '../whole-number.ts'
 import { type Acceleration, Computer, type ComputerOptions, type Firmware } from './computer.ts'
 import { buildDebianImage } from './debian-image.ts'
+import { type Disturbance, everyStep, type Moment, moments } from './disturbance.ts'
 import { diskBytes, duringOf, type FaultName, type FaultOptions, faultDeadlines, faultNames, makeFaultImage, tellFaults } from './faults.ts'
 import { whyNoLab } from './needs.ts'
 import { describeSubnets, type NetworkKind, networkKinds, networkNeeds } from './networks.ts'
 import { bmcAddress, lan, layNetwork, layVlan, runInside } from './place.ts'
-import { type Layout, Mortal, rootOn, type Stage, stages, tellStory } from './story.ts'
+import { type Layout, Mortal, rootOn, tellStory } from './story.ts'
 import type { StepTime } from './teller.ts'
 
 interface Arguments {
@@ -27,7 +28,9 @@ interface Arguments {
   rescue: boolean
   accel: Acceleration
   data: string
-  killIn: Stage[]
+  killIn: Moment[]
+  cutIn: Moment[]
+  abortIn: Moment[]
   suffer: FaultName[]
   fault: FaultName[]
   full: boolean
@@ -54,7 +57,9 @@ const program = new Command('npm run lab --')
   .option('--rescue', 'each machine is put into the rescue system once, and back', false)
   .addOption(new Option('--accel <kind>', 'kvm needs /dev/kvm').choices(['kvm', 'tcg']).default('tcg', 'tcg, which works everywhere'))
   .option('--data <dir>', 'images stay there for the next time; consoles and logs are in its run/', '.muster/lab')
-  .addOption(new Option('--kill-in <stage...>', 'kill -9 of the partition in the middle of these stages').choices([...stages]).default([]))
+  .addOption(disturbing('--kill-in', 'kill -9 of the partition in the middle of these stages, or at these steps, of the first machine'))
+  .addOption(disturbing('--cut-in', 'the power of each machine goes there, once for each'))
+  .addOption(disturbing('--abort-in', 'what each machine does is aborted there, and ordered again'))
   .addOption(
     new Option('--suffer <fault...>', 'each machine suffers one of these first, in turn, and the same order is then carried out')
       .choices(faultNames.filter(name => duringOf(name) !== 'releasing'))
@@ -65,12 +70,12 @@ const program = new Command('npm run lab --')
       .choices([...faultNames])
       .default([]),
   )
-  .option('--full', 'the lives of machines, and then every fault', false)
+  .option('--full', 'the lives of machines, disturbed in these three ways at every step, and then every fault', false)
   .option('--limit <minutes>', 'for one step of one machine', wholeNumber(1, 120), 15)
   .option('--json', 'one line of JSON on standard output at the end', false)
   .addHelpText(
     'after',
-    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning deploying\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --network vlan bond --rescue\n  npm run lab -- --suffer truncated-image wrong-digest\n  npm run lab -- --fault no-dhcp full-disk',
+    '\nExamples:\n  npm run lab\n  npm run lab -- --firmware uefi --machines 1 --kill-in commissioning write\n  npm run lab -- --firmware bios --machines 1 --cut-in download write seed erase --abort-in write\n  npm run lab -- --layout lvm raid1\n  npm run lab -- --network vlan bond --rescue\n  npm run lab -- --suffer truncated-image wrong-digest\n  npm run lab -- --fault no-dhcp full-disk',
   )
 
 const args = program.parse().opts<Arguments>()
@@ -209,7 +214,7 @@ async function lives({ os, spoilt, runDir }: Inside & { part: 'lives' }): Promis
         isRescued: args.rescue,
         fault: spoilt[index] && { name: inTurn(args.suffer, index) as FaultName, image: spoilt[index] },
         ...key,
-        killIn: index === 0 ? args.killIn : [],
+        disturbances: disturbancesOf(index),
         partition: mortal,
         stepLimitMs: args.limit * 60_000,
         say,
@@ -217,6 +222,17 @@ async function lives({ os, spoilt, runDir }: Inside & { part: 'lives' }): Promis
     ),
   )
   return report(computers, ends)
+}
+
+/** The partition is killed for all of them; the first is enough to say when. */
+function disturbancesOf(index: number): Disturbance[] {
+  const all = args.full ? everyStep(args.layout.length > 0 ? 'tar' : 'disk') : undefined
+  const planned = (how: Disturbance['how'], chosen: readonly Moment[]) => (all ?? chosen).map(at => ({ how, at }))
+  return [...(index === 0 ? planned('kill', args.killIn) : []), ...planned('cut', args.cutIn), ...planned('abort', args.abortIn)]
+}
+
+function disturbing(flag: string, what: string): Option {
+  return new Option(`${flag} <stage or step...>`, what).choices(moments).default([])
 }
 
 /** Undefined where there are none. */

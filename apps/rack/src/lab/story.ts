@@ -8,16 +8,13 @@ import type { State } from '@muster/shared/life-cycle'
 import type { Machine } from '@muster/shared/machine'
 import type { Child } from '../federation/child.ts'
 import type { Computer } from './computer.ts'
+import { type Disturbance, Disturber, type Stage } from './disturbance.ts'
 import { duringOf, type FaultName, type FaultOptions, sufferFault } from './faults.ts'
 import { type NetworkKind, type Promised, promiseNetwork, seeNetwork } from './networks.ts'
 import { addressOf, lan } from './place.ts'
 import { enterRescue, leaveRescue, type RescueOptions } from './rescue.ts'
 import { runThere } from './shell.ts'
 import { expectThat, type StepTime, Teller } from './teller.ts'
-
-/** The stages in which a partition can be killed. */
-export const stages = ['commissioning', 'deploying', 'releasing'] as const
-export type Stage = (typeof stages)[number]
 
 /** What a root tarball is put on, and what its root file system is then seen to be on. */
 export const rootOn = {
@@ -44,8 +41,8 @@ export interface StoryOptions {
   /** The private key of the user; the public one is beside it. */
   readonly keyFile: string
   readonly publicKey: string
-  /** The partition dies, kill -9, once in the middle of each of these stages, and is started again. */
-  readonly killIn: readonly Stage[]
+  /** What befalls it on its way. */
+  readonly disturbances: readonly Disturbance[]
   readonly partition: Mortal
   readonly stepLimitMs: number
   readonly say: (line: string) => void
@@ -93,13 +90,14 @@ interface Installed {
 class Story {
   readonly #options: StoryOptions
   readonly #teller: Teller
-  readonly #toKillIn: Set<Stage>
+  readonly #disturber: Disturber
   #promised: Promised | undefined
 
   constructor(options: StoryOptions) {
     this.#options = options
     this.#teller = new Teller({ ...options, partitionIsUp: () => options.partition.up() })
-    this.#toKillIn = new Set(options.killIn)
+    const { disturbances: planned, partition } = options
+    this.#disturber = new Disturber({ ...options, teller: this.#teller, planned, killPartition: () => partition.killAndRestart() })
   }
 
   async run(): Promise<readonly StepTime[]> {
@@ -111,8 +109,10 @@ class Story {
     )
     await this.#suffer('commissioning', id)
     await this.#teller.step('commissioned', async () => {
-      await this.#teller.order('the order to commission', () => client.machines.commission({ id }))
-      const { cpus, memoryMib, disks } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
+      const { cpus, memoryMib, disks } = await this.#carryOut('the order to commission', {
+        ...{ id, give: () => client.machines.commission({ id }), to: 'ready' },
+        fits: ({ power }) => power === 'off',
+      })
       const serials = disks.map(({ serial }) => serial)
       const isOurs = cpus === 1 && memoryMib > 500 && computer.serials.every(serial => serials.includes(serial))
       expectThat(isOurs, 'the inventory is of this machine', { cpus, memoryMib, serials })
@@ -123,9 +123,9 @@ class Story {
     await this.#suffer('deploying', id)
     this.#promised = network && (await promiseNetwork(network, { ...this.#options, teller: this.#teller, id }))
     await this.#teller.step('deployed', async () => {
-      const storage = { ...(layout && { storage: { kind: layout } }), ...(this.#promised && { network: this.#promised.document }) }
-      await this.#teller.order('the order to deploy', () => client.machines.deploy({ id, os, sshKeys: [publicKey], ...storage }))
-      await this.#comesTo(id, 'deployed')
+      const more = { ...(layout && { storage: { kind: layout } }), ...(this.#promised && { network: this.#promised.document }) }
+      const give = () => client.machines.deploy({ id, os, sshKeys: [publicKey], ...more })
+      await this.#carryOut('the order to deploy', { id, give, to: 'deployed' })
     })
     const first = await this.#teller.step('logged in', () => this.#login())
     expectThat((await this.#nameResolves()) === 'to its address', 'the partition’s DNS knows where the machine is')
@@ -143,12 +143,14 @@ class Story {
     await this.#seeNetwork()
     if (isRescued) await this.#rescue(id)
     await this.#teller.step('released', async () => {
-      await this.#teller.order('the release', () => client.allocations.release({ id: allocation.id as string }))
-      const { owner, deployment } = await this.#comesTo(id, 'ready', ({ power }) => power === 'off')
+      const { owner, deployment } = await this.#carryOut('the release', {
+        ...{ id, give: () => client.allocations.release({ id: allocation.id as string }), to: 'ready' },
+        fits: ({ power }) => power === 'off',
+      })
       expectThat(owner === null && deployment === null, 'a released machine is nobody’s')
     })
     expectThat(!(await oneHolds(computer.disks, pattern)), 'the pattern is gone from the disks')
-    expectThat(this.#toKillIn.size === 0, 'the partition was killed in each stage asked for', { left: [...this.#toKillIn] })
+    expectThat(this.#disturber.left.length === 0, 'it was disturbed wherever that was asked for', { left: this.#disturber.left })
     return this.#teller.times
   }
 
@@ -190,8 +192,15 @@ class Story {
     await this.#teller.step(`seen: ${promised.kind}`, () => seeNetwork(promised, { computer, runAt, isOnVlan }))
   }
 
-  #comesTo(id: string, state: State, fits: (machine: Machine) => boolean = () => true): Promise<Machine> {
-    return this.#teller.comesTo(id, state, { fits, meanwhile: machine => this.#killWhere(machine) })
+  /** Gives the order and waits until it is carried out, whatever befalls the machine meanwhile. */
+  async #carryOut(
+    what: string,
+    wanted: { id: string; give: () => Promise<unknown>; to: State; fits?: (machine: Machine) => boolean },
+  ): Promise<Machine> {
+    const { id, give, to, fits } = wanted
+    const order = () => this.#teller.order(what, () => give().then(() => 'given' as const))
+    await order()
+    return this.#teller.comesTo(id, to, { ...(fits && { fits }), meanwhile: machine => this.#disturber.see(machine, order) })
   }
 
   async #login(): Promise<Installed> {
@@ -220,16 +229,6 @@ class Story {
     const address = await this.#address()
     if (address === undefined) throw new Error(`${computer.name} is not heard on the network`)
     return runThere({ user, address, keyFile }, command)
-  }
-
-  /** In the middle of the stage: the agent has begun to report. */
-  async #killWhere({ state, progress }: Machine): Promise<void> {
-    const { partition, computer, say } = this.#options
-    const stage = stages.find(name => name === state)
-    if (!stage || !this.#toKillIn.has(stage) || progress === null) return
-    this.#toKillIn.delete(stage)
-    say(`${computer.name}:   the partition is killed while it is ${stage}`)
-    await partition.killAndRestart()
   }
 }
 

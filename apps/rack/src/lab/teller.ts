@@ -68,12 +68,15 @@ export class Teller {
 
   /**
    * Waits for the state, and for what `look` makes of the machine in it where that is given; what the machine waits for meanwhile is shown. A failure that
-   * is not waited for ends the story with its fault. `meanwhile` sees the machine each time.
+   * is not waited for ends the story with its fault. `meanwhile` sees the machine each time, and says whether it is another now.
    */
   async comesTo(
     id: string,
     state: State,
-    { fits = () => true, meanwhile }: { fits?: (machine: Machine) => boolean; meanwhile?: (machine: Machine) => Promise<void> } = {},
+    {
+      fits = () => true,
+      meanwhile,
+    }: { fits?: (machine: Machine) => boolean; meanwhile?: (machine: Machine) => Promise<'disturbed' | 'left alone'> } = {},
   ): Promise<Machine> {
     const { client, computer, say } = this.#options
     let shown = ''
@@ -82,7 +85,7 @@ export class Teller {
       const text = `${machine.state}${machine.waitingFor ? `: ${machine.waitingFor}` : ''}`
       if (text !== shown) say(`${computer.name}:   ${text}`)
       shown = text
-      await meanwhile?.(machine)
+      if ((await meanwhile?.(machine)) === 'disturbed') return undefined
       if (machine.state === state && fits(machine)) return machine
       if (machine.state.startsWith('failed_') && machine.state !== state)
         throw new Error(`${machine.state}: ${JSON.stringify(machine.fault)}`)
