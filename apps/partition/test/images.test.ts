@@ -46,6 +46,25 @@ test('an image is there with its digest; again changes nothing; a newer one keep
   }
 })
 
+test('a new title keeps the image before it, and a description that is broken is no hindrance to taking the image in or away', async () => {
+  const { place, put, catalogue, files } = places()
+  for (const content of [randomBytes(9_000), randomBytes(8_000)]) await takeImage(put(content))
+  const content = randomBytes(7_000)
+  await takeImage(put(content))
+  const before = readdirSync(place)
+  expect(await takeImage({ ...put(content), title: 'Debian 12' })).toBe('taken')
+  expect([readdirSync(place), catalogue()[0]?.title]).toEqual([before, 'Debian 12'])
+  for (const broken of ['', '{"file": ', 'null', '[]']) {
+    writeFileSync(path.join(place, 'image.json'), broken)
+    expect(catalogue()).toEqual([])
+    expect(await takeImage(put(content))).toBe('taken')
+    expect(catalogue()).toHaveLength(1)
+  }
+  writeFileSync(path.join(place, 'image.json'), '')
+  expect(await removeImage(files, 'debian/12', 'amd64')).toBe('removed')
+  expect(existsSync(place)).toBe(false)
+})
+
 test('a wrong digest, a source that is not there, and a broken connection leave everything as it was', async () => {
   const { folder, place, put, catalogue } = places()
   const content = randomBytes(50_000)

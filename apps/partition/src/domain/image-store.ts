@@ -31,8 +31,8 @@ const silenceMs = 60_000
 const staleMs = 24 * 3_600_000
 
 /**
- * Takes an image in under its name; the one before stays readable for deployments that have begun. Again with the same digest changes nothing. Throws
- * where the source cannot be read, its digest is another, or the disk is full; then everything is as it was.
+ * Takes an image in under its name; the one before stays readable for deployments that have begun. Again with the same digest changes nothing but what is
+ * said of it. Throws where the source cannot be read, its digest is another, or the disk is full; then everything is as it was.
  */
 export async function takeImage(image: NewImage): Promise<'taken' | 'known'> {
   const { files, os, arch, title, dataSource, form } = image
@@ -54,6 +54,7 @@ export async function takeImage(image: NewImage): Promise<'taken' | 'known'> {
   }
   if (isThere && JSON.stringify(before) === JSON.stringify(description)) return 'known'
   await writeWhole(path.join(place, 'image.json'), `${JSON.stringify(description, null, 2)}\n`)
+  if (isThere) return 'taken'
   // The new one, and the one before it.
   const kept = new Set([description.file, before?.file])
   const others = (await readdir(place)).filter(name => name.endsWith('.img') && !kept.has(name))
@@ -64,7 +65,7 @@ export async function takeImage(image: NewImage): Promise<'taken' | 'known'> {
 /** Removes an image. Deployments that have not fetched it yet fail, and say so. */
 export async function removeImage(files: string, os: string, arch: string): Promise<'removed' | 'absent'> {
   const place = path.join(files, 'images', os, arch)
-  if ((await descriptionIn(place)) === undefined) return 'absent'
+  if ((await sizeOf(path.join(place, 'image.json'))) === undefined) return 'absent'
   // First what names it.
   await rm(path.join(place, 'image.json'))
   await rm(place, { recursive: true, force: true })
@@ -119,11 +120,19 @@ async function* readSource(source: string, stop: AbortSignal | undefined): Async
   }
 }
 
-async function descriptionIn(place: string): Promise<{ file: string; sha256: string; sizeBytes: number } | undefined> {
+interface Described {
+  file: string
+  sha256: string
+  sizeBytes: number
+}
+
+/** Undefined where there is none, or one that cannot be read as such: taking the image in anew is the way out. */
+async function descriptionIn(place: string): Promise<Described | undefined> {
   try {
-    return JSON.parse(await readFile(path.join(place, 'image.json'), 'utf8'))
+    const found = JSON.parse(await readFile(path.join(place, 'image.json'), 'utf8')) as Partial<Described> | null
+    return typeof found?.file === 'string' ? (found as Described) : undefined
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT' || error instanceof SyntaxError) return undefined
     throw error
   }
 }

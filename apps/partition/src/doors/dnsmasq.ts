@@ -3,7 +3,7 @@
 // so that an empty folder is as good as an old one.
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { networkInterfaces, userInfo } from 'node:os'
 import path from 'node:path'
@@ -340,10 +340,13 @@ function takeLoaders(files: string): Set<string> {
       .map(source => path.join(source, name))
       .find(file => existsSync(file))
     if (existsSync(own) || given === undefined) continue
-    copyFileSync(given, `${own}.new`)
+    // A link, so that the next release of the package is served too.
+    rmSync(`${own}.new`, { force: true })
+    symlinkSync(given, `${own}.new`)
     renameSync(`${own}.new`, own)
   }
-  const present = new Set(readdirSync(folder))
+  // A link that leads nowhere any more is none.
+  const present = new Set(readdirSync(folder).filter(name => existsSync(path.join(folder, name))))
   if (!loaders.some(({ file }) => present.has(file)))
     throw new Error(`no loader is in ${folder}; install the package ipxe, or put ${loaders.map(({ file }) => file).join(', ')} there`)
   return present

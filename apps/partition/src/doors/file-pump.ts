@@ -5,6 +5,8 @@ import type { ServerResponse } from 'node:http'
 
 /** Read and written at once: few turns of the event loop for each MiB, and little held for who does not read. */
 const chunkBytes = 2 ** 18
+/** Who does not take one within this time gives its place to another machine: 8 kB/s, where the slowest management network has a hundred times that. */
+const chunkMs = 30_000
 /** Buffers kept for the next; a herd makes more, which go with it. */
 const spareMost = 32
 
@@ -17,7 +19,7 @@ export interface Piece {
 export class FilePump {
   readonly #spare: Buffer[] = []
 
-  /** Writes the piece and ends the answer; less when `left` fires. Throws what reading throws, and where the file is shorter than it was. */
+  /** Writes the piece and ends the answer; less when `left` fires, or where it is taken too slowly. Throws what reading throws, and where the file is shorter than it was. */
   async send({ path, start, bytes }: Piece, outgoing: ServerResponse, left: AbortSignal): Promise<void> {
     const file = await open(path)
     const buffer = this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes)
@@ -42,10 +44,12 @@ async function readInto(buffer: Buffer, file: FileHandle, at: number, bytes: num
   return buffer.subarray(0, bytesRead)
 }
 
-/** Resolves when the kernel has it all, or nobody wants it any more: the buffer is free then. */
+/** Resolves when the kernel has it all, or nobody wants it any more: the buffer is free then. Ends an answer that is taken too slowly. */
 function written(chunk: Buffer, outgoing: ServerResponse, left: AbortSignal): Promise<void> {
   return new Promise(resolve => {
+    const slow = setTimeout(() => outgoing.destroy(), chunkMs)
     const done = () => {
+      clearTimeout(slow)
       left.removeEventListener('abort', done)
       resolve()
     }

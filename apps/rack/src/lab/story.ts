@@ -103,10 +103,7 @@ class Story {
   async run(): Promise<readonly StepTime[]> {
     const { client, computer, os, layout, network, isRescued, publicKey } = this.#options
     const id = await this.#teller.step('enlisted', () => this.#teller.enlist())
-    expectThat(
-      /muster: starting on Linux [\s\S]*muster: enlisted as /.test(computer.console()),
-      'the agent’s words are on its serial line',
-    )
+    expectThat(/muster: starting on Linux [\s\S]*muster: enlisted as /.test(computer.console()), 'the agent’s words are on its serial line')
     await this.#suffer('commissioning', id)
     await this.#teller.step('commissioned', async () => {
       const { cpus, memoryMib, disks } = await this.#carryOut('the order to commission', {
