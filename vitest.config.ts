@@ -20,7 +20,7 @@ const shared = {
 } as const
 
 /** Tests that start whole federations and load all cores, or must not be starved: one after the other, when the rest is done. */
-const wholeFederations = ['apps/rack/test/{chaos,chaos-*,story,fleet,loss,bench,lab}.test.ts']
+const wholeFederations = ['apps/rack/test/{chaos,chaos-*,steps,story,fleet,loss,bench,lab}.test.ts']
 
 export default defineConfig({
   test: {

@@ -8,7 +8,7 @@ import type { BmcCounters } from './bmc/controller.ts'
 import type { BmcFaults } from './bmc/faults.ts'
 import type { DiskContent, HistoryEntry, Phase } from './machine/boot.ts'
 import { machineFacts, machineNameOf } from './machine/facts.ts'
-import { HttpClient, openConnections } from './machine/http.ts'
+import { HttpClient, openConnections, type Wire } from './machine/http.ts'
 import { type BootOrder, Machine } from './machine/machine.ts'
 import { type Pace, Pacer } from './machine/pace.ts'
 import { seededBytes, seededRandom } from './machine/random.ts'
@@ -29,6 +29,8 @@ export interface MachineSpec {
   inventory?: Partial<Inventory>
   bootOrder?: BootOrder
   bmc?: { faults?: Partial<BmcFaults>; kg?: Buffer; users?: readonly BmcUser[] }
+  /** What is between it and its partition; nothing where absent. */
+  wire?: Wire
   /** `redfish`: its BMC has a Redfish service beside IPMI, on the TCP port of the same number, and the machine reports that. */
   speaks?: 'ipmi' | 'redfish'
 }
@@ -291,7 +293,7 @@ async function buildMachine(spec: MachineSpec, place: BmcPlace, context: BuildCo
     }),
     bootFileMax: options.bootFileMax ?? bootFileMaxDefault,
     pacer,
-    http: new HttpClient(context.connections, pacer),
+    http: new HttpClient(context.connections, pacer, spec.wire),
     serial: text => bmc?.serialOutput(Buffer.from(text)),
     powerChanged: () => redfish?.powerChanged(),
     saved,

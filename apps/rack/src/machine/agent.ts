@@ -186,6 +186,7 @@ async function install(agent: Agent, job: Job & { kind: 'install' }): Promise<En
     return await failed(fetched)
   }
   Object.assign(report, { step: 'write', progress: 60 })
+  await telling.now()
   if (boot.behaviour.install === 'disk errors') {
     await telling.stop()
     const [first] = boot.inventory.disks
@@ -193,6 +194,7 @@ async function install(agent: Agent, job: Job & { kind: 'install' }): Promise<En
   }
   await boot.pacer.stage('writeImage', boot.signal)
   Object.assign(report, { step: 'seed', progress: 95 })
+  await telling.now()
   await boot.pacer.stage('writeSeed', boot.signal)
   const { os, hostname, seedUrl, metadata } = job
   boot.writeDisk({ kind: 'installed', os, hostname, sha256: job.image.sha256, seedUrl, ...(metadata && { metadata }) })
@@ -274,17 +276,18 @@ async function work(
   }
 }
 
-/** Signals `report` as it stands, again and again until stopped. A lost heartbeat is no failure; the next one tells more. */
+/** Signals `report` as it stands, again and again until stopped, and `now`. A lost heartbeat is no failure; the next one tells more. */
 function tellProgress(
   agent: Agent,
   { report, everyMs }: { report: { step: string; progress: number }; everyMs: number },
-): AsyncDisposable & { stop(): Promise<void> } {
+): AsyncDisposable & { now(): Promise<void>; stop(): Promise<void> } {
   const stopping = new AbortController()
   const until = AbortSignal.any([agent.boot.signal, stopping.signal])
+  const now = () => signal(agent, { status: 'working', step: report.step, message: '', progress: report.progress })
   const telling = (async () => {
     while (!until.aborted) {
       try {
-        await signal(agent, { status: 'working', step: report.step, message: '', progress: report.progress })
+        await now()
         await sleep(everyMs, undefined, { signal: until })
       } catch (error) {
         if (until.aborted) return
@@ -297,7 +300,7 @@ function tellProgress(
     stopping.abort()
     await telling
   }
-  return { stop, [Symbol.asyncDispose]: stop }
+  return { now, stop, [Symbol.asyncDispose]: stop }
 }
 
 /** Tells the partition. What ends a job is repeated patiently; a heartbeat only briefly. Throws HttpFailure where it is refused. */

@@ -43,6 +43,12 @@ export interface HttpRequest {
   signal: AbortSignal
 }
 
+/** What tests do to a machine's requests on their way: each may be held for as long as a promise is open, or lost by its rejection. */
+export interface Wire {
+  /** `before` it is sent; `after` it was answered, and the machine has not heard that. */
+  pass(request: HttpRequest, side: 'before' | 'after'): Promise<void>
+}
+
 export interface HttpAnswer {
   status: number
   body: Buffer
@@ -67,10 +73,12 @@ const textBytesMax = 1_048_576
 export class HttpClient {
   readonly #connections: Connections
   readonly #pacer: Pacer
+  readonly #wire: Wire | undefined
 
-  constructor(connections: Connections, pacer: Pacer) {
+  constructor(connections: Connections, pacer: Pacer, wire?: Wire) {
     this.#connections = connections
     this.#pacer = pacer
+    this.#wire = wire
   }
 
   /**
@@ -130,6 +138,7 @@ export class HttpClient {
       throw new HttpFailure(`${describe(request)}: is not an http URL`, { status: 0 })
     const url = new URL(request.url)
     const body = request.body === undefined ? undefined : Buffer.from(request.body)
+    await this.#onTheWay(request, 'before')
     const options = {
       method: request.method ?? 'GET',
       headers: { 'user-agent': 'muster-rack', ...request.headers, ...(body && { 'content-length': body.length }) },
@@ -146,7 +155,32 @@ export class HttpClient {
       reject(request.signal.aborted ? cause : new HttpFailure(`${describe(request)}: ${cause.message || cause.name}`, { cause })),
     )
     outgoing.end(body)
-    return await promise
+    const response = await promise
+    try {
+      await this.#onTheWay(request, 'after')
+    } catch (error) {
+      response.destroy()
+      throw error
+    }
+    return response
+  }
+
+  /** Waits until the wire lets it through. Throws HttpFailure where it is lost there, AbortError when the power goes. */
+  async #onTheWay(request: HttpRequest, side: 'before' | 'after'): Promise<void> {
+    if (!this.#wire) return
+    const { signal } = request
+    const { promise: powerGoes, reject } = Promise.withResolvers<never>()
+    const stop = () => reject(signal.reason)
+    if (signal.aborted) stop()
+    signal.addEventListener('abort', stop, { once: true })
+    try {
+      await Promise.race([this.#wire.pass(request, side), powerGoes])
+    } catch (cause) {
+      signal.throwIfAborted()
+      throw new HttpFailure(`${describe(request)}: the connection broke`, { cause })
+    } finally {
+      signal.removeEventListener('abort', stop)
+    }
   }
 }
 

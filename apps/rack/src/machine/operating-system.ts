@@ -1,5 +1,5 @@
-// An installed operating system's boot, as cloud-init plays it: reads the seed (NoCloud) or the metadata service (MAAS), and on the first boot of
-// an instance reports its stages and phones home.
+// An installed operating system's boot, as cloud-init plays it: reads the seed (NoCloud) or the metadata service (MAAS), reports its stages, and on the
+// first boot of an instance phones home.
 import { randomUUID } from 'node:crypto'
 import type { MetadataCredentials } from '@muster/shared/cloud-init'
 import type { Boot, DiskContent } from './boot.ts'
@@ -16,16 +16,18 @@ export async function bootOperatingSystem(boot: Boot, disk: InstalledDisk): Prom
   const seed = await readMetadata(boot, disk)
   boot.note('os booted', { os: disk.os })
   if (!seed) return
-  // Per-instance work is done once per instance-id: a machine that is merely restarted does not phone home again.
-  if (seed.instanceId === disk.instanceId) return
-  boot.writeDisk({ ...disk, instanceId: seed.instanceId })
   // User-data goes before vendor-data, as cloud-init merges them.
   const phoneHome = phoneHomeOf(seed.userData) ?? phoneHomeOf(seed.vendorData)
   const webhook = webhookOf(seed.userData) ?? webhookOf(seed.vendorData)
+  // Every boot reports, whatever an earlier one has done.
   const report = (reports: readonly Report[]) => (webhook ? sendReports(boot, webhook, reports) : Promise.resolve())
   await report(beforePhoningHome(boot.behaviour.firstBoot))
   if (boot.behaviour.phoneHome === 'never') return
-  if (phoneHome) await sendPhoneHome(boot, phoneHome, seed)
+  // Once per instance, and noted before it is done: a machine that loses its power just then does not phone home again either.
+  if (seed.instanceId !== disk.instanceId) {
+    boot.writeDisk({ ...disk, instanceId: seed.instanceId })
+    if (phoneHome) await sendPhoneHome(boot, phoneHome, seed)
+  }
   await report(afterPhoningHome(boot.behaviour.firstBoot))
 }
 
