@@ -25,8 +25,8 @@ const wholeFederations = ['apps/rack/test/{chaos,chaos-*,steps,story,fleet,loss,
 export default defineConfig({
   test: {
     globalSetup: ['libs/embedded/src/test-postgres.ts'],
-    // Tests wait on databases, sockets and timers more than they compute: three workers on two cores.
-    maxWorkers: Math.ceil(availableParallelism() * 1.5),
+    // Tests wait on databases, sockets and timers more than they compute: four workers on two cores.
+    maxWorkers: availableParallelism() * 2,
     projects: [
       {
         test: {
