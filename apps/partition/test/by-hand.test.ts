@@ -44,7 +44,7 @@ test('only who may, and only where there is no switch to ask', async () => {
   await expect(partition.as('alice').machines.confirmPower({ id: switched.id, power: 'on' })).rejects.toMatchObject({ code: 'wrong-state' })
 })
 
-test('a driver that runs programs on the server is for labs only, and an enlisting machine can name no other than its own BMC', async () => {
+test('a driver that runs programs on the server is for labs only, and an enlisting machine can name none', async () => {
   const create = partition
     .as('olga')
     .machines.create({ interfaces: [{ mac: '02:00:00:00:aa:01' }], powerDriver: 'qemu', powerSettings: {} })
@@ -57,5 +57,5 @@ test('a driver that runs programs on the server is for labs only, and an enlisti
     body: JSON.stringify({ ...body, bmc }),
   })
   expect(answer.status).toBe(422)
-  expect(await answer.text()).toContain('bmc.driver')
+  expect(await answer.json()).toMatchObject({ errors: [{ field: 'bmc' }] })
 })

@@ -111,6 +111,13 @@ async function machineWith(core: TestCore, bmc: VirtualMachine, columns: Partial
   return reread(core, row.id)
 }
 
+const deployment = {
+  os: 'debian/12',
+  dataSource: 'nocloud' as const,
+  startedAt: new Date().toISOString(),
+  installedAt: null,
+  deployedAt: null,
+}
 const owned = { owner: 'alice', allocation_id: 'a-0123456789bcdfgh' }
 
 interface Scenario {
@@ -155,7 +162,7 @@ const scenarios: Scenario[] = [
   },
   {
     name: 'leaving rescue',
-    from: { state: 'rescue', origin_state: 'deployed', run: 'r0', ...owned },
+    from: { state: 'rescue', origin_state: 'deployed', run: 'r0', deployment, ...owned },
     before: 'on',
     ask: (core, { id }) => requestMove(core, operator, 'exitRescue', { id }),
     power: ['off', 'on'],
@@ -239,13 +246,6 @@ const hardware = (mac: string) => ({
 })
 const onDisk = { disk: 'sda', serial: '', model: '', sizeBytes: 1e12, outcome: 'discarded' as const, samples: 64, seconds: 1 }
 const ofScript = { script: 'cpu', part: '', status: 'passed' as const, exitCode: 0, seconds: 1, message: '', output: '', result: null }
-const deployment = {
-  os: 'debian/12',
-  dataSource: 'nocloud' as const,
-  startedAt: new Date().toISOString(),
-  installedAt: null,
-  deployedAt: null,
-}
 const installed = { ...deployment, installedAt: new Date().toISOString() }
 
 const calls: Call[] = [
@@ -340,7 +340,7 @@ describe('a process that dies before any statement of what an agent tells it, an
   })
 
   test('knows a machine that enlists once, with all that it found, and an inventory as a whole', { timeout: 60_000 }, async () => {
-    const core = await startCore({ rules: { enlisted: 'commission' } })
+    const core = await startCore({ rules: { enlisted: 'commission', place: 'lab' } })
     const whole = async (mac: string) => {
       const [row] = await core.sql`
         select state, cpus, disks->0->>'name' as disk, facts, (select array_agg(mac order by mac) from macs where machine_id = m.id) as macs,
