@@ -26,7 +26,7 @@ function numbersIn(value: unknown, path = ''): [string, number][] {
 }
 
 test('a quick run measures allocations, power and booting, finds no wrong result, and ends with one line of JSON', {
-  timeout: 300_000,
+  timeout: 600_000,
 }, async () => {
   const { code, output, progress } = await bench('p1,p2,p3,power,boot', '--quick', '--partitions', '2', '--machines', '120')
   expect(code, progress).toBe(0)
@@ -58,7 +58,7 @@ test('a quick run measures allocations, power and booting, finds no wrong result
 })
 
 test('a small rack is commissioned to the last machine, and allocations are the same with the audit log as without', {
-  timeout: 180_000,
+  timeout: 400_000,
 }, async () => {
   const { code, output, progress } = await bench('commission,audit', '--quick', '--partitions', '1', '--machines', '24')
   expect(code, progress).toBe(0)
