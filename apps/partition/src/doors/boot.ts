@@ -64,7 +64,9 @@ function macIn(url: string): string {
 
 /** What a loader says that it is; what is no architecture is not said. */
 function saidArch(url: string): Architecture | undefined {
-  return architecture.safeParse(new URLSearchParams(url.split('?')[1]).get(archParameter)).data
+  const [, query] = url.split('?')
+  // Most say nothing, and a herd waits for the sum of what each costs.
+  return query === undefined ? undefined : architecture.safeParse(new URLSearchParams(query).get(archParameter)).data
 }
 
 function decoded(text: string): string {

@@ -261,7 +261,7 @@ export class Dnsmasq {
     const [machines, rows, documented, subnets] = await Promise.all([
       networkHosts(sql),
       allReserved(sql),
-      documentedMachines(sql),
+      zone === undefined ? [] : documentedMachines(sql),
       this.takeRanges(),
     ])
     await this.announce()
@@ -336,10 +336,11 @@ function takeLoaders(files: string): Set<string> {
   mkdirSync(folder, { recursive: true })
   for (const name of new Set(loaders.map(({ file }) => file))) {
     const own = path.join(folder, name)
+    if (existsSync(own)) continue
     const given = loaderSources(files)
       .map(source => path.join(source, name))
       .find(file => existsSync(file))
-    if (existsSync(own) || given === undefined) continue
+    if (given === undefined) continue
     // A link, so that the next release of the package is served too.
     rmSync(`${own}.new`, { force: true })
     symlinkSync(given, `${own}.new`)
